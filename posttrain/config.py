@@ -1,0 +1,422 @@
+"""RunConfig: everything a run can be told, one section a step, checked before any work starts.
+
+A section is the whole input of the steps that take it, so changing `dpo.beta` re-runs DPO and what follows, and nothing
+before it. Every validator raises; none repairs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from posttrain.errors import UserError
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=0.5)]
+Interval = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
+
+LossType = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+]  # fmt: skip
+# The losses that TRL defines for the chosen-rejected difference alone, and so for other divergences than reverse KL.
+DIVERGENCE_LOSSES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
+
+
+class Section(BaseModel):
+    """A group of settings. Unknown keys are errors, values cannot be changed once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def a_number_is_not_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError(f"is {str(value).lower()}, which is a yes or no")
+        return value
+
+
+class Source(Section):
+    """One place that rows come from."""
+
+    path: str = Field(
+        min_length=1,
+        description="`demo`, a file, a glob or a folder (JSONL, JSONL.gz, Parquet, CSV), or a Hub dataset id",
+    )
+    format: Literal[
+        "auto", "explicit", "implicit", "conversational", "hh_rlhf", "alpaca", "prompt_completion", "messages"
+    ] = Field("auto", description="layout of a row; `auto` recognises it from the columns and the first rows")
+    columns: dict[str, str] = Field(
+        {}, description="our name: the file's name, e.g. `{prompt: question}`, where the columns are called otherwise"
+    )
+    revision: str | None = Field(None, description="Hub only: branch, tag or commit; what it resolved to is recorded")
+    data_dir: str | None = Field(None, description="Hub only: folder inside the dataset repository")
+    subset: str | None = Field(None, description="Hub only: name of the dataset's configuration")
+    train_split: str = Field("train", description="name of the split that is trained on")
+    test_split: str | None = Field(
+        "test", description="name of the source's own test split, used where the source has one; null ignores it"
+    )
+    limit: int | None = Field(None, ge=1, description="read at most this many rows of each split")
+
+
+class DataSection(Section):
+    """Where the preference pairs come from and how they are split."""
+
+    sources: list[Source] = Field([Source(path="demo")], min_length=1, description="read one after another")
+    test_size: Fraction = Field(
+        0.05, description="share of the prompts held out for the verdict; ignored for a source with its own test split"
+    )
+    validation_size: Fraction = Field(0.05, description="share of the prompts watched during training")
+    seed: int = Field(0, ge=0, description="decides which prompts are held out; change it only for a new experiment")
+    max_chars: int = Field(
+        50_000, ge=1, description="a prompt or a response longer than this many characters is dropped, and counted"
+    )
+    max_drop_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="stop when a larger share of the rows cannot be used: the source or format is wrong",
+    )
+
+    @model_validator(mode="after")
+    def something_is_left_to_train_on(self) -> DataSection:
+        if self.test_size + self.validation_size >= 0.9:
+            raise ValueError("test_size and validation_size together leave under a tenth of the prompts to train on")
+        return self
+
+
+class LoraSection(Section):
+    """Low-rank adapters (Hu et al. 2021)."""
+
+    rank: int = Field(16, ge=1, description="higher: more capacity, more memory")
+    alpha: float = Field(32.0, gt=0, description="the adapter's output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="which layers get an adapter; never lm_head, which TRL would not train"
+    )
+
+    @field_validator("target_modules")
+    @classmethod
+    def the_head_is_not_adapted(cls, value: str | list[str]) -> str | list[str]:
+        if "lm_head" in value:
+            raise ValueError("names lm_head, whose adapter TRL 1.16 would never train; leave it out")
+        return value
+
+
+class ModelSection(Section):
+    """The base model and how it is adapted, for every stage."""
+
+    base: str = Field("demo", min_length=1, description="`demo`, a folder, or a Hub model id")
+    revision: str | None = Field(None, description="Hub only: branch, tag or commit; what it resolved to is recorded")
+    method: Literal["full", "lora", "qlora"] = Field(
+        "full", description="train all weights, an adapter, or an adapter over a 4-bit base (qlora needs CUDA)"
+    )
+    lora: LoraSection = Field(LoraSection(), description="used with method lora and qlora")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on a GPU that has it, else fp32; log-probabilities are fp32 in any case"
+    )
+    chat_template: str | None = Field(
+        None,
+        description="null: the tokenizer's own, or `plain` if it has none; else plain, chatml, alpaca or a .jinja file",
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field("auto")
+    trust_remote_code: bool = Field(False, description="run Python code that ships with the model; needs a revision")
+
+    @model_validator(mode="after")
+    def remote_code_is_pinned(self) -> ModelSection:
+        if self.trust_remote_code and not self.revision:
+            raise ValueError("trust_remote_code runs code of the model's authors: pin it by a commit in `revision`")
+        return self
+
+    @model_validator(mode="after")
+    def lora_settings_have_an_adapter(self) -> ModelSection:
+        if "lora" in self.model_fields_set and self.method == "full":
+            raise ValueError(
+                "lora is set but method is full, which trains no adapter: set method to lora, or drop lora"
+            )
+        return self
+
+
+class TrainSection(Section):
+    """What SFT and DPO have in common."""
+
+    learning_rate: float = Field(gt=0, le=1)
+    epochs: float = Field(1.0, gt=0, description="passes over the training rows; ignored where max_steps is set")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimisation steps")
+    batch_size: int = Field(8, ge=1, description="rows a device works on at once; higher: faster, more memory")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches to one step; costs time, not memory")
+    max_length: int = Field(1024, ge=8, description="tokens of prompt and response; the rest of a response is cut off")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit saves memory; needs CUDA")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    lr_schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field("linear")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this norm")
+    gradient_checkpointing: bool = Field(False, description="saves memory, costs about a third more time")
+    eval_steps: Interval = Field(
+        0.2, description="how often validation is measured: a number of steps, or a share of the training"
+    )
+    logging_steps: int = Field(1, ge=1, description="how often the training metrics are logged")
+
+    @model_validator(mode="after")
+    def the_warm_up_ends(self) -> TrainSection:
+        if self.max_steps is not None and self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} is not below max_steps {self.max_steps}: the learning rate never arrives"
+            )
+        return self
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Rows to one optimisation step on one device."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+
+class SftSection(TrainSection):
+    """Supervised fine-tuning, on completion tokens only."""
+
+    dataset: Source | None = Field(
+        None, description="a separate instruction set (alpaca, prompt_completion, messages); null: the chosen responses"
+    )
+    learning_rate: float = Field(3.0e-4, gt=0, le=1)
+
+
+class DpoSection(TrainSection):
+    """Direct preference optimisation (Rafailov et al. 2023) with any of TRL's losses."""
+
+    sft_checkpoint: str | None = Field(
+        None,
+        description="with finetuning_type dpo: where DPO starts, a folder or an artifact version (`sft_checkpoint:3`, `3`)",
+    )
+    learning_rate: float = Field(5.0e-6, gt=0, le=1)
+    beta: float = Field(0.1, gt=0, le=10, description="higher: stays closer to the SFT model; 0.01 to 0.5 is usual")
+    loss_type: LossType | list[LossType] = Field("sigmoid", description="one of TRL's losses, or several to be mixed")
+    loss_weights: list[float] | None = Field(None, description="one weight a loss; null: 1 each")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="robust: share of flipped labels; exo_pair: about 1e-3"
+    )
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = Field("reverse_kl")
+    f_alpha_divergence_coef: float = Field(0.5)
+    discopop_tau: float = Field(0.05, gt=0)
+    use_weighting: bool = Field(False, description="weight pairs by their probability under the policy (WPO)")
+    max_prompt_length: int = Field(
+        512, ge=1, description="longer prompts lose their beginning, and are counted; at most max_length"
+    )
+
+    @property
+    def losses(self) -> list[str]:
+        """The loss types as a list."""
+        return [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+
+    @model_validator(mode="after")
+    def the_prompt_fits(self) -> DpoSection:
+        if self.max_prompt_length > self.max_length:
+            raise ValueError(
+                f"max_prompt_length {self.max_prompt_length} is above max_length {self.max_length}: no room for a response"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def every_loss_has_a_weight(self) -> DpoSection:
+        if not self.losses:
+            raise ValueError("loss_type is empty: name at least one loss")
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
+            raise ValueError(f"loss_weights has {len(self.loss_weights)} values for {len(self.losses)} losses")
+        return self
+
+    @model_validator(mode="after")
+    def smoothing_is_used(self) -> DpoSection:
+        losses = set(self.losses)
+        if "exo_pair" in losses and self.label_smoothing == 0:
+            raise ValueError("loss_type exo_pair needs label_smoothing above 0 (its paper takes 1.0e-3)")
+        smoothed = losses & {"robust", "exo_pair", "aot", "aot_unpaired"}
+        if self.label_smoothing > 0 and not smoothed:
+            raise ValueError(
+                f"label_smoothing has no effect on loss_type {'+'.join(self.losses)} in TRL: take robust, or set it to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def the_divergence_is_defined(self) -> DpoSection:
+        if self.f_divergence_type != "reverse_kl" and (bad := set(self.losses) - DIVERGENCE_LOSSES):
+            raise ValueError(f"f_divergence_type {self.f_divergence_type} is not defined for {', '.join(sorted(bad))}")
+        return self
+
+    @model_validator(mode="after")
+    def weighting_keeps_pairs_aligned(self) -> DpoSection:
+        if self.use_weighting and (bad := set(self.losses) & {"aot", "aot_unpaired"}):
+            raise ValueError(f"use_weighting cannot be used with {', '.join(sorted(bad))}, which sorts the pairs")
+        return self
+
+
+class EvaluationSection(Section):
+    """How the test pairs are scored."""
+
+    tokens_per_batch: int = Field(8192, ge=1, description="padded tokens scored at once; higher: faster, more memory")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval")
+    n_bootstrap: int = Field(2000, ge=100, description="resamples for the interval of a mean")
+    seed: int = Field(0, ge=0, description="of the resampling")
+
+
+class GateSection(Section):
+    """What a model must show to be promoted to production."""
+
+    min_gain: float = Field(
+        0.0, ge=0, le=1, description="the new model's accuracy must exceed the old one's by more, on the same pairs"
+    )
+    max_p_value: float = Field(0.05, gt=0, lt=1, description="of McNemar's exact test (two-sided); lower: stricter")
+
+
+class TrackingSection(Section):
+    """Where the curves go: the active stack's MLflow tracker, else MLFLOW_TRACKING_URI, else a local store."""
+
+    experiment: str = Field("dpo_pipeline", min_length=1, description="MLflow experiment")
+
+
+class RunConfig(Section):
+    """Everything a run can be told."""
+
+    name: str = Field("dpo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the model in the registry")
+    finetuning_type: Literal["sft", "dpo", "both"] = Field(
+        "both", description="SFT alone, DPO alone from dpo.sft_checkpoint, or SFT and then DPO"
+    )
+    seed: int = Field(42, ge=0, description="of initial weights, data order and dropout")
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    sft: SftSection = SftSection()
+    dpo: DpoSection = DpoSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    gate: GateSection = GateSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def dpo_alone_has_a_start(self) -> RunConfig:
+        if self.finetuning_type == "dpo" and not self.dpo.sft_checkpoint:
+            raise ValueError("finetuning_type dpo needs dpo.sft_checkpoint: the SFT checkpoint that DPO starts from")
+        if self.finetuning_type != "dpo" and self.dpo.sft_checkpoint:
+            raise ValueError(
+                f"dpo.sft_checkpoint is set but finetuning_type is {self.finetuning_type}, which trains its own: "
+                "set finetuning_type to dpo, or drop dpo.sft_checkpoint"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def sft_settings_are_used(self) -> RunConfig:
+        if self.finetuning_type == "dpo" and "sft" in self.model_fields_set:
+            raise ValueError("sft is set but finetuning_type is dpo, which runs no SFT: drop the section, or say both")
+        return self
+
+    @model_validator(mode="after")
+    def the_demo_is_whole(self) -> RunConfig:
+        if self.model.base == "demo" and any(source.path != "demo" for source in self.data.sources):
+            raise ValueError(
+                "model.base is demo, a tiny model that only knows the demo's words: name a model for your own data"
+            )
+        return self
+
+
+# The top level of a run's YAML file is ZenML's; a test compares this list with ZenML's own model.
+TOP_LEVEL_KEYS = frozenset(
+    "run_name enable_cache enable_artifact_metadata enable_artifact_visualization enable_step_logs enable_pipeline_logs "
+    "enable_heartbeat schedule build steps settings environment secrets tags extra model parameters retry "
+    "init_hook_source init_hook_kwargs cleanup_hook_source failure_hook_source success_hook_source start_hook_source "
+    "end_hook_source pause_hook_source resume_hook_source substitutions cache_policy execution_mode".split()
+)
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """The checked config of a YAML file.
+
+    Args:
+        path: a file whose `parameters.config` holds the run's settings; the rest is ZenML's.
+
+    Raises:
+        UserError: one line a mistake: file, key, value and remedy.
+    """
+    path = Path(path)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: holds no settings: they go under `parameters: config:`")
+    for key in document:
+        if key not in TOP_LEVEL_KEYS:
+            hint = "run settings go under `parameters: config:`" if key in RunConfig.model_fields else None
+            raise UserError(f"{path}: {key}: unknown key ({hint or _nearest(str(key), TOP_LEVEL_KEYS)})")
+    parameters = document.get("parameters") or {}
+    if not isinstance(parameters, dict) or set(parameters) - {"config"}:
+        wrong = ", ".join(map(str, set(parameters) - {"config"})) if isinstance(parameters, dict) else repr(parameters)
+        raise UserError(f"{path}: parameters.{wrong}: unknown key (the one parameter is `config`)")
+    return check_config(parameters.get("config") or {}, path)
+
+
+def check_config(values: Any, path: str | Path = "config") -> RunConfig:
+    """The checked config of plain values, as read from YAML.
+
+    Raises:
+        UserError: one line a mistake, each beginning with `path`.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines: dict[str, list[str]] = {}
+        for item in error.errors():
+            key, message = _explain(item)
+            lines.setdefault(key, []).append(message)
+        # A value that fits none of several types has an error for each: they are one mistake.
+        raise UserError("\n".join(f"{path}: {key}: {_merge(messages)}" for key, messages in lines.items())) from error
+
+
+def _merge(messages: list[str]) -> str:
+    first, *others = dict.fromkeys(messages)
+    return ", or ".join([first, *(other.split(": must be ")[-1] for other in others)])
+
+
+def _explain(item: Any) -> tuple[str, str]:
+    """The key path of a pydantic error, and what is wrong with its value and how to mend it."""
+    location = [part for part in item["loc"] if not _is_union_branch(part)]
+    key = ".".join(str(part) for part in location) or "config"
+    if item["type"] == "extra_forbidden":
+        fields = _fields_at(location[:-1])
+        return key, f"unknown key ({_nearest(str(location[-1]), fields)})"
+    if item["type"] == "missing":
+        return key, "missing: give it a value"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return key, message
+    return key, f"{item['input']!r} is not allowed: must be {message.removeprefix('Input should be ')}"
+
+
+def _is_union_branch(part: Any) -> bool:
+    """Whether pydantic put the name of a type, not of a key, into an error's location."""
+    return isinstance(part, str) and (
+        part.startswith(("constrained-", "list[", "literal[", "function-")) or part in ("int", "float", "str")
+    )
+
+
+def _fields_at(location: list[Any]) -> set[str]:
+    """The keys that may stand at a place in the config."""
+    model: Any = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return set(model.model_fields)
+
+
+def _nearest(key: str, known: Any) -> str:
+    near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"

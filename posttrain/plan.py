@@ -1,0 +1,124 @@
+"""What a config will cost, told before it costs anything: steps, batch and memory. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
+
+from posttrain.config import ModelSection, RunConfig, TrainSection
+from posttrain.data.sources import count_rows
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """As much of a model as memory depends on."""
+
+    n_parameters: int
+    n_layers: int
+    hidden_size: int
+    n_adapter_parameters_per_rank: int
+    """Of LoRA on every linear layer: the sum of their inputs and outputs."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of training."""
+
+    effective_batch_size: int
+    n_rows: int | None
+    """Training rows before checks drop any; None where they cannot be counted without a download."""
+    n_steps: int | None
+    memory_gib: float | None
+    """None where the model's shape is not on this machine."""
+
+
+def plan(config: RunConfig) -> dict[str, StagePlan]:
+    """The stages that a config runs, by name."""
+    shape = read_shape(config.model)
+    n_pairs = _n_train_pairs(config)
+    stages = {}
+    if config.finetuning_type in ("sft", "both"):
+        n_rows = n_pairs
+        if config.sft.dataset is not None:
+            counts = count_rows(config.sft.dataset)
+            n_rows = counts.get("train") if counts else None
+        stages["sft"] = _stage(config.sft, config.model, n_rows, shape, sequences_per_row=1)
+    if config.finetuning_type in ("dpo", "both"):
+        stages["dpo"] = _stage(config.dpo, config.model, n_pairs, shape, sequences_per_row=2)
+    return stages
+
+
+def read_shape(section: ModelSection) -> Shape | None:
+    """The shape of the base, from its config and the headers of its weights; None where they are not on this machine."""
+    if section.base == "demo":
+        return Shape(n_parameters=1_917_504, n_layers=4, hidden_size=192, n_adapter_parameters_per_rank=14_592)
+    folder = Path(section.base).expanduser()
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(section.base, "config.json", revision=section.revision)
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    n_parameters = n_per_rank = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                shape = tensors.get_slice(name).get_shape()
+                n_parameters += math.prod(shape)
+                if len(shape) == 2 and "embed" not in name and "lm_head" not in name:
+                    n_per_rank += sum(shape)
+    if not n_parameters:
+        return None
+    return Shape(n_parameters, config["num_hidden_layers"], config["hidden_size"], n_per_rank)
+
+
+def _n_train_pairs(config: RunConfig) -> int | None:
+    total = 0
+    for source in config.data.sources:
+        counts = count_rows(source)
+        if counts is None:
+            return None
+        held_out = config.data.validation_size * ("validation" not in counts) + config.data.test_size * (
+            "test" not in counts
+        )
+        total += round(counts.get("train", 0) * (1 - held_out))
+    return total
+
+
+def _stage(
+    section: TrainSection, model: ModelSection, n_rows: int | None, shape: Shape | None, sequences_per_row: int
+) -> StagePlan:
+    n_steps = section.max_steps
+    if n_steps is None and n_rows is not None:
+        n_steps = math.ceil(n_rows / section.effective_batch_size * section.epochs)
+    memory = None if shape is None else memory_gib(section, model, shape, sequences_per_row)
+    return StagePlan(section.effective_batch_size, n_rows, n_steps, memory)
+
+
+def memory_gib(section: TrainSection, model: ModelSection, shape: Shape, sequences_per_row: int) -> float:
+    """Estimated peak memory of a training step in GiB, less the framework's own (about 1 GiB).
+
+    Weights, gradients and optimizer state, and 34 bytes a token, layer and hidden unit of activations in 16 bit, the
+    double in 32, or 2 with gradient checkpointing; every row at `max_length`.
+
+    Source: Korthikanti et al. 2022, equation 2, without the attention matrix, which SDPA does not keep.
+    """
+    in_16_bit = model.precision == "bf16" or (model.precision == "auto" and model.method != "full")
+    optimizer_bytes = 2 if section.optimizer == "adamw_8bit" else 8
+    if model.method == "full":
+        weights = float(shape.n_parameters * (4 + 4 + optimizer_bytes))
+    else:
+        base_bytes = 0.55 if model.method == "qlora" else (2 if in_16_bit else 4)
+        adapter = shape.n_adapter_parameters_per_rank * model.lora.rank
+        weights = shape.n_parameters * base_bytes + adapter * (4 + 4 + optimizer_bytes)
+    tokens = section.batch_size * sequences_per_row * section.max_length
+    per_unit = (2 if section.gradient_checkpointing else 34) * (1 if in_16_bit else 2)
+    return (weights + tokens * shape.n_layers * shape.hidden_size * per_unit) / GIB

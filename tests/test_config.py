@@ -1,0 +1,142 @@
+"""Bad settings are told in one line each, with file, key, value and remedy; good ones are what they say."""
+
+from pathlib import Path
+
+import pytest
+from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
+
+from posttrain.config import TOP_LEVEL_KEYS, RunConfig, check_config, load_config
+from posttrain.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_that_ships_is_valid(path):
+    assert isinstance(load_config(path), RunConfig)
+
+
+BAD = {
+    "unknown key": ({"dpo": {"betta": 1}}, "c.yaml: dpo.betta: unknown key (did you mean 'beta'?)"),
+    "unknown section": ({"dpoo": {}}, "c.yaml: dpoo: unknown key (did you mean 'dpo'?)"),
+    "unknown key in a list": (
+        {"model": {"base": "x"}, "data": {"sources": [{"path": "x", "formt": "auto"}]}},
+        "c.yaml: data.sources.0.formt: unknown key (did you mean 'format'?)",
+    ),
+    "missing key": ({"data": {"sources": [{}]}}, "c.yaml: data.sources.0.path: missing: give it a value"),
+    "wrong type": ({"dpo": {"beta": "abc"}}, "c.yaml: dpo.beta: 'abc' is not allowed: must be a valid number"),
+    "yes for a number": ({"dpo": {"beta": True}}, "c.yaml: dpo.beta: is true, which is a yes or no"),
+    "out of bounds": ({"dpo": {"beta": 99}}, "c.yaml: dpo.beta: 99 is not allowed: must be less than or equal to 10"),
+    "unknown loss": (
+        {"dpo": {"loss_type": "sigmod"}},
+        "c.yaml: dpo.loss_type: 'sigmod' is not allowed: must be 'sigmoid', ",
+    ),
+    "prompt over length": (
+        {"dpo": {"max_length": 100, "max_prompt_length": 200}},
+        "c.yaml: dpo: max_prompt_length 200 is above max_length 100: no room for a response",
+    ),
+    "adapter settings without adapter": (
+        {"model": {"lora": {"rank": 8}}},
+        "c.yaml: model: lora is set but method is full",
+    ),
+    "adapter on the head": ({"model": {"method": "lora", "lora": {"target_modules": ["lm_head"]}}}, "names lm_head"),
+    "dpo alone from nowhere": ({"finetuning_type": "dpo"}, "finetuning_type dpo needs dpo.sft_checkpoint"),
+    "a start that is not used": (
+        {"dpo": {"sft_checkpoint": "3"}},
+        "dpo.sft_checkpoint is set but finetuning_type is both",
+    ),
+    "sft that is not run": (
+        {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "3"}, "sft": {"epochs": 1}},
+        "sft is set but finetuning_type is dpo",
+    ),
+    "smoothing without effect": (
+        {"dpo": {"label_smoothing": 0.1}},
+        "label_smoothing has no effect on loss_type sigmoid",
+    ),
+    "smoothing forgotten": ({"dpo": {"loss_type": "exo_pair"}}, "exo_pair needs label_smoothing above 0"),
+    "weights of other losses": ({"dpo": {"loss_type": ["ipo", "sft"], "loss_weights": [1.0]}}, "1 values for 2 losses"),
+    "divergence undefined": (
+        {"dpo": {"loss_type": "apo_zero", "f_divergence_type": "forward_kl"}},
+        "f_divergence_type forward_kl is not defined for apo_zero",
+    ),
+    "endless warm-up": ({"sft": {"warmup_steps": 10, "max_steps": 10}}, "warmup_steps 10 is not below max_steps 10"),
+    "unpinned code": ({"model": {"base": "x/y", "trust_remote_code": True}}, "pin it by a commit in `revision`"),
+    "demo model on own data": ({"data": {"sources": [{"path": "mine.jsonl"}]}}, "model.base is demo"),
+    "a list for a mapping": ([], None),
+}
+
+
+@pytest.mark.parametrize(("values", "message"), BAD.values(), ids=BAD.keys())
+def test_a_mistake_is_one_clear_line(values, message):
+    if message is None:
+        values, message = ["x"], "c.yaml: config: ['x'] is not allowed"
+    with pytest.raises(UserError) as caught:
+        check_config(values, "c.yaml")
+    assert message in str(caught.value)
+    assert str(caught.value).count("\n") == 0
+    assert str(caught.value).startswith("c.yaml: ")
+
+
+def test_two_mistakes_are_two_lines():
+    with pytest.raises(UserError) as caught:
+        check_config({"dpo": {"betta": 1, "epochs": -1}}, "c.yaml")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+FILES = {
+    "missing": (None, "cannot be read (No such file or directory): check the path"),
+    "not yaml": ("a: [1", "not valid YAML"),
+    "empty": ("", "holds no settings"),
+    "a section at the top": ("dpo: {beta: 1}", "dpo: unknown key (run settings go under `parameters: config:`)"),
+    "unknown top key": ("scedule: {}", "scedule: unknown key (did you mean 'schedule'?)"),
+    "unknown parameter": ("parameters: {beta: 1}", "parameters.beta: unknown key (the one parameter is `config`)"),
+    "not utf-8": (b"\xff\xfe", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), FILES.values(), ids=FILES.keys())
+def test_a_bad_file_is_one_clear_line(content, message, tmp_path):
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).count("\n") == 0
+
+
+def test_the_top_level_is_zenmls():
+    assert set(PipelineRunConfiguration.model_fields) == TOP_LEVEL_KEYS
+
+
+def test_numbers_without_a_dot_are_numbers():
+    """PyYAML reads 5e-6 as text."""
+    assert check_config({"dpo": {"learning_rate": "5e-6"}}).dpo.learning_rate == 5e-6
+
+
+def config_named(name):
+    return load_config(next(path for path in CONFIGS if path.name == name))
+
+
+def test_the_handbooks_values():
+    run = config_named("handbook.yaml")
+    assert (run.sft.learning_rate, run.dpo.learning_rate, run.dpo.beta) == (3e-4, 2e-6, 0.5)
+    assert (run.sft.max_length, run.dpo.max_length, run.dpo.max_prompt_length) == (2048, 1024, 1024)
+    assert (run.model.method, run.model.lora.rank, run.model.lora.alpha) == ("lora", 32, 32)
+    assert (run.sft.epochs, run.dpo.epochs, run.data.test_size) == (3, 1, 0.05)
+    for section in (run.sft, run.dpo):
+        assert (section.batch_size, section.gradient_accumulation_steps) == (2, 8)
+        assert (section.optimizer, section.lr_schedule, section.warmup_steps) == ("adamw_8bit", "linear", 10)
+        assert (section.weight_decay, section.eval_steps) == (0.01, 0.2)
+
+
+def test_modern_llms_values():
+    run = config_named("modern_llm.yaml")
+    assert (run.sft.learning_rate, run.dpo.learning_rate, run.dpo.beta) == (1e-5, 5e-6, 0.1)
+    assert 2000 <= run.dpo.max_steps <= 3000
+    assert run.model.precision == "bf16"
+    assert run.dpo.gradient_accumulation_steps > 1
+    for section in (run.sft, run.dpo):
+        assert (section.adam_beta1, section.adam_beta2, section.weight_decay) == (0.9, 0.95, 0.0)
+        assert section.lr_schedule == "cosine"

@@ -1,0 +1,32 @@
+"""Chosen and rejected as lists of messages: whole conversations, or responses beside a `prompt` column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from posttrain.data.checks import Unusable
+from posttrain.data.formats.layout import Pair, Values, as_turns, is_conversation, split_off_shared_prompt
+
+COLUMNS = ("chosen", "rejected")
+
+
+def matches(columns: set[str], rows: Sequence[Values]) -> bool:
+    """Whether these columns and first rows have this layout."""
+    return columns.issuperset(COLUMNS) and any(is_conversation(row.get(name)) for row in rows for name in COLUMNS)
+
+
+def parse(row: Values) -> Pair:
+    """The pair in a row.
+
+    Where chosen and rejected are whole conversations, a prompt in plain text beside them repeats the user's turn, and
+    is passed over; a prompt of messages must be how both begin.
+    """
+    chosen, rejected = as_turns(row.get("chosen"), "assistant"), as_turns(row.get("rejected"), "assistant")
+    if not chosen or not rejected:
+        raise Unusable("empty")
+    if chosen[0]["role"] == rejected[0]["role"] == "assistant":
+        return Pair(as_turns(row.get("prompt"), "user"), chosen, rejected)
+    pair = split_off_shared_prompt(chosen, rejected)
+    if isinstance(row.get("prompt"), list) and as_turns(row["prompt"], "user") != pair.prompt:
+        raise Unusable("prompt_differs")
+    return pair

@@ -1,0 +1,42 @@
+"""Transcripts as in Anthropic's HH-RLHF: `\\n\\nHuman: ...\\n\\nAssistant: ...`.
+
+Source: Bai et al. 2022, https://github.com/anthropics/hh-rlhf. Copies of it that keep the prompt in a column of its own
+are read as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from posttrain.data.checks import Turn, Unusable
+from posttrain.data.formats.layout import Pair, Values, as_text, split_off_shared_prompt
+
+COLUMNS = ("chosen", "rejected")
+
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def matches(columns: set[str], rows: Sequence[Values]) -> bool:
+    """Whether these columns and first rows have this layout."""
+    starts = (row.get("prompt") or row.get("chosen") for row in rows)
+    return columns.issuperset(COLUMNS) and any(isinstance(s, str) and s.startswith("\n\nHuman:") for s in starts)
+
+
+def parse(row: Values) -> Pair:
+    """The pair in a row's two transcripts, white space around each turn removed."""
+    prompt = as_text(row.get("prompt") or "")
+    chosen, rejected = (as_text(row.get(name)) for name in COLUMNS)
+    if not chosen.strip() or not rejected.strip():
+        raise Unusable("empty")
+    return split_off_shared_prompt(_turns(prompt + chosen), _turns(prompt + rejected))
+
+
+def _turns(transcript: str) -> list[Turn]:
+    before, *rest = _SPEAKER.split(transcript)
+    if before.strip() or not rest:
+        raise Unusable("unparsable")
+    return [
+        {"role": _ROLES[speaker], "content": text.strip()} for speaker, text in zip(rest[::2], rest[1::2], strict=True)
+    ]

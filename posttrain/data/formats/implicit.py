@@ -1,0 +1,41 @@
+"""Chosen and rejected as whole texts that begin alike: what they share, up to a space, is the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from posttrain.data.checks import Unusable
+from posttrain.data.formats.layout import Pair, Values, as_text
+
+COLUMNS = ("chosen", "rejected")
+
+
+def matches(columns: set[str], rows: Sequence[Values]) -> bool:
+    """Whether these columns and first rows have this layout: most rows do begin with a prompt that both texts share."""
+    return columns.issuperset(COLUMNS) and "prompt" not in columns and 2 * sum(map(_is_usable, rows)) > len(rows)
+
+
+def parse(row: Values) -> Pair:
+    """The pair in a row. The texts are cut at white space, which belongs to neither part."""
+    chosen, rejected = as_text(row.get("chosen")).strip(), as_text(row.get("rejected")).strip()
+    if not chosen or not rejected:
+        raise Unusable("empty")
+    if chosen == rejected:
+        raise Unusable("identical")
+    n_shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), len(chosen))
+    n_prompt = max((i for i, character in enumerate(chosen[:n_shared]) if character.isspace()), default=0)
+    if n_prompt == 0:
+        raise Unusable("prompt_differs")
+    return Pair(
+        [{"role": "user", "content": chosen[:n_prompt].rstrip()}],
+        [{"role": "assistant", "content": chosen[n_prompt:].lstrip()}],
+        [{"role": "assistant", "content": rejected[n_prompt:].lstrip()}],
+    )
+
+
+def _is_usable(row: Values) -> bool:
+    try:
+        parse(row)
+    except Unusable:
+        return False
+    return True

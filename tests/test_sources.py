@@ -1,0 +1,239 @@
+"""Rows come back from every kind of file as they were written, and what cannot be read is said in one line."""
+
+import csv
+import gzip
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from posttrain.config import Source
+from posttrain.data import demo
+from posttrain.data.sources import count_rows, open_source
+from posttrain.errors import UserError
+
+ROWS = [{"prompt": f"Wer ist {i}?", "chosen": "Grüße, 你好", "rejected": 'a "b",\nc'} for i in range(3)]
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def write(path, rows):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif ".csv" in path.name:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
+    else:
+        write_lines(path, rows)
+    return path
+
+
+def read(path, **settings):
+    return list(open_source(Source(path=str(path), **settings)).read())
+
+
+def n_by_split(path, **settings):
+    records = read(path, **settings)
+    counts = {split: sum(record.split == split for record in records) for split in ("train", "validation", "test")}
+    counted = count_rows(Source(path=str(path), **settings))
+    assert counted == {split: n for split, n in counts.items() if n}
+    return tuple(counts.values())
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.csv.gz", "a.parquet"])
+def test_every_kind_of_file_gives_its_rows_in_order(tmp_path, name):
+    path = write(tmp_path / name, ROWS)
+    assert [record.values for record in read(path)] == ROWS
+    assert count_rows(Source(path=str(path))) == {"train": 3}
+    assert [record.values for record in read(path, limit=2)] == ROWS[:2]
+    assert count_rows(Source(path=str(path), limit=2)) == {"train": 2}
+
+
+def test_json_lines_may_be_called_json(tmp_path):
+    path = tmp_path / "a.json"
+    write_lines(path, ROWS)
+    assert [record.values for record in read(path)] == ROWS
+
+
+def test_byte_order_mark_carriage_returns_and_blank_lines_are_no_content(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(json.dumps(row).encode() for row in ROWS) + b"\r\n \r\n")
+    assert [record.values for record in read(path)] == ROWS
+    assert count_rows(Source(path=str(path))) == {"train": 3}
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbfprompt,chosen\r\n\r\na,b\r\n")
+    assert [record.values for record in read(path)] == [{"prompt": "a", "chosen": "b"}]
+
+
+def test_unreadable_rows_are_given_with_their_place(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\nnot json\n[1]\n' + "[" * 100_000 + "\n")
+    assert [(record.where, record.values) for record in read(path)] == [
+        (f"{path}:1", {"a": 1}),
+        (f"{path}:2", None),
+        (f"{path}:3", None),
+        (f"{path}:4", None),
+    ]
+    path = tmp_path / "a.csv"
+    path.write_text('a,b\n1,2\n1\n1,2,3\n"x"y,2\n"two\nlines",2\nNaN,\n"open\n')
+    assert [(record.where.rpartition(":")[2], record.values) for record in read(path)] == [
+        ("2", {"a": "1", "b": "2"}),
+        ("3", None),
+        ("4", None),
+        ("5", None),
+        ("6", {"a": "two\nlines", "b": "2"}),
+        ("8", {"a": None, "b": ""}),
+        ("9", None),
+    ]
+
+
+def test_file_names_tell_the_split(tmp_path):
+    for name, n in {
+        "train-00000-of-00002.jsonl": 1,
+        "train-00001-of-00002.jsonl": 2,
+        "sub/test_prefs.jsonl": 4,
+        "val.jsonl": 8,
+        "testimonials.jsonl": 16,
+        "sub/more.jsonl": 32,
+    }.items():
+        write_lines(tmp_path / name, ROWS[:1] * n)
+    write_lines(tmp_path / ".cache" / "train.jsonl", ROWS)
+    (tmp_path / "README.md").write_text("no rows")
+    assert n_by_split(tmp_path) == (51, 8, 4)
+    assert n_by_split(tmp_path, limit=3) == (3, 3, 3)
+    assert n_by_split(tmp_path, test_split=None) == (51, 8, 0)
+    assert n_by_split(f"{tmp_path}/**/t*.jsonl") == (19, 0, 4)
+    assert n_by_split(tmp_path, train_split="test_prefs", test_split="val") == (4, 0, 8)
+
+
+def test_a_lone_test_file_is_not_trained_on_unless_told(tmp_path):
+    path = write_lines(tmp_path / "test.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"no file for training, only test.jsonl: .* `train_split`"):
+        open_source(Source(path=str(path)))
+    assert n_by_split(path, train_split="test") == (3, 0, 0)
+
+
+def test_rows_are_labelled_by_their_place_not_their_machine(tmp_path, monkeypatch):
+    write_lines(tmp_path / "hh" / "harmless" / "train.jsonl.gz", ROWS[:1])
+    write_lines(tmp_path / "hh" / "pairs.jsonl", ROWS[:1])
+    monkeypatch.chdir(tmp_path)
+    for path in ("hh", f"{tmp_path}/hh", "../" + tmp_path.name + "/hh/**/*"):
+        assert {record.source for record in read(path)} == {"hh/harmless", "hh/pairs"}
+    monkeypatch.chdir(tmp_path / "hh")
+    assert [record.source for record in read("pairs.jsonl")] == ["pairs"]
+
+
+def test_the_digest_is_of_the_bytes(tmp_path):
+    first, second = (write_lines(tmp_path / name, ROWS) for name in ("a.jsonl", "b.jsonl"))
+    other = write_lines(tmp_path / "c.jsonl", ROWS[:2])
+    digests = [open_source(Source(path=str(path))).digest for path in (first, second, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_file_cut_short_is_named(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(f"{i}\n" for i in range(9999)).encode())[:-500])
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read to its end .*: copy or download"):
+        read(path)
+    path.write_text("not gzip")
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read"):
+        read(path)
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"a\.parquet: is not a readable Parquet file"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("missing.jsonl", "there is no such file"),
+        ("*.jsonl", "there is no such file"),
+        (".", "there is no such file"),
+        ("missing", "no Hub id, which has the form organisation/name"),
+        ("s3://bucket/a", "no Hub id"),
+        ("notes.txt", r"must end in \.jsonl"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_answered(tmp_path, monkeypatch, path, words):
+    monkeypatch.chdir(tmp_path)
+    if path == "notes.txt":
+        (tmp_path / path).write_text("x")
+    with pytest.raises(UserError, match=words):
+        open_source(Source(path=path))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that knows one dataset; gives the list of what was asked of it."""
+    import datasets
+    import huggingface_hub
+
+    asked = []
+    splits = {name: datasets.Dataset.from_list(ROWS[:n]) for name, n in {"train": 3, "test": 1, "other": 2}.items()}
+
+    class Api:
+        def dataset_info(self, path, revision):
+            if revision == "gone":
+                raise OfflineModeIsEnabled("offline")
+            return huggingface_hub.hf_api.DatasetInfo(id=path, sha="c0ffee", tags=[])
+
+    def load_dataset(path, name, *, data_dir, revision):
+        asked.append((path, name, data_dir, revision))
+        if revision == "gone":
+            raise ConnectionError("Couldn't reach the Hub\nand more")
+        return datasets.DatasetDict(splits)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def test_a_hub_dataset_is_read_at_the_commit_that_is_recorded(hub):
+    opened = open_source(Source(path="org/pairs", subset="en", data_dir="harmless", revision="main"))
+    assert hub == [("org/pairs", "en", "harmless", "c0ffee")]
+    assert (opened.revision, opened.splits) == ("c0ffee", {"train", "test"})
+    records = list(opened.read())
+    assert [record.split for record in records] == ["train"] * 3 + ["test"]
+    assert records[0] == ("org/pairs/en/harmless", "train", "org/pairs/en/harmless:train:1", ROWS[0])
+    assert count_rows(Source(path="org/pairs")) is None
+
+
+def test_a_hub_out_of_reach_is_one_line(hub):
+    with pytest.raises(UserError) as error:
+        open_source(Source(path="org/pairs", revision="gone"))
+    assert "org/pairs" in str(error.value)
+    assert "Couldn't reach the Hub. Check the id" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_dataset_without_the_split_names_those_it_has(hub):
+    with pytest.raises(UserError, match=r"no split 'train_prefs', only train, test, other: .* `train_split`"):
+        open_source(Source(path="org/pairs", train_split="train_prefs"))
+
+
+def test_the_demo_has_as_many_rows_as_it_says():
+    assert count_rows(Source(path="demo")) == {"train": len(read("demo"))} == {"train": demo.N_ROWS}
+    assert len(read("demo", limit=7)) == 7
+
+
+def test_counting_and_opening_files_import_nothing_slow():
+    program = (
+        "import sys, posttrain.data.sources, posttrain.data.formats; "
+        "print(sys.modules.keys() & {'torch', 'transformers', 'datasets', 'pyarrow', 'huggingface_hub'})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,55 @@
+"""A prompt's split follows from the prompt alone, and no prompt is in two."""
+
+import pytest
+
+from posttrain.data.splits import choose_split, find_leaks, normalise, prompt_key
+
+
+def key(text, role="user"):
+    return prompt_key([{"role": role, "content": text}])
+
+
+@pytest.mark.parametrize("text", ["Straße  eins", " strasse\teins\n", "STRASSE\u00a0EINS", "Straße ｅｉｎｓ"])
+def test_near_copies_of_a_prompt_are_the_same_prompt(text):
+    assert normalise(text) == "strasse eins"
+    assert key(text) == key("Straße eins")
+
+
+def test_other_words_or_another_role_are_another_prompt():
+    assert len({key("a b"), key("ab"), key("a b", role="system")}) == 3
+
+
+def test_where_a_prompt_goes_is_fixed_for_good():
+    """Worked out with hashlib alone. If these move, so has every held-out set in the world."""
+    marks = {"train": ".", "validation": "v", "test": "T"}
+    assert (
+        "".join(marks[choose_split(key(f"prompt {i}"), 0, 0.2, 0.2)] for i in range(24)) == ".vvv..T..TTT....T....v.."
+    )
+
+
+def test_sizes_are_shares_and_seeds_differ():
+    keys = [key(str(i)) for i in range(5000)]
+    splits = [choose_split(k, 0, 0.1, 0.05) for k in keys]
+    # four standard deviations of a binomial count: 4 sqrt(5000 x 0.1 x 0.9) = 85, and 62 for 0.05
+    assert splits.count("test") == pytest.approx(500, abs=85)
+    assert splits.count("validation") == pytest.approx(250, abs=62)
+    assert splits != [choose_split(k, 1, 0.1, 0.05) for k in keys]
+    assert {choose_split(k, 0, 0.0, 0.0) for k in keys} == {"train"}
+
+
+def test_a_larger_test_keeps_the_prompts_of_a_smaller():
+    keys = [key(str(i)) for i in range(1000)]
+    small, large = ({k for k in keys if choose_split(k, 0, size, 0.05) == "test"} for size in (0.1, 0.2))
+    assert small < large
+
+
+def test_test_keeps_its_prompts_before_validation_before_train():
+    rows = [("a", "train"), ("a", "test"), ("b", "validation"), ("b", "train"), ("a", "validation"), ("c", "train")]
+    assert find_leaks([key(text) for text, _ in rows], [split for _, split in rows]) == [
+        "prompt_in_test",
+        None,
+        None,
+        "prompt_in_validation",
+        "prompt_in_test",
+        None,
+    ]

@@ -1,0 +1,122 @@
+"""Direct preference optimisation with TRL's DPOTrainer, from an SFT checkpoint and its stored log-probabilities."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from trl import DPOConfig, DPOTrainer
+
+from posttrain.chat import tokenise_pairs
+from posttrain.checkpoint import Checkpoint
+from posttrain.config import DpoSection, ModelSection
+from posttrain.data.preferences import Preferences
+from posttrain.errors import UserError
+from posttrain.logprobs import dpo_loss, score_pairs
+from posttrain.model import Model, load_chat, load_model, uses_bf16
+from posttrain.reference import ReferenceLogps
+from posttrain.training import Stage, train_and_seal, training_arguments
+
+N_START_PAIRS = 16
+"""Pairs whose log-probabilities are compared with the reference before the first update."""
+
+
+class PairTrainer(DPOTrainer):
+    """TRL's trainer over pairs that are tokenised and scored already.
+
+    Written for TRL 1.16: TRL tokenises and scores for itself, with other cuts, and drops pairs without counting them.
+    """
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+
+def train_dpo(
+    preferences: Preferences, reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, stage: Stage
+) -> Checkpoint:
+    """The SFT policy after preference optimisation against itself as the reference.
+
+    Raises:
+        UserError: training would not start at the reference, no pair is left, or the loss is not a number.
+    """
+    chat = load_chat(stage.base, stage.model, sft_checkpoint)
+    tokenised = {
+        split: tokenise_pairs(chat, rows, dpo.max_length, dpo.max_prompt_length)
+        for split, rows in preferences.splits().items()
+        if split != "test"
+    }
+    if len(tokenised["train"].rows) == 0:
+        raise UserError(
+            f"dpo.max_length {dpo.max_length}: no training pair has room for a response ({tokenised['train'].counts}): raise it, "
+            "or lower dpo.max_prompt_length"
+        )
+    train, validation = (reference.attach(tokenised[split].rows) for split in ("train", "validation"))
+    policy = load_model(stage.base, stage.model, sft_checkpoint, trainable=True)
+    arguments = training_arguments(dpo, stage, has_validation=len(validation) > 0)
+    trainer = PairTrainer(
+        model=policy,
+        args=DPOConfig(
+            **arguments,
+            loss_type=dpo.losses,
+            loss_weights=dpo.loss_weights,
+            beta=dpo.beta,
+            label_smoothing=dpo.label_smoothing,
+            f_divergence_type=dpo.f_divergence_type,
+            f_alpha_divergence_coef=dpo.f_alpha_divergence_coef,
+            discopop_tau=dpo.discopop_tau,
+            use_weighting=dpo.use_weighting,
+            precompute_ref_log_probs=True,
+        ),
+        train_dataset=train,
+        eval_dataset=validation if len(validation) else None,
+        processing_class=chat.tokenizer,
+        callbacks=list(stage.callbacks),
+    )
+    if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
+        policy.delete_adapter(
+            "ref"
+        )  # TRL copies the adapter as its reference; the stored log-probabilities serve as that
+    check_start(
+        policy, train.select(range(min(N_START_PAIRS, len(train)))), reference, sft_checkpoint, stage.model, dpo.beta
+    )
+    counts = tokenised["train"].counts
+    facts = {"n_pairs": len(train), **{f"n_{name}": count for name, count in counts.items()}}
+    return train_and_seal(trainer, chat, stage, "dpo", sft_checkpoint, facts)
+
+
+def check_start(
+    policy: Model, pairs: Dataset, reference: ReferenceLogps, expected: Checkpoint, model: ModelSection, beta: float
+) -> None:
+    """Proves that training starts at the reference: same log-probabilities, so the loss is ln 2 and the margin 0.
+
+    Only this comparison tells: base weights, a forgotten adapter or a wrong reference also train, and also look well.
+
+    Args:
+        pairs: tokenised, with `ref_chosen_logps` and `ref_rejected_logps`.
+        expected: the checkpoint that the policy should be.
+
+    Raises:
+        UserError: naming the checkpoint that was expected and the one that was scored.
+    """
+    scored = score_pairs(policy, pairs, model, tokens_per_batch=8192, label="start of DPO")
+    found = torch.from_numpy(scored.chosen_logps), torch.from_numpy(scored.rejected_logps)
+    stored = torch.tensor(list(pairs["ref_chosen_logps"])), torch.tensor(list(pairs["ref_rejected_logps"]))
+    loss, margin = (float(values.mean()) for values in dpo_loss(*found, *stored, beta))
+    # Rounding grows with the sum: bf16 keeps 3 digits, fp32 keeps 7, of every token's logits.
+    relative = 2e-2 if uses_bf16(model) else 1e-4
+    tolerance = 0.01 + relative * max(float(values.abs().max()) for values in stored)
+    worst = max(float((a - b).abs().max()) for a, b in zip(found, stored, strict=True))
+    if worst > tolerance or reference.checkpoint != expected.digest:
+        raise UserError(
+            f"DPO does not start at its reference: log-probabilities differ by up to {worst:.4g} nats (at most {tolerance:.2g} is "
+            f"rounding), loss {loss:.4f} instead of {math.log(2):.4f}, margin {margin:.4f} instead of 0. Expected the SFT "
+            f"checkpoint {expected.digest[:16]}; the reference was scored with {reference.checkpoint[:16]}: score the reference "
+            "again with the checkpoint that DPO starts from"
+        )
+    print(f"DPO starts at {expected.digest[:16]}: loss {loss:.4f} (ln 2), margin {margin:.4f}, on {len(pairs)} pairs")

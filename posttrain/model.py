@@ -1,0 +1,203 @@
+"""Loading weights: the base model, and a checkpoint on top of it, in the precision that the machine is good at."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+
+from posttrain.chat import Chat, prepare_chat
+from posttrain.checkpoint import Base, Checkpoint, file_digest
+from posttrain.config import ModelSection
+from posttrain.data import demo, demo_base
+from posttrain.errors import UserError
+
+Model: TypeAlias = PreTrainedModel | PeftModel
+
+
+def resolve_base(section: ModelSection) -> Base:
+    """The base model that the config names, pinned: a commit for a Hub id, a digest of its files for a folder.
+
+    Raises:
+        UserError: neither a folder with a model nor a Hub id that can be reached or is cached.
+    """
+    folder = _local_base(section)
+    if folder is not None:
+        names = sorted(
+            file.name
+            for file in folder.iterdir()
+            if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt")
+        )
+        if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+            raise UserError(
+                f"model.base: {section.base} holds no config.json with *.safetensors beside it: name a transformers model "
+                "folder (convert other weights with save_pretrained)"
+            )
+        lines = "".join(f"{name} {file_digest(folder / name)}\n" for name in names)
+        return Base(id=section.base, revision=None, digest=hashlib.sha256(lines.encode()).hexdigest())
+    commit = _commit_on_hub(section)
+    return Base(id=section.base, revision=commit, digest=f"hub:{section.base}@{commit}")
+
+
+def load_chat(base: Base, section: ModelSection, checkpoint: Checkpoint | None = None) -> Chat:
+    """The tokenizer and template of a checkpoint, or of the base with the template that the config names."""
+    if checkpoint is not None:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        chat = prepare_chat(tokenizer, None)
+        return Chat(chat.tokenizer, checkpoint.manifest.template, chat.stop_id)
+    source, options = _base_source(base, section)
+    return prepare_chat(AutoTokenizer.from_pretrained(source, **options), section.chat_template)
+
+
+def load_model(
+    base: Base, section: ModelSection, checkpoint: Checkpoint | None = None, *, trainable: bool = False
+) -> Model:
+    """A model ready for its stage, on the device it will run on.
+
+    Args:
+        checkpoint: whose weights or adapter to load; None for the base itself.
+        trainable: with method lora or qlora, whether an adapter is to be trained: the checkpoint's own, so that
+            training starts exactly there, else a fresh one.
+
+    Raises:
+        UserError: the checkpoint belongs to another base, or the machine lacks what the method needs.
+    """
+    if checkpoint is not None and checkpoint.manifest.base.digest != base.digest:
+        raise UserError(
+            f"{checkpoint.path}: was trained from {checkpoint.manifest.base.id} ({checkpoint.manifest.base.digest[:16]}), but "
+            f"model.base is {base.id} ({base.digest[:16]}): name the base that it belongs to"
+        )
+    full = checkpoint is not None and checkpoint.manifest.kind == "full"
+    if full:
+        assert checkpoint is not None
+        source, options = str(checkpoint.path), {"local_files_only": True}
+    else:
+        source, options = _base_source(base, section)
+    model = _load_weights(source, section, options)
+    if checkpoint is not None and not full:
+        model = PeftModel.from_pretrained(model, str(checkpoint.path), is_trainable=trainable)
+    elif trainable and section.method != "full":
+        model = _with_adapter(model, section)
+    return model if section.method == "qlora" else model.to(device())
+
+
+def device() -> torch.device:
+    """Where models run: the first GPU of this process, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def uses_bf16(section: ModelSection) -> bool:
+    """Whether matrix products run in bfloat16."""
+    if section.precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return section.precision == "bf16"
+
+
+def autocast(section: ModelSection) -> contextlib.AbstractContextManager[Any]:
+    """The precision context of a forward pass outside the trainer: the same as inside it."""
+    if uses_bf16(section):
+        return torch.autocast(device().type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def cache_dir() -> Path:
+    """Where this project keeps what it can make again: `$POSTTRAIN_CACHE`, else a folder in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "posttrain"
+    return Path(os.environ.get("POSTTRAIN_CACHE", default))
+
+
+def _local_base(section: ModelSection) -> Path | None:
+    """The folder of a base that is on this machine, None for a Hub id."""
+    if section.base == "demo":
+        return demo_folder()
+    folder = Path(section.base).expanduser()
+    if folder.is_dir():
+        return folder
+    if section.base.startswith((".", "/", "~")) or section.base.count("/") > 1:
+        raise UserError(f"model.base: {section.base}: there is no such folder: check the path, seen from {Path.cwd()}")
+    return None
+
+
+def demo_folder() -> Path:
+    """The folder of the demo's base model, built on first use, whole or not at all."""
+    sources = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (demo, demo_base))
+    folder = cache_dir() / f"demo-base-{hashlib.sha256(sources.encode()).hexdigest()[:12]}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            built = demo_base.build_base(Path(scratch) / "base")
+            with contextlib.suppress(OSError):  # another process was first: both made the same bytes
+                built.rename(folder)
+    return folder
+
+
+def _commit_on_hub(section: ModelSection) -> str:
+    """The commit that a Hub id and revision stand for: asked of the Hub, else read from the local cache."""
+    try:
+        return str(HfApi().model_info(section.base, revision=section.revision, timeout=20).sha)
+    except HFValidationError as error:
+        raise UserError(
+            f"model.base: {section.base!r} is neither a folder nor a Hub id (`organisation/name`)"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        cached = try_to_load_from_cache(section.base, "config.json", revision=section.revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.base: {section.base} at revision {section.revision or 'main'} is not in the local cache and the Hub does "
+            f"not give it ({reason}): check the name, the network, and HF_TOKEN for a gated model"
+        ) from error
+
+
+def _base_source(base: Base, section: ModelSection) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` needs to find the base's files."""
+    folder = _local_base(section)
+    if folder is not None:
+        return str(folder), {"local_files_only": True}
+    return base.id, {"revision": base.revision, "trust_remote_code": section.trust_remote_code}
+
+
+def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -> PreTrainedModel:
+    # An optimiser step is far below the resolution of bf16, so weights that are trained stay in fp32.
+    dtype = torch.bfloat16 if uses_bf16(section) and section.method != "full" else torch.float32
+    options = {**options, "dtype": dtype, "use_safetensors": True}
+    if section.attention != "auto":
+        options["attn_implementation"] = section.attention
+    if section.method == "qlora":
+        if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(
+                "model.method: qlora needs a CUDA GPU and bitsandbytes, which this machine lacks: set it to lora, or run on "
+                "a GPU with `pip install -e '.[gpu]'`"
+            )
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+        options["device_map"] = {"": device()}
+    return AutoModelForCausalLM.from_pretrained(source, **options)
+
+
+def _with_adapter(model: PreTrainedModel, section: ModelSection) -> PeftModel:
+    if section.method == "qlora":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    lora = section.lora
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)
+    return adapted

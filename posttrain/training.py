@@ -1,0 +1,144 @@
+"""What SFT and DPO share: the trainer's arguments, and how a trained model becomes a checkpoint."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from transformers import Trainer, TrainerCallback
+
+from posttrain.chat import Chat
+from posttrain.checkpoint import Base, Checkpoint, seal
+from posttrain.config import ModelSection, TrainSection
+from posttrain.errors import UserError
+from posttrain.model import uses_bf16
+
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What every stage of training is told beside its own section."""
+
+    base: Base
+    model: ModelSection
+    seed: int
+    dest: Path
+    """An empty folder for the checkpoint."""
+    callbacks: tuple[TrainerCallback, ...] = ()
+
+
+def training_arguments(section: TrainSection, stage: Stage, has_validation: bool) -> dict[str, Any]:
+    """Keyword arguments for TRL's SFTConfig and DPOConfig, with nothing left to their surprising defaults.
+
+    Raises:
+        UserError: the optimizer needs hardware that is not there.
+    """
+    if section.optimizer == "adamw_8bit" and not (
+        torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes")
+    ):
+        raise UserError(
+            "optimizer: adamw_8bit needs a CUDA GPU and bitsandbytes, which this machine lacks: set it to adamw, or run on a "
+            "GPU with `pip install -e '.[gpu]'`"
+        )
+    return {
+        "output_dir": tempfile.mkdtemp(prefix="posttrain-trainer-"),
+        "learning_rate": section.learning_rate,
+        "num_train_epochs": section.epochs,
+        "max_steps": section.max_steps or -1,
+        "per_device_train_batch_size": section.batch_size,
+        "per_device_eval_batch_size": section.batch_size,
+        "gradient_accumulation_steps": section.gradient_accumulation_steps,
+        "max_length": section.max_length,
+        "optim": OPTIMIZERS[section.optimizer],
+        "adam_beta1": section.adam_beta1,
+        "adam_beta2": section.adam_beta2,
+        "weight_decay": section.weight_decay,
+        "lr_scheduler_type": section.lr_schedule,
+        "warmup_steps": section.warmup_steps,
+        "max_grad_norm": section.max_grad_norm,
+        "gradient_checkpointing": section.gradient_checkpointing,
+        "bf16": uses_bf16(stage.model),
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "eval_strategy": "steps" if has_validation else "no",
+        "eval_steps": section.eval_steps,
+        "logging_steps": section.logging_steps,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": stage.seed,
+    }
+
+
+def train_and_seal(
+    trainer: Trainer,
+    chat: Chat,
+    stage: Stage,
+    name: Literal["sft", "dpo"],
+    parent: Checkpoint | None,
+    facts: dict[str, int],
+) -> Checkpoint:
+    """Runs a trainer to its end and writes its checkpoint.
+
+    Args:
+        parent: the checkpoint that training started from.
+        facts: counts to keep with the checkpoint's metrics.
+
+    Raises:
+        UserError: the loss is no longer a number.
+    """
+    result = trainer.train()
+    if not torch.isfinite(torch.tensor(result.training_loss)):
+        raise UserError(
+            f"{name}: the loss is {result.training_loss}: nothing is saved; lower {name}.learning_rate, or raise its warmup_steps"
+        )
+    model: Any = trainer.model
+    kind: Literal["full", "adapter"] = "full"
+    if isinstance(model, PeftModel):
+        if parent is not None and parent.manifest.kind == "full":
+            # The adapter belongs to the parent's weights: merged, the checkpoint depends on no other artifact.
+            model = model.merge_and_unload()
+        else:
+            kind = "adapter"
+            model.peft_config["default"].base_model_name_or_path = stage.base.id
+    stage.dest.mkdir(parents=True, exist_ok=True)
+    if kind == "adapter":
+        model.save_pretrained(stage.dest, selected_adapters=["default"])
+        (stage.dest / "README.md").unlink(missing_ok=True)
+    else:
+        model.generation_config.eos_token_id = chat.stop_ids
+        model.generation_config.pad_token_id = chat.tokenizer.pad_token_id
+        model.save_pretrained(stage.dest)
+    chat.tokenizer.save_pretrained(stage.dest)
+    history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
+    return seal(
+        stage.dest,
+        history,
+        stage=name,
+        kind=kind,
+        base=stage.base,
+        parent=parent.digest if parent else None,
+        template=chat.template,
+        stop_ids=chat.stop_ids,
+        metrics=_summary(history, trainer, facts),
+    )
+
+
+def _summary(history: list[dict[str, float]], trainer: Trainer, facts: dict[str, int]) -> dict[str, float]:
+    """The figures that stand for a training: first and last losses, steps, tokens, and the given counts."""
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    figures: dict[str, float] = {"n_steps": trainer.state.global_step, **facts}
+    if losses:
+        figures |= {"first_loss": losses[0], "last_loss": losses[-1]}
+    if validation:
+        figures["validation_loss"] = validation[-1]
+    if tokens := [entry["num_tokens"] for entry in history if "num_tokens" in entry]:
+        figures["n_train_tokens"] = tokens[-1]
+    return figures

@@ -1,0 +1,74 @@
+"""A checkpoint is whole, unchanged and harmless, or it is not loaded."""
+
+import json
+
+import pytest
+
+from posttrain.checkpoint import Base, Checkpoint, seal
+from posttrain.errors import UserError
+
+ABOUT = {
+    "stage": "sft", "kind": "full", "base": Base(id="b", revision=None, digest="d"), "parent": None, "template": "plain",
+    "stop_ids": [2], "metrics": {"loss": 1.0},
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_what_was_sealed_is_loaded(folder):
+    sealed = seal(folder, [{"loss": 2.0}], **ABOUT)
+    loaded = Checkpoint.load(folder)
+    assert loaded == sealed
+    assert loaded.history == [{"loss": 2.0}]
+
+
+def test_the_digest_is_of_the_model_not_of_its_history(folder):
+    first = seal(folder, [{"runtime": 1.0}], **ABOUT).digest
+    (folder / "manifest.json").unlink()
+    assert seal(folder, [{"runtime": 2.0}], **ABOUT).digest == first
+    (folder / "manifest.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"weightz")
+    assert seal(folder, [{"runtime": 1.0}], **ABOUT).digest != first
+
+
+def test_a_changed_file_is_named(folder):
+    seal(folder, [], **ABOUT)
+    (folder / "model.safetensors").write_bytes(b"weightz")
+    with pytest.raises(UserError, match=r"model\.safetensors: was changed or torn"):
+        Checkpoint.load(folder)
+
+
+def test_a_missing_and_an_added_file_are_named(folder):
+    seal(folder, [], **ABOUT)
+    (folder / "extra.json").write_text("{}")
+    with pytest.raises(UserError, match=r"extra\.json: is not part"):
+        Checkpoint.load(folder)
+    (folder / "extra.json").unlink()
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json: is missing"):
+        Checkpoint.load(folder)
+
+
+def test_a_file_that_could_run_code_is_refused(folder):
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: may not be in a checkpoint"):
+        seal(folder, [], **ABOUT)
+
+
+def test_a_manifest_cannot_reach_out_of_its_folder(folder):
+    seal(folder, [], **ABOUT)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../secret.json"] = "0"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"secret\.json"):
+        Checkpoint.load(folder)
+
+
+def test_a_folder_without_manifest_is_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="not a checkpoint"):
+        Checkpoint.load(tmp_path)

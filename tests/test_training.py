@@ -1,0 +1,237 @@
+"""SFT and DPO: started where they should, trained on what they should, and equal to TRL's own trainer."""
+
+import math
+import typing
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from posttrain.chat import tokenise_completions, tokenise_pairs
+from posttrain.checkpoint import Checkpoint
+from posttrain.config import DpoSection, EvaluationSection, LossType, ModelSection, SftSection
+from posttrain.dpo import train_dpo
+from posttrain.errors import UserError
+from posttrain.evaluate import evaluate
+from posttrain.logprobs import score_pairs
+from posttrain.model import load_chat, load_model
+from posttrain.reference import Lengths, ReferenceLogps, score_reference
+from posttrain.sft import _chosen, check_stop_tokens, train_sft
+from posttrain.training import Stage
+
+LENGTHS = Lengths(max_length=96, max_prompt_length=64)
+SFT = SftSection(learning_rate=1e-2, max_steps=5, max_length=96, eval_steps=5)
+DPO = DpoSection(learning_rate=1e-3, max_steps=4, max_length=96, max_prompt_length=64, eval_steps=4)
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def after_sft(request, tiny_base, preferences, tmp_path_factory):
+    """A base, an SFT checkpoint on it, and the reference scored with that."""
+    base, section = tiny_base
+    section = section.model_copy(update={"method": request.param})
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = train_sft(preferences, None, SFT, Stage(base, section, 0, folder / "sft"))
+    reference = score_reference(preferences, checkpoint, base, section, LENGTHS, EvaluationSection())
+    return SimpleNamespace(base=base, section=section, checkpoint=checkpoint, reference=reference, folder=folder)
+
+
+def stage(after_sft, name):
+    return Stage(after_sft.base, after_sft.section, 0, after_sft.folder / name)
+
+
+def test_sft_gives_a_checkpoint_that_says_what_it_is(after_sft):
+    manifest = Checkpoint.load(after_sft.checkpoint.path).manifest
+    assert (manifest.stage, manifest.parent) == ("sft", None)
+    assert manifest.kind == ("full" if after_sft.section.method == "full" else "adapter")
+    assert manifest.base == after_sft.base
+    assert manifest.metrics["n_steps"] == 5
+    assert manifest.metrics["last_loss"] < manifest.metrics["first_loss"]
+    files = {file.name for file in after_sft.checkpoint.path.iterdir()}
+    assert {"tokenizer.json", "chat_template.jinja", "history.json"} <= files
+    assert not {file for file in files if file.endswith((".bin", ".pt", ".pkl"))}
+    if manifest.kind == "adapter":  # no path of this machine in what is shipped
+        config = (after_sft.checkpoint.path / "adapter_config.json").read_text()
+        assert f'"base_model_name_or_path": "{after_sft.base.id}"' in config
+
+
+def test_sft_loss_is_over_completion_tokens_only(tiny_base, preferences, tmp_path):
+    """The first logged loss equals the mean negative log-likelihood of the completions alone, over the whole split."""
+    base, section = tiny_base
+    once = SftSection(learning_rate=1e-6, max_steps=1, max_length=96, batch_size=len(preferences.train), eval_steps=1)
+    first = train_sft(preferences, None, once, Stage(base, section, 0, tmp_path / "sft")).manifest.metrics["first_loss"]
+    model, nll, n = load_model(base, section), 0.0, 0
+    for row in tokenise_completions(load_chat(base, section), _chosen(preferences.train), 96).rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        nll -= logps[labels[0, 1:] != -100].sum().item()
+        n += int((labels[0, 1:] != -100).sum())
+    assert first == pytest.approx(nll / n, rel=1e-4)
+
+
+def test_sft_refuses_responses_that_never_stop(tiny_base):
+    chat = load_chat(*tiny_base)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    labels = torch.tensor([[-100, -100, 7, 8]])
+    with pytest.raises(UserError, match="without the stop token '<eos>'"):
+        check_stop_tokens(chat, {"input_ids": ids, "labels": labels}, max_length=10)
+    check_stop_tokens(chat, {"input_ids": ids, "labels": labels}, max_length=4)  # cut, so it may end anywhere
+    ids[0, 3] = labels[0, 3] = chat.stop_id
+    check_stop_tokens(chat, {"input_ids": ids, "labels": labels}, max_length=10)
+
+
+def test_dpo_starts_at_the_sft_policy_and_moves(after_sft, preferences):
+    checkpoint = train_dpo(preferences, after_sft.reference, after_sft.checkpoint, DPO, stage(after_sft, "dpo"))
+    assert checkpoint.manifest.metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert checkpoint.manifest.parent == after_sft.checkpoint.digest
+    assert checkpoint.digest != after_sft.checkpoint.digest
+    first = checkpoint.history[0]
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert first["learning_rate"] == pytest.approx(1e-3)
+
+
+def test_the_saved_policy_is_the_trained_one(after_sft, preferences):
+    """What is loaded from the checkpoint scores the validation pairs as the trainer's last validation did."""
+    checkpoint = train_dpo(preferences, after_sft.reference, after_sft.checkpoint, DPO, stage(after_sft, "saved"))
+    chat = load_chat(after_sft.base, after_sft.section, checkpoint)
+    rows = tokenise_pairs(chat, preferences.validation, 96, 64).rows
+    policy = load_model(after_sft.base, after_sft.section, checkpoint)
+    scored = score_pairs(policy, rows, after_sft.section, 4096, "test")
+    logged = next(entry for entry in checkpoint.history if "eval_logps/chosen" in entry)
+    assert scored.chosen_logps.mean() == pytest.approx(logged["eval_logps/chosen"], rel=1e-4)
+
+
+def test_dpo_stops_at_a_wrong_reference_and_names_the_checkpoint(after_sft, preferences):
+    """Log-probabilities that are off by 3 nats: TRL alone would train, and look well."""
+    table = after_sft.reference.table
+    for column in ("ref_chosen_logps", "ref_rejected_logps"):
+        table = table.set_column(table.column_names.index(column), column, [table[column].to_numpy() - 3.0])
+    reference = ReferenceLogps(table, "other", after_sft.checkpoint.digest, {})
+    with pytest.raises(UserError, match=f"Expected the SFT checkpoint {after_sft.checkpoint.digest[:16]}"):
+        train_dpo(preferences, reference, after_sft.checkpoint, DPO, stage(after_sft, "wrong"))
+    assert not (after_sft.folder / "wrong").exists()
+
+
+def test_dpo_stops_at_a_reference_of_the_base(after_sft, preferences, tiny_base, tmp_path):
+    """SFT forgotten: the reference was scored with another checkpoint than DPO starts from."""
+    untrained = SFT.model_copy(update={"learning_rate": 1e-9})
+    other = train_sft(preferences, None, untrained, Stage(after_sft.base, after_sft.section, 0, tmp_path / "other"))
+    reference = score_reference(preferences, other, after_sft.base, after_sft.section, LENGTHS, EvaluationSection())
+    with pytest.raises(UserError, match="DPO does not start at its reference"):
+        train_dpo(preferences, reference, after_sft.checkpoint, DPO, stage(after_sft, "of-base"))
+
+
+def test_pairs_without_a_reference_are_an_error(after_sft, preferences):
+    few = ReferenceLogps(after_sft.reference.table.slice(0, 3), "key", after_sft.checkpoint.digest, {})
+    with pytest.raises(UserError, match=r"37 pairs .* have no reference log-probabilities"):
+        train_dpo(preferences, few, after_sft.checkpoint, DPO, stage(after_sft, "few"))
+
+
+@pytest.mark.parametrize("after_sft", ["full"], indirect=True)
+@pytest.mark.parametrize("loss_type", typing.get_args(LossType))
+def test_every_loss_of_trl_trains(after_sft, preferences, loss_type, tmp_path):
+    smoothing = 0.1 if loss_type in ("robust", "exo_pair") else 0.0
+    settings = DpoSection(
+        loss_type=loss_type,
+        label_smoothing=smoothing,
+        learning_rate=1e-3,
+        max_steps=2,
+        max_length=96,
+        max_prompt_length=64,
+    )
+    where = Stage(after_sft.base, after_sft.section, 0, tmp_path / loss_type)
+    checkpoint = train_dpo(preferences, after_sft.reference, after_sft.checkpoint, settings, where)
+    assert all(math.isfinite(entry["loss"]) for entry in checkpoint.history if "loss" in entry)
+    assert checkpoint.digest != after_sft.checkpoint.digest
+
+
+@pytest.mark.parametrize("after_sft", ["full"], indirect=True)
+@pytest.mark.parametrize(("loss_type", "weights"), [("sigmoid", None), (["ipo", "sft"], [1.0, 0.2])])
+def test_the_curve_is_that_of_trls_own_trainer(after_sft, preferences, loss_type, weights, tmp_path):
+    """TRL's trainer on the raw messages with a reference model of its own: the same losses at every step."""
+    settings = DPO.model_copy(update={"loss_type": loss_type, "loss_weights": weights, "max_steps": 6, "batch_size": 4})
+    ours = train_dpo(
+        preferences,
+        after_sft.reference,
+        after_sft.checkpoint,
+        settings,
+        Stage(after_sft.base, after_sft.section, 0, tmp_path / "o"),
+    )
+    arguments = DPOConfig(
+        output_dir=str(tmp_path), beta=0.1, learning_rate=1e-3, max_steps=6, per_device_train_batch_size=4, logging_steps=1,
+        loss_type=settings.losses, loss_weights=weights, bf16=False, use_cpu=True, gradient_checkpointing=False, seed=0,
+        max_length=96, report_to="none",
+    )  # fmt: skip
+    path = after_sft.checkpoint.path
+    stock = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(path),
+        ref_model=AutoModelForCausalLM.from_pretrained(path),
+        args=arguments,
+        train_dataset=preferences.train.select_columns(["prompt", "chosen", "rejected"]),
+        processing_class=AutoTokenizer.from_pretrained(path),
+    )
+    stock.train()
+    expected = [entry["loss"] for entry in stock.state.log_history if "loss" in entry]
+    assert [entry["loss"] for entry in ours.history if "loss" in entry] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("after_sft", ["full"], indirect=True)
+def test_an_adapter_on_a_full_checkpoint_is_merged(after_sft, preferences, tmp_path):
+    """DPO with LoRA from a full SFT checkpoint depends on nothing but the result."""
+    section = after_sft.section.model_copy(update={"method": "lora"})
+    checkpoint = train_dpo(
+        preferences, after_sft.reference, after_sft.checkpoint, DPO, Stage(after_sft.base, section, 0, tmp_path / "dpo")
+    )
+    assert checkpoint.manifest.kind == "full"
+    assert checkpoint.manifest.metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    load_model(after_sft.base, section, checkpoint)
+
+
+class PoisonWeights(TrainerCallback):
+    """Makes the first weight NaN after the first step, as a division by zero in a kernel would."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        next(model.parameters()).data.view(-1)[0] = math.nan
+
+
+def test_a_loss_that_is_no_number_saves_nothing(after_sft, preferences, tmp_path):
+    where = Stage(after_sft.base, after_sft.section, 0, tmp_path / "dpo", (PoisonWeights(),))
+    with pytest.raises(UserError, match=r"the loss is nan.*lower dpo\.learning_rate"):
+        train_dpo(preferences, after_sft.reference, after_sft.checkpoint, DPO, where)
+    assert not where.dest.exists()
+
+
+def test_8_bit_adam_without_a_gpu_is_refused_with_the_remedy(after_sft, preferences):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    settings = DPO.model_copy(update={"optimizer": "adamw_8bit"})
+    with pytest.raises(UserError, match="adamw_8bit needs a CUDA GPU"):
+        train_dpo(preferences, after_sft.reference, after_sft.checkpoint, settings, stage(after_sft, "8bit"))
+
+
+def test_a_checkpoint_of_another_base_is_refused(after_sft, tiny_base):
+    base, _ = tiny_base
+    other = base.model_copy(update={"digest": "f" * 64})
+    with pytest.raises(UserError, match="name the base that it belongs to"):
+        load_model(other, after_sft.section, after_sft.checkpoint)
+
+
+def test_evaluation_scores_all_models_on_the_same_pairs(after_sft, preferences, tmp_path):
+    where = Stage(after_sft.base, after_sft.section, 0, tmp_path / "dpo")
+    dpo = train_dpo(preferences, after_sft.reference, after_sft.checkpoint, DPO, where)
+    arguments = (preferences, after_sft.base, after_sft.checkpoint, dpo)
+    result = evaluate(*arguments, after_sft.reference, after_sft.section, LENGTHS, EvaluationSection())
+    again = evaluate(*arguments, None, after_sft.section, LENGTHS, EvaluationSection(tokens_per_batch=64))
+    assert result.pairs["id"].to_pylist() == preferences.test["id"][:]
+    for column in ("base_chosen_logps", "sft_chosen_logps", "dpo_rejected_logps"):
+        assert again.pairs[column].to_pylist() == pytest.approx(result.pairs[column].to_pylist(), rel=1e-4)
+    assert set(result.figures.comparisons) == {"sft_vs_base", "dpo_vs_sft"}
+
+
+def test_a_gpu_method_without_a_gpu_is_refused(tiny_base):
+    base, section = tiny_base
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="qlora needs a CUDA GPU"):
+        load_model(base, ModelSection(base=section.base, method="qlora"))

@@ -26,6 +26,8 @@ class Base(BaseModel):
     id: str
     revision: str | None
     digest: str
+    template_digest: str | None = None
+    """Of the chat template's file, where the config names one: an edited template is another model."""
 
 
 class Manifest(BaseModel):

@@ -41,17 +41,20 @@ class Section(BaseModel):
         return value
 
 
+Column = Literal["prompt", "chosen", "rejected", "completion", "instruction", "input", "output", "messages"]
+
+
 class Source(Section):
     """One place that rows come from."""
 
     path: str = Field(
         min_length=1,
-        description="`demo`, a file, a glob or a folder (JSONL, JSONL.gz, Parquet, CSV), or a Hub dataset id",
+        description="`demo`, a file, a glob or a folder (JSONL, JSON, CSV, each also .gz, or Parquet), or a Hub dataset id",
     )
     format: Literal[
         "auto", "explicit", "implicit", "conversational", "hh_rlhf", "alpaca", "prompt_completion", "messages"
     ] = Field("auto", description="layout of a row; `auto` recognises it from the columns and the first rows")
-    columns: dict[str, str] = Field(
+    columns: dict[Column, str] = Field(
         {}, description="our name: the file's name, e.g. `{prompt: question}`, where the columns are called otherwise"
     )
     revision: str | None = Field(None, description="Hub only: branch, tag or commit; what it resolved to is recorded")
@@ -59,7 +62,8 @@ class Source(Section):
     subset: str | None = Field(None, description="Hub only: name of the dataset's configuration")
     train_split: str = Field("train", description="name of the split that is trained on")
     test_split: str | None = Field(
-        "test", description="name of the source's own test split, used where the source has one; null ignores it"
+        "test",
+        description="name of the source's own test split, used where the source has one; null: those rows are not read",
     )
     limit: int | None = Field(None, ge=1, description="read at most this many rows of each split")
 
@@ -95,7 +99,7 @@ class LoraSection(Section):
 
     rank: int = Field(16, ge=1, description="higher: more capacity, more memory")
     alpha: float = Field(32.0, gt=0, description="the adapter's output is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="higher: less overfitting, slower learning")
     target_modules: Literal["all-linear"] | list[str] = Field(
         "all-linear", description="which layers get an adapter; never lm_head, which TRL would not train"
     )
@@ -124,7 +128,9 @@ class ModelSection(Section):
         None,
         description="null: the tokenizer's own, or `plain` if it has none; else plain, chatml, alpaca or a .jinja file",
     )
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field("auto")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="auto: what transformers chooses, SDPA on most models"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that ships with the model; needs a revision")
 
     @model_validator(mode="after")
@@ -135,27 +141,32 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def lora_settings_have_an_adapter(self) -> ModelSection:
-        if "lora" in self.model_fields_set and self.method == "full":
+        if self.lora != LoraSection() and self.method == "full":
             raise ValueError(
                 "lora is set but method is full, which trains no adapter: set method to lora, or drop lora"
             )
         return self
 
 
+LEARNING_RATE = "higher: faster, then unstable; full training stands about a tenth of what adapters do"
+
+
 class TrainSection(Section):
     """What SFT and DPO have in common."""
 
-    learning_rate: float = Field(gt=0, le=1)
+    learning_rate: float = Field(gt=0, le=1, description=LEARNING_RATE)
     epochs: float = Field(1.0, gt=0, description="passes over the training rows; ignored where max_steps is set")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimisation steps")
     batch_size: int = Field(8, ge=1, description="rows a device works on at once; higher: faster, more memory")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches to one step; costs time, not memory")
     max_length: int = Field(1024, ge=8, description="tokens of prompt and response; the rest of a response is cut off")
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit saves memory; needs CUDA")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    lr_schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field("linear")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="memory of the gradient; higher: smoother, slower to turn")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="memory of its size; lower: follows changes sooner")
+    weight_decay: float = Field(0.0, ge=0, description="higher: pulls weights towards 0 more strongly")
+    lr_schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="linear and cosine fall to 0 over the training"
+    )
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this norm")
     gradient_checkpointing: bool = Field(False, description="saves memory, costs about a third more time")
@@ -184,7 +195,7 @@ class SftSection(TrainSection):
     dataset: Source | None = Field(
         None, description="a separate instruction set (alpaca, prompt_completion, messages); null: the chosen responses"
     )
-    learning_rate: float = Field(3.0e-4, gt=0, le=1)
+    learning_rate: float = Field(3.0e-4, gt=0, le=1, description=LEARNING_RATE)
 
 
 class DpoSection(TrainSection):
@@ -194,16 +205,18 @@ class DpoSection(TrainSection):
         None,
         description="with finetuning_type dpo: where DPO starts, a folder or an artifact version (`sft_checkpoint:3`, `3`)",
     )
-    learning_rate: float = Field(5.0e-6, gt=0, le=1)
+    learning_rate: float = Field(5.0e-6, gt=0, le=1, description=LEARNING_RATE)
     beta: float = Field(0.1, gt=0, le=10, description="higher: stays closer to the SFT model; 0.01 to 0.5 is usual")
     loss_type: LossType | list[LossType] = Field("sigmoid", description="one of TRL's losses, or several to be mixed")
     loss_weights: list[float] | None = Field(None, description="one weight a loss; null: 1 each")
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="robust: share of flipped labels; exo_pair: about 1e-3"
     )
-    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = Field("reverse_kl")
-    f_alpha_divergence_coef: float = Field(0.5)
-    discopop_tau: float = Field(0.05, gt=0)
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = Field(
+        "reverse_kl", description="how distance from the reference is measured (f-DPO)"
+    )
+    f_alpha_divergence_coef: float = Field(0.5, description="with alpha_divergence: its alpha")
+    discopop_tau: float = Field(0.05, gt=0, description="with discopop: its temperature")
     use_weighting: bool = Field(False, description="weight pairs by their probability under the policy (WPO)")
     max_prompt_length: int = Field(
         512, ge=1, description="longer prompts lose their beginning, and are counted; at most max_length"
@@ -308,7 +321,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def sft_settings_are_used(self) -> RunConfig:
-        if self.finetuning_type == "dpo" and "sft" in self.model_fields_set:
+        if self.finetuning_type == "dpo" and self.sft != SftSection():
             raise ValueError("sft is set but finetuning_type is dpo, which runs no SFT: drop the section, or say both")
         return self
 

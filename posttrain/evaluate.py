@@ -77,8 +77,6 @@ class Figures(_Result):
     """`newer_vs_older`, e.g. `dpo_vs_sft`."""
     cut: dict[str, int]
     """How many test pairs lost tokens, or were left out, and why."""
-    ceiling: float | None
-    """Demo only: the accuracy of the hidden reward itself on these noisy labels, which nothing can beat."""
     confidence: float
     seed: int
     digests: dict[str, str]
@@ -185,7 +183,6 @@ def summarise(pairs: pa.Table, section: EvaluationSection, cut: dict[str, int], 
         stages=stages,
         comparisons=comparisons,
         cut=cut,
-        ceiling=float(correct(truth[known]).mean()) if known.any() else None,
         confidence=section.confidence,
         seed=section.seed,
         digests=digests,

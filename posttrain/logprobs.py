@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from tqdm.auto import tqdm
 from trl.trainer.utils import add_fused_lm_head
 
 from posttrain.config import ModelSection
 from posttrain.model import Model, autocast
+from posttrain.progress import progress_bar
 
 
 def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def score_pairs(model: Model, rows: Dataset, section: ModelSection, tokens_per_b
     was_training = model.training
     model.eval()
     lengths = [len(prompts[i % n_pairs]) + len(response) for i, response in enumerate(responses)]
-    with torch.no_grad(), autocast(section), tqdm(total=len(responses), desc=label, unit=" responses") as progress:
+    with torch.no_grad(), autocast(section), progress_bar(len(responses), label, " responses") as progress:
         for batch in batches_by_length(lengths, tokens_per_batch):
             longest = lengths[batch[0]]
             input_ids = torch.zeros(len(batch), longest, dtype=torch.long)

@@ -44,9 +44,13 @@ def resolve_base(section: ModelSection) -> Base:
                 "folder (convert other weights with save_pretrained)"
             )
         lines = "".join(f"{name} {file_digest(folder / name)}\n" for name in names)
-        return Base(id=section.base, revision=None, digest=hashlib.sha256(lines.encode()).hexdigest())
-    commit = _commit_on_hub(section)
-    return Base(id=section.base, revision=commit, digest=f"hub:{section.base}@{commit}")
+        digest, commit = hashlib.sha256(lines.encode()).hexdigest(), None
+    else:
+        commit = _commit_on_hub(section)
+        digest = f"hub:{section.base}@{commit}"
+    template = Path(section.chat_template or "")
+    template_digest = file_digest(template) if template.suffix == ".jinja" and template.is_file() else None
+    return Base(id=section.base, revision=commit, digest=digest, template_digest=template_digest)
 
 
 def load_chat(base: Base, section: ModelSection, checkpoint: Checkpoint | None = None) -> Chat:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.chat import Tokenised, tokenise_pairs
 from posttrain.checkpoint import Base, Checkpoint
-from posttrain.config import EvaluationSection, ModelSection
+from posttrain.config import ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.logprobs import PairLogps, score_pairs
@@ -88,7 +88,7 @@ def score_reference(
     base: Base,
     model: ModelSection,
     lengths: Lengths,
-    evaluation: EvaluationSection,
+    tokens_per_batch: int,
 ) -> ReferenceLogps:
     """Log-probabilities of every pair of every split under the SFT checkpoint."""
     chat = load_chat(base, model, sft_checkpoint)
@@ -96,7 +96,7 @@ def score_reference(
     tables, tokenised = [], {}
     for split, rows in preferences.splits().items():
         tokenised[split] = tokenise_pairs(chat, rows, lengths.max_length, lengths.max_prompt_length)
-        scored = score_pairs(policy, tokenised[split].rows, model, evaluation.tokens_per_batch, f"reference, {split}")
+        scored = score_pairs(policy, tokenised[split].rows, model, tokens_per_batch, f"reference, {split}")
         tables.append(_table(tokenised[split].rows, scored))
     key = _key(sft_checkpoint, tokenised, chat.template, uses_bf16(model))
     cut = {split: tokens.counts for split, tokens in tokenised.items()}

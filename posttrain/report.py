@@ -82,8 +82,10 @@ def _render(report: Report) -> Group:
         lines.append(
             Text("Test pairs: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in figures.cut.items() if n))
         )
-    if figures.ceiling is not None:
-        lines.append(Text(f"Ceiling: the true reward itself agrees with {figures.ceiling:.1%} of these noisy labels"))
+    if data.ceiling is not None:
+        lines.append(
+            Text(f"Ceiling: the true reward itself is expected to agree with {data.ceiling:.1%} of these noisy labels")
+        )
     verdict = Text("Promoted: " if report.promotion.promoted else "Not promoted: ", style="bold")
     verdict.append("; ".join(report.promotion.reasons), style="not bold")
     return Group(table, *lines, verdict)

@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 SEND_EVERY_S = 2.0
 RETRY_AFTER_S = 30.0  # doubled with every failure, up to
 RETRY_AT_MOST_AFTER_S = 300.0
+UI_PORT = 5000
 MAX_VALUE_CHARS = 500  # of a parameter: the limit of servers before MLflow 2.8; later ones take more
 DIGEST_CHARS = 16  # of a dataset, to be read; MLflow takes 36, and the whole digest stands in its profile
 
@@ -227,7 +228,7 @@ class Stage:
         self._add(*(Record("tag", key, value) for key, value in values.items()))
 
     def link(self) -> str:
-        """Where a browser shows the experiment's runs and, for a database, the command that serves them."""
+        """Where a browser shows the experiment's runs: at the server, or at the one that `serve_command` starts."""
         uri = self._tracker.shown_uri
         if self._mlflow.experiment_id is None:
             return f"MLflow at {uri}, which has not answered yet"
@@ -239,7 +240,13 @@ class Stage:
         )
         if uri.startswith("http"):
             return f"{uri.rstrip('/')}/{page}"
-        return f"http://127.0.0.1:5000/{page} after `mlflow ui --backend-store-uri {uri} --port 5000`"
+        return f"http://127.0.0.1:{UI_PORT}/{page}"
+
+    @property
+    def serve_command(self) -> str | None:
+        """What serves a store that is a database; None where a server runs already."""
+        uri = self._tracker.shown_uri
+        return None if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri} --port {UI_PORT}"
 
     def __enter__(self) -> Stage:
         _untold.pop((self._tracker.pipeline_run, self._step), None)

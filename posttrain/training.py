@@ -17,6 +17,7 @@ from posttrain.checkpoint import Base, Checkpoint, seal
 from posttrain.config import ModelSection, TrainSection
 from posttrain.errors import UserError
 from posttrain.model import uses_bf16
+from posttrain.progress import follow
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
 
@@ -93,6 +94,7 @@ def train_and_seal(
     Raises:
         UserError: the loss is no longer a number.
     """
+    follow(trainer, name.upper())
     result = trainer.train()
     if not torch.isfinite(torch.tensor(result.training_loss)):
         raise UserError(

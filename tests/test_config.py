@@ -46,7 +46,7 @@ BAD = {
         "dpo.sft_checkpoint is set but finetuning_type is both",
     ),
     "sft that is not run": (
-        {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "3"}, "sft": {"epochs": 1}},
+        {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "3"}, "sft": {"epochs": 2}},
         "sft is set but finetuning_type is dpo",
     ),
     "smoothing without effect": (
@@ -75,6 +75,13 @@ def test_a_mistake_is_one_clear_line(values, message):
     assert message in str(caught.value)
     assert str(caught.value).count("\n") == 0
     assert str(caught.value).startswith("c.yaml: ")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_config_survives_the_way_through_zenml(path):
+    """ZenML hands parameters on as JSON, in which every default is spelt out."""
+    run = load_config(path)
+    assert RunConfig.model_validate_json(run.model_dump_json()) == run
 
 
 def test_two_mistakes_are_two_lines():

@@ -87,7 +87,6 @@ def test_figures_by_hand(pairs):
     assert dpo.true_agreement.value == 1.0  # also on pair 4, where the label is wrong
     assert sft.true_agreement.value == (1 + 0.5 + 0 + 1) / 4
     assert dpo.implicit_margin_nats.value == pytest.approx((1 + 1 + 3 + 0) / 4)
-    assert figures.ceiling == 3 / 4
     comparison = figures.comparisons["dpo_vs_sft"]
     assert (comparison.n_gained, comparison.n_lost) == (2, 0)
     assert comparison.gain.value == pytest.approx(1.5 / 4)
@@ -96,7 +95,6 @@ def test_figures_by_hand(pairs):
 def test_without_a_hidden_reward_there_is_no_agreement(pairs):
     index = pairs.column_names.index("true_margin")
     figures = summarise(pairs.set_column(index, "true_margin", pa.nulls(4, pa.float64())), SECTION, {}, {})
-    assert figures.ceiling is None
     assert figures.stages["dpo"].true_agreement is None
 
 

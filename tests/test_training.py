@@ -33,7 +33,7 @@ def after_sft(request, tiny_base, preferences, tmp_path_factory):
     section = section.model_copy(update={"method": request.param})
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint = train_sft(preferences, None, SFT, Stage(base, section, 0, folder / "sft"))
-    reference = score_reference(preferences, checkpoint, base, section, LENGTHS, EvaluationSection())
+    reference = score_reference(preferences, checkpoint, base, section, LENGTHS, 8192)
     return SimpleNamespace(base=base, section=section, checkpoint=checkpoint, reference=reference, folder=folder)
 
 
@@ -117,7 +117,7 @@ def test_dpo_stops_at_a_reference_of_the_base(after_sft, preferences, tiny_base,
     """SFT forgotten: the reference was scored with another checkpoint than DPO starts from."""
     untrained = SFT.model_copy(update={"learning_rate": 1e-9})
     other = train_sft(preferences, None, untrained, Stage(after_sft.base, after_sft.section, 0, tmp_path / "other"))
-    reference = score_reference(preferences, other, after_sft.base, after_sft.section, LENGTHS, EvaluationSection())
+    reference = score_reference(preferences, other, after_sft.base, after_sft.section, LENGTHS, 8192)
     with pytest.raises(UserError, match="DPO does not start at its reference"):
         train_dpo(preferences, reference, after_sft.checkpoint, DPO, stage(after_sft, "of-base"))
 

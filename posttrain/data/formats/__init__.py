@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from posttrain.config import Source
+from posttrain.config import Column, Source
 from posttrain.data.formats import (
     alpaca,
     conversational,
@@ -59,7 +59,7 @@ def find_layout(
     raise UserError(_mismatch(source, columns, layouts))
 
 
-def rename(row: Values, columns: dict[str, str]) -> Values:
+def rename(row: Values, columns: Mapping[Column, str]) -> Values:
     """The row with columns called as layouts call them.
 
     Args:

@@ -1,0 +1,19 @@
+"""How artifacts are stored, hashed, summarised and shown on the dashboard. Nothing is pickled.
+
+Every materializer hashes the content, so a step that ran again and gave the same leaves what follows in the cache.
+"""
+
+from materializers.checkpoint import CheckpointMaterializer
+from materializers.evaluation import EvaluationMaterializer
+from materializers.preferences import InstructionsMaterializer, PreferencesMaterializer
+from materializers.records import RecordMaterializer
+from materializers.reference import ReferenceLogpsMaterializer
+
+__all__ = [
+    "CheckpointMaterializer",
+    "EvaluationMaterializer",
+    "InstructionsMaterializer",
+    "PreferencesMaterializer",
+    "RecordMaterializer",
+    "ReferenceLogpsMaterializer",
+]

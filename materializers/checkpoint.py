@@ -1,0 +1,36 @@
+"""Checkpoints: weights, tokenizer and manifest, checked against the manifest whenever they are loaded."""
+
+from typing import Any, ClassVar
+
+from zenml.enums import ArtifactType
+from zenml.metadata.metadata_types import MetadataType
+
+from materializers._folder import FolderMaterializer, upload
+from posttrain.checkpoint import Checkpoint
+
+
+class CheckpointMaterializer(FolderMaterializer):
+    """Stores a checkpoint's folder; its content hash is the digest of the model."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Checkpoint,)
+    ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.MODEL
+
+    def save(self, data: Checkpoint) -> None:
+        """Stores the checkpoint's files."""
+        upload(data.path, self.files_uri, self.artifact_store)
+
+    def extract_metadata(self, data: Checkpoint) -> dict[str, MetadataType]:
+        """What the model is, where it came from, and how its training went."""
+        manifest = data.manifest
+        return {
+            "digest": manifest.digest,
+            "kind": manifest.kind,
+            "base": manifest.base.id,
+            "parent": manifest.parent or "",
+            "size_bytes": sum(file.stat().st_size for file in data.path.iterdir()),
+            **manifest.metrics,
+        }
+
+    def compute_content_hash(self, data: Checkpoint) -> str:
+        """The model's digest: the training history is no part of it."""
+        return data.digest

@@ -1,0 +1,41 @@
+"""Evaluations: the figures, and the rows behind them."""
+
+import hashlib
+from typing import Any, ClassVar
+
+from zenml.enums import VisualizationType
+from zenml.metadata.metadata_types import MetadataType
+
+from materializers._folder import FolderMaterializer, html_table
+from posttrain.evaluate import Evaluation, Figures
+
+
+class EvaluationMaterializer(FolderMaterializer):
+    """Stores an evaluation; its content hash covers all figures and the digests of what was evaluated."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Evaluation,)
+
+    def extract_metadata(self, data: Evaluation) -> dict[str, MetadataType]:
+        """How many pairs, and each model's accuracy."""
+        return {"n_pairs": data.figures.n_pairs, **key_figures(data.figures)}
+
+    def save_visualizations(self, data: Evaluation) -> dict[str, VisualizationType]:
+        """A page with every figure."""
+        return self.save_page(html_table(["", "value"], key_figures(data.figures).items()))
+
+    def compute_content_hash(self, data: Evaluation) -> str:
+        """sha256 of the figures."""
+        return hashlib.sha256(data.figures.model_dump_json().encode()).hexdigest()
+
+
+def key_figures(figures: Figures) -> dict[str, float]:
+    """The figures without their intervals, under names such as `dpo/likelihood_accuracy` and `dpo_vs_sft/p_value`."""
+    flat = {
+        f"{stage}/{name}": estimate["value"]
+        for stage, of_stage in figures.stages.items()
+        for name, estimate in (of_stage.model_dump() if of_stage else {}).items()
+        if estimate is not None
+    }
+    for name, comparison in figures.comparisons.items():
+        flat |= {f"{name}/gain": comparison.gain.value, f"{name}/p_value": comparison.p_value}
+    return flat

@@ -1,0 +1,62 @@
+"""Preference pairs and instructions: one Parquet file a split, and a preview."""
+
+from typing import Any, ClassVar
+
+from datasets import Dataset
+from zenml.enums import VisualizationType
+from zenml.metadata.metadata_types import MetadataType
+
+from materializers._folder import FolderMaterializer, html_table
+from posttrain.data.preferences import Instructions, Preferences
+
+N_SHOWN = 5
+
+
+class PreferencesMaterializer(FolderMaterializer):
+    """Stores preference pairs; their content hash does not depend on where they came from on disk."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Preferences,)
+
+    def extract_metadata(self, data: Preferences) -> dict[str, MetadataType]:
+        """Pairs in each split, and the digest."""
+        return {"digest": data.digest, **{f"n_{name}": len(rows) for name, rows in data.splits().items()}}
+
+    def save_visualizations(self, data: Preferences) -> dict[str, VisualizationType]:
+        """A page with the first pairs of each split."""
+        columns = ["prompt", "chosen", "rejected"]
+        return self.save_page(
+            "".join(
+                f"<h3>{name}: {len(rows)} pairs</h3>{_preview(rows, columns)}" for name, rows in data.splits().items()
+            )
+        )
+
+    def compute_content_hash(self, data: Preferences) -> str:
+        """The digest of all rows."""
+        return data.digest
+
+
+class InstructionsMaterializer(FolderMaterializer):
+    """Stores an instruction set."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Instructions,)
+
+    def extract_metadata(self, data: Instructions) -> dict[str, MetadataType]:
+        """How many rows, and the digest."""
+        return {"digest": data.digest, "n_rows": len(data.rows)}
+
+    def save_visualizations(self, data: Instructions) -> dict[str, VisualizationType]:
+        """A page with the first rows."""
+        return self.save_page(f"<h3>{len(data.rows)} rows</h3>{_preview(data.rows, ['prompt', 'completion'])}")
+
+    def compute_content_hash(self, data: Instructions) -> str:
+        """The digest of all rows."""
+        return data.digest
+
+
+def _preview(rows: Dataset, columns: list[str]) -> str:
+    first = rows.select(range(min(N_SHOWN, len(rows))))
+    return html_table(columns, ([_text(row[column]) for column in columns] for row in first))
+
+
+def _text(messages: list[dict[str, str]]) -> str:
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)

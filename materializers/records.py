@@ -1,0 +1,47 @@
+"""Small records, as JSON: the base model, what became of the rows, the decision."""
+
+import hashlib
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+from zenml.enums import ArtifactType, VisualizationType
+from zenml.materializers.base_materializer import BaseMaterializer
+from zenml.metadata.metadata_types import MetadataType
+
+from posttrain.checkpoint import Base
+from posttrain.data.report import DataReport
+from posttrain.promotion import Promotion
+
+
+class RecordMaterializer(BaseMaterializer):
+    """Stores a record as one JSON file."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Base, DataReport, Promotion)
+    ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA
+
+    @property
+    def file_uri(self) -> str:
+        """Where the record is."""
+        return f"{self.uri}/record.json"
+
+    def save(self, data: BaseModel) -> None:
+        """Stores the record."""
+        with self.artifact_store.open(self.file_uri, "w") as file:
+            file.write(data.model_dump_json(indent=2))
+
+    def load(self, data_type: type[BaseModel]) -> BaseModel:
+        """The record."""
+        with self.artifact_store.open(self.file_uri, "r") as file:
+            return data_type.model_validate_json(file.read())
+
+    def save_visualizations(self, data: BaseModel) -> dict[str, VisualizationType]:
+        """The file itself, which the dashboard can show."""
+        return {self.file_uri: VisualizationType.JSON}
+
+    def extract_metadata(self, data: BaseModel) -> dict[str, MetadataType]:
+        """Every field that has a value."""
+        return data.model_dump(exclude_none=True)
+
+    def compute_content_hash(self, data: BaseModel) -> str:
+        """sha256 of the record."""
+        return hashlib.sha256(data.model_dump_json().encode()).hexdigest()

@@ -1,0 +1,36 @@
+"""Artifacts of earlier runs."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from zenml.client import Client
+
+from posttrain.errors import UserError
+from steps.import_checkpoint import import_checkpoint
+
+
+def existing_checkpoint(name: str) -> Any:
+    """The SFT checkpoint that a config names, as the input of a step.
+
+    Args:
+        name: a folder, the id of an artifact version, or an artifact and its version: `sft_checkpoint:3`, in short `3`.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if Path(name).is_dir():
+        return import_checkpoint(str(Path(name).resolve()))
+    artifact, _, version = name.rpartition(":")
+    filters: dict[str, Any] = {"artifact": artifact or "sft_checkpoint", "version": version}
+    with contextlib.suppress(ValueError):
+        filters = {"id": UUID(name)}
+    # Not get_artifact_version: inside a pipeline ZenML puts that off until the step runs, too late for a clear answer.
+    found = Client().list_artifact_versions(**filters, data_type="contains:posttrain.checkpoint", size=1)
+    if not found.items:
+        raise UserError(
+            f"dpo.sft_checkpoint: {name!r} is neither a folder nor a version of a checkpoint artifact: list them with "
+            "`zenml artifact version list --artifact sft_checkpoint`"
+        )
+    return found.items[0]

@@ -1,0 +1,86 @@
+"""What every pipeline here has in common: one YAML file tells it everything, and a mistake costs one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from zenml.client import Client
+from zenml.config.cache_policy import CachePolicy
+from zenml.enums import ExecutionMode
+from zenml.models import PipelineRunResponse
+from zenml.pipelines.pipeline_definition import Pipeline
+
+from pipelines._run_file import check_run_file
+from posttrain.errors import UserError
+from steps._code import code_digest
+
+
+class CheckedPipeline(Pipeline):
+    """A pipeline whose file is checked before any work, and that prints its outcome at the end."""
+
+    def __init__(self, name: str, entrypoint: Any, default_config: Path) -> None:
+        super().__init__(name=name, entrypoint=entrypoint, cache_policy=CachePolicy(cache_func=code_digest))
+        self.default_config = default_config
+
+    def with_options(self, config_path: str | None = None, **options: Any) -> Pipeline:
+        """A copy that is told everything by one file.
+
+        The default is taken here and not baked in: ZenML merges a second file into the first, key by key.
+        """
+        path = config_path or os.path.relpath(self.default_config)
+        with clean_errors():
+            check_run_file(path)
+        return super().with_options(config_path=path, execution_mode=_execution_mode(), **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> PipelineRunResponse | None:
+        """Runs the pipeline and prints what came out, or where that can be seen later."""
+        with clean_errors():
+            run = super().__call__(*args, **kwargs)
+        _print_outcome(run)
+        return run
+
+
+def _execution_mode() -> ExecutionMode:
+    """Stop at the first failure, where the orchestrator can; others only leave out what depends on the failed step."""
+    supported = Client().active_stack.orchestrator.supported_execution_modes
+    return ExecutionMode.FAIL_FAST if ExecutionMode.FAIL_FAST in supported else ExecutionMode.CONTINUE_ON_FAILURE
+
+
+def _print_outcome(run: PipelineRunResponse | None) -> None:
+    # Steps have imported by now what these need; before, it would delay the answer to a mistake in the config.
+    from pipelines.report import read_report
+    from posttrain.report import print_report
+
+    if run is not None and run.status.is_successful:
+        print_report(read_report(run.id))
+    elif run is not None:
+        click.echo(f"Run {run.name} goes on without this terminal. When it has ended: posttrain report {run.name}")
+    else:
+        click.echo("Scheduled. The runs: zenml pipeline runs list. The outcome of the last one: posttrain report")
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """Inside, a user's mistake is one line on the terminal, and no stack trace is logged."""
+    handlers = logging.getLogger().handlers
+    for handler in handlers:
+        handler.addFilter(_without_trace)
+    try:
+        yield
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_without_trace)
+
+
+def _without_trace(record: logging.LogRecord) -> bool:
+    if record.exc_info and isinstance(record.exc_info[1], UserError):
+        record.exc_info = None
+    return True

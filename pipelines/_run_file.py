@@ -1,0 +1,59 @@
+"""Checks of a run's YAML file that need ZenML; what ZenML itself would drop in silence or answer with a stack trace."""
+
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from zenml.client import Client
+from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
+from zenml.config.step_configurations import StepConfigurationUpdate
+
+import steps
+from posttrain.config import load_config
+from posttrain.errors import UserError
+
+STEPS = frozenset(module.name for module in pkgutil.iter_modules(steps.__path__) if not module.name.startswith("_"))
+
+
+def check_run_file(path: str) -> None:
+    """Checks a run's whole file: the run's own settings and ZenML's.
+
+    Raises:
+        UserError: file, key, value and remedy.
+    """
+    load_config(path)
+    document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        checked = PipelineRunConfiguration.model_validate(document)
+    except ValidationError as error:
+        lines = (
+            f"{path}: {'.'.join(map(str, e['loc']))}: {e['input']!r} is not allowed: {e['msg']}" for e in error.errors()
+        )
+        raise UserError("\n".join(lines)) from error
+    if document.get("enable_cache"):
+        raise UserError(
+            f"{path}: enable_cache: true would also serve the data from the cache, though it may have changed: leave "
+            "it out, steps are cached anyway (false runs all of them again)"
+        )
+    for name, options in (document.get("steps") or {}).items():
+        _check_step(f"{path}: steps.{name}", name, options or {})
+    if checked.schedule and not Client().active_stack.orchestrator.config.is_schedulable:
+        stack = Client().active_stack_model.name
+        raise UserError(
+            f"{path}: schedule: the orchestrator of stack {stack!r} cannot run schedules: choose one that can with -s "
+            "(on Kubernetes, SageMaker, Vertex, AzureML or Airflow), or drop the schedule"
+        )
+
+
+def _check_step(where: str, name: str, options: dict[str, Any]) -> None:
+    if name not in STEPS:
+        raise UserError(f"{where}: unknown step (known: {', '.join(sorted(STEPS))})")
+    if "parameters" in options:
+        raise UserError(f"{where}.parameters: not allowed: a step's settings go under `parameters: config:`")
+    if unknown := options.keys() - StepConfigurationUpdate.model_fields.keys():
+        known = ", ".join(sorted(StepConfigurationUpdate.model_fields.keys() - {"parameters"}))
+        raise UserError(f"{where}.{min(unknown)}: unknown key (known: {known})")
+    if options.get("enable_cache"):
+        raise UserError(f"{where}.enable_cache: true is not allowed: steps that may be cached are; leave it out")

@@ -1,0 +1,88 @@
+"""The outcome of a run, read back from ZenML."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from zenml.client import Client
+from zenml.models import PipelineRunResponse, StepRunResponse
+
+from posttrain.errors import UserError
+from posttrain.report import Report
+
+PIPELINE = "dpo_pipeline"
+
+
+def read_report(run: str | UUID | None = None) -> Report:
+    """The outcome of a run.
+
+    Args:
+        run: its name or id; None for the last run of dpo_pipeline.
+
+    Raises:
+        UserError: there is no such run, or it has no outcome.
+    """
+    found = _find(run)
+    if not found.status.is_successful:
+        raise UserError(
+            f"run {found.name} is {found.status.value}, without outcome: name another run (`zenml pipeline runs list`)"
+        )
+    steps = found.steps
+    newest = steps.get("train_dpo") or steps["train_sft"]
+    return Report(
+        run=found.name,
+        figures=_output(steps["evaluate"]).load().figures,
+        promotion=_output(steps["promote"]).load(),
+        data=_output(steps["load_preferences"], "data_report").load(),
+        next_steps=tuple(_next_steps(found.name, newest)),
+    )
+
+
+def _next_steps(run: str, training: StepRunResponse) -> Iterator[str]:
+    """Where to look next, in lines that work when pasted into the shell that ran this."""
+    metadata = _first_run(training).run_metadata
+    yield f"Model:   {_output(training).uri}/files"
+    yield f"Again:   {_command(f'posttrain report {run}')}"
+    if "mlflow_serve" in metadata:
+        yield f"Curves:  {_command(str(metadata['mlflow_serve']))}"
+    if "mlflow" in metadata:
+        yield f"         {metadata['mlflow']}"
+
+
+def _command(line: str) -> str:
+    """A command of this environment as it can be typed here: with its path where PATH lacks it, and ZenML's folder."""
+    program, rest = line.split(" ", 1)
+    scripts = Path(sys.executable).parent
+    found = shutil.which(program)
+    if found is None or Path(found).parent != scripts:
+        program = os.path.relpath(scripts / program)
+    settings = f"ZENML_CONFIG_PATH={config} " if (config := os.environ.get("ZENML_CONFIG_PATH")) else ""
+    return f"{settings if 'posttrain' in program else ''}{program} {rest}"
+
+
+def _find(run: str | UUID | None) -> PipelineRunResponse:
+    client = Client()
+    if run is None:
+        latest = client.list_pipeline_runs(pipeline=PIPELINE, sort_by="desc:created", size=1, hydrate=True)
+        if not latest.items:
+            raise UserError(f"{PIPELINE} has not run here yet: start with `zenml pipeline run {PIPELINE}`")
+        return latest.items[0]
+    try:
+        return client.get_pipeline_run(run)
+    except KeyError as error:
+        raise UserError(f"{run}: no such run: list them with `zenml pipeline runs list`") from error
+
+
+def _output(step: StepRunResponse, name: str | None = None) -> Any:
+    """An artifact that a step has made, or reused from the cache; without a name its only one."""
+    (artifact,) = step.outputs[name] if name else next(iter(step.outputs.values()))
+    return artifact
+
+
+def _first_run(step: StepRunResponse) -> StepRunResponse:
+    """The run of a step that did the work, where this one was served from the cache."""
+    return Client().get_run_step(step.original_step_run_id) if step.original_step_run_id else step

@@ -1,0 +1,55 @@
+"""Progress that a person can follow on a terminal, and that fills no log file."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import transformers
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+
+SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "eval_loss": "validation loss"}
+
+transformers.utils.logging.disable_progress_bar()  # of loading and saving weights
+# TRL turns it on by default, so it must be turned off by the name that TRL knows, until TRL takes the new one.
+warnings.filterwarnings("ignore", message="gradient_checkpointing is deprecated", category=FutureWarning)
+
+
+def progress_bar(total: int, label: str, unit: str) -> tqdm:
+    """A bar that moves at every change on a terminal, and every ten seconds in a log."""
+    return tqdm(
+        total=total, desc=label, unit=unit, mininterval=0.2 if sys.stderr.isatty() else 10.0, dynamic_ncols=True
+    )
+
+
+class TrainingProgress(ProgressCallback):
+    """One bar for a whole training, with the latest metrics behind it, where transformers prints a dict a step."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.label = label
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.training_bar = progress_bar(state.max_steps, self.label, " steps")
+        self.current_step = 0
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        """No second bar for validation."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if self.training_bar is not None and logs:
+            shown = {name: f"{float(logs[key]):.3f}" for key, name in SHOWN.items() if key in logs}
+            self.training_bar.set_postfix(shown, refresh=False)
+
+
+def follow(trainer: Trainer, label: str) -> None:
+    """Gives a trainer this progress display in place of its own."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(TrainingProgress(label))

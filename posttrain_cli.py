@@ -1,0 +1,62 @@
+"""The `posttrain` command. Beside the library, which knows nothing of ZenML, because `report` reads ZenML's artifacts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import yaml
+
+from posttrain.config import load_config
+from posttrain.errors import UserError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """SFT, then DPO, then an honest answer to whether DPO helped."""
+
+
+@main.command()
+@click.argument("config", type=click.Path(dir_okay=False, path_type=Path), default="configs/demo.yaml")
+def check(config: Path) -> None:
+    """Check a config file and say what it will cost, without running anything."""
+    try:
+        run = load_config(config)
+        from posttrain.plan import plan
+
+        stages = plan(run)
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
+    for name, stage in stages.items():
+        rows = "rows: unknown until loaded" if stage.n_rows is None else f"about {stage.n_rows} rows"
+        steps = "as many steps as the rows give" if stage.n_steps is None else f"{stage.n_steps} optimisation steps"
+        memory = (
+            "memory: unknown until the model is on this machine"
+            if stage.memory_gib is None
+            else f"about {stage.memory_gib:.1f} GiB for model and batch"
+        )
+        click.echo(f"{name}: {rows}, effective batch size {stage.effective_batch_size}, {steps}, {memory}")
+
+
+@main.command()
+@click.argument("run", required=False)
+@click.option("--json", "as_json", is_flag=True, help="The whole evaluation, for scripts.")
+def report(run: str | None, as_json: bool) -> None:
+    """Print the outcome of the last run of dpo_pipeline, or of the RUN with this name or id."""
+    from pipelines.report import read_report
+    from posttrain.report import print_report
+
+    try:
+        outcome = read_report(run)
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(outcome.as_dict(), indent=2))
+    else:
+        print_report(outcome)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One file a step. Each unpacks its inputs, makes one call into the library, and publishes what came out."""

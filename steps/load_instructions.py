@@ -1,0 +1,22 @@
+"""A separate instruction set for SFT."""
+
+from typing import Annotated
+
+from zenml import step
+
+from posttrain.config import DataSection, Source
+from posttrain.data import preferences as library
+from posttrain.data.preferences import Instructions, Preferences
+from posttrain.data.report import DataReport
+
+
+@step(enable_cache=False)
+def load_instructions(
+    preferences: Preferences, dataset: Source, data: DataSection
+) -> tuple[
+    Annotated[Instructions, "instructions"],
+    Annotated[DataReport, "instructions_report"],
+]:
+    """Instructions without the prompts that preferences hold out. Always read again: the source may have changed."""
+    instructions, report = library.load_instructions(dataset, preferences, data)
+    return instructions, report  # spelled out: ZenML counts the outputs in the source

@@ -1,0 +1,32 @@
+"""The first step: preference pairs, checked and split."""
+
+from typing import Annotated
+
+from zenml import step
+
+from posttrain.config import DataSection
+from posttrain.data import preferences as library
+from posttrain.data.preferences import Preferences
+from posttrain.data.report import DataReport
+from posttrain.tracking import package_versions
+from steps._code import code_digest
+from steps._tracking import tracked
+
+
+@step(enable_cache=False)
+def load_preferences(
+    data: DataSection,
+) -> tuple[
+    Annotated[Preferences, "preferences"],
+    Annotated[DataReport, "data_report"],
+]:
+    """The pairs that can be used, and what became of each row. Always read again: the source may have changed."""
+    with tracked(nested=False) as run:
+        preferences, report = library.load_preferences(data)
+        run.log_params({"data": {"digest": preferences.digest}, "code": {"digest": code_digest()}})
+        run.log_params({"versions": package_versions()})
+        for split, rows in preferences.splits().items():
+            sources = ", ".join(source.path for source in data.sources)
+            run.log_dataset(f"preferences/{split}", preferences.digest, len(rows), sources, context=split)
+        run.log_dict(report.model_dump(), "data_report.json")
+    return preferences, report  # spelled out: ZenML counts the outputs in the source

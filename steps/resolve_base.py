@@ -1,0 +1,15 @@
+"""The base model, pinned."""
+
+from typing import Annotated
+
+from zenml import step
+
+from posttrain import model as library
+from posttrain.checkpoint import Base
+from posttrain.config import ModelSection
+
+
+@step(enable_cache=False)
+def resolve_base(model: ModelSection) -> Annotated[Base, "base_model"]:
+    """The exact base that the config's name stands for now. Always asked again: a branch moves, a folder is edited."""
+    return library.resolve_base(model)

@@ -1,0 +1,31 @@
+"""Direct preference optimisation."""
+
+from typing import Annotated
+
+from zenml import step
+
+from posttrain import dpo as library
+from posttrain.checkpoint import Base, Checkpoint
+from posttrain.config import DpoSection, ModelSection
+from posttrain.data.preferences import Preferences
+from posttrain.reference import ReferenceLogps
+from posttrain.tracking import metrics_callback
+from posttrain.training import Stage
+from steps._tracking import tracked
+from steps._workspace import workspace
+
+
+@step
+def train_dpo(
+    preferences: Preferences,
+    reference_logps: ReferenceLogps,
+    sft_checkpoint: Checkpoint,
+    base: Base,
+    model: ModelSection,
+    dpo: DpoSection,
+    seed: int,
+) -> Annotated[Checkpoint, "dpo_checkpoint"]:
+    """The SFT policy after learning to prefer, held near where it started."""
+    with tracked(nested=True) as run:
+        stage = Stage(base, model, seed, workspace(), callbacks=(metrics_callback(run),))
+        return library.train_dpo(preferences, reference_logps, sft_checkpoint, dpo, stage)

@@ -1,0 +1,187 @@
+"""What is stored comes back the same, what was tampered with does not, and nothing stored can run in a browser."""
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+from zenml.client import Client
+from zenml.materializers.base_materializer import BaseMaterializer
+from zenml.materializers.materializer_registry import materializer_registry
+
+from materializers import (
+    CheckpointMaterializer,
+    EvaluationMaterializer,
+    InstructionsMaterializer,
+    PreferencesMaterializer,
+    RecordMaterializer,
+    ReferenceLogpsMaterializer,
+)
+from materializers._folder import html_table, upload
+from posttrain.checkpoint import Base, Checkpoint, seal
+from posttrain.config import DataSection, EvaluationSection, Source
+from posttrain.data.preferences import Instructions, Preferences, load_preferences
+from posttrain.errors import UserError
+from posttrain.evaluate import Evaluation, summarise
+from posttrain.promotion import Promotion
+from posttrain.reference import ReferenceLogps
+
+BASE = Base(id="some/base", revision=None, digest="b" * 64)
+
+
+def stored(materializer: type[BaseMaterializer], data: Any) -> Any:
+    """A materializer that has stored the data in the artifact store of the active stack."""
+    uri = f"{Client().active_stack.artifact_store.path}/{uuid4()}"
+    Client().active_stack.artifact_store.makedirs(uri)
+    instance = materializer(uri)
+    instance.save(data)
+    return instance
+
+
+def preferences() -> Preferences:
+    return load_preferences(DataSection(sources=[Source(path="demo", limit=100)], test_size=0.2))[0]
+
+
+def checkpoint(folder: Path) -> Checkpoint:
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "tokenizer.json").write_text("{}")
+    about = {"stage": "sft", "kind": "full", "base": BASE, "parent": None, "template": "", "stop_ids": [0]}
+    return seal(folder, [{"loss": 1.0}], **about, metrics={"n_steps": 1.0})
+
+
+def evaluation() -> Evaluation:
+    pairs = pa.table(
+        {
+            "id": ["a", "b"],
+            "source": ["s", "s"],
+            "true_margin": pa.array([1.0, None]),
+            "n_chosen_tokens": [2, 2],
+            "n_rejected_tokens": [2, 2],
+            **{f"{stage}_chosen_logps": pa.array([-1.0, -2.0]) for stage in ("base", "sft")},
+            **{f"{stage}_rejected_logps": pa.array([-2.0, -1.0]) for stage in ("base", "sft")},
+        }
+    )
+    return Evaluation(summarise(pairs, EvaluationSection(n_bootstrap=100), {}, {"base": BASE.digest}), pairs)
+
+
+@pytest.fixture(params=["local store", "remote store"])
+def any_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once read in place, once as if the store were elsewhere."""
+    if request.param == "remote store":
+        monkeypatch.setattr("materializers._folder.LocalArtifactStore", type("Elsewhere", (), {}))
+
+
+@pytest.mark.usefixtures("any_store")
+def test_preferences_come_back() -> None:
+    pairs = preferences()
+    back = stored(PreferencesMaterializer, pairs).load(Preferences)
+    assert back.digest == pairs.digest
+    assert back.test.to_list() == pairs.test.to_list()
+
+
+@pytest.mark.usefixtures("any_store")
+def test_instructions_come_back() -> None:
+    turn = [{"role": "user", "content": "Hello"}]
+    instructions = Instructions(Dataset.from_list([{"id": "1", "source": "s", "prompt": turn, "completion": turn}]))
+    assert (
+        stored(InstructionsMaterializer, instructions).load(Instructions).rows.to_list() == instructions.rows.to_list()
+    )
+
+
+@pytest.mark.usefixtures("any_store")
+def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
+    original = checkpoint(tmp_path / "sft")
+    back = stored(CheckpointMaterializer, original).load(Checkpoint)
+    assert back.manifest == original.manifest
+    assert back.history == [{"loss": 1.0}]
+
+
+@pytest.mark.usefixtures("any_store")
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda files: (files / "model.safetensors").write_bytes(b"WEIGHTS"),
+        lambda files: (files / "model.safetensors").unlink(),
+        lambda files: (files / "pytorch_model.bin").write_bytes(b"a pickle"),
+    ],
+    ids=["changed", "missing", "added"],
+)
+def test_a_checkpoint_that_was_tampered_with_is_refused(tmp_path: Path, tamper: Callable[[Path], Any]) -> None:
+    materializer = stored(CheckpointMaterializer, checkpoint(tmp_path / "sft"))
+    tamper(Path(materializer.files_uri))
+    with pytest.raises(UserError, match=r"model\.safetensors|pytorch_model\.bin"):
+        materializer.load(Checkpoint)
+
+
+@pytest.mark.usefixtures("any_store")
+def test_reference_logps_come_back() -> None:
+    table = pa.table({"id": ["a"], "ref_chosen_logps": np.array([-1.5], dtype=np.float32)})
+    reference = ReferenceLogps(table, key="k" * 64, checkpoint="c" * 64, cut={"train": {"cut": 1}})
+    assert stored(ReferenceLogpsMaterializer, reference).load(ReferenceLogps) == reference
+
+
+@pytest.mark.usefixtures("any_store")
+def test_an_evaluation_comes_back() -> None:
+    original = evaluation()
+    back = stored(EvaluationMaterializer, original).load(Evaluation)
+    assert back.figures == original.figures
+    assert back.pairs == original.pairs
+
+
+@pytest.mark.parametrize("record", [BASE, Promotion(promoted=False, reasons=["<b>too few</b>"])])
+def test_a_record_comes_back(record: Any) -> None:
+    assert stored(RecordMaterializer, record).load(type(record)) == record
+
+
+def test_the_content_hash_depends_on_the_content_alone(tmp_path: Path) -> None:
+    first, second = checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b")
+    hashes = {stored(CheckpointMaterializer, data).compute_content_hash(data) for data in (first, second)}
+    assert hashes == {first.digest}
+    hashes = {
+        stored(PreferencesMaterializer, data).compute_content_hash(data) for data in (preferences(), preferences())
+    }
+    assert len(hashes) == 1
+
+
+def test_every_artifact_has_metadata(tmp_path: Path) -> None:
+    pairs, sft = preferences(), checkpoint(tmp_path / "sft")
+    assert stored(PreferencesMaterializer, pairs).extract_metadata(pairs)["n_test"] == len(pairs.test)
+    assert stored(CheckpointMaterializer, sft).extract_metadata(sft)["n_steps"] == 1.0
+    figures = stored(EvaluationMaterializer, evaluation()).extract_metadata(evaluation())
+    assert figures["sft/likelihood_accuracy"] == 0.5
+    assert figures["sft_vs_base/p_value"] == 1.0
+
+
+def test_a_preview_shows_the_first_rows() -> None:
+    pairs = preferences()
+    (uri,) = stored(PreferencesMaterializer, pairs).save_visualizations(pairs)
+    assert pairs.test[0]["prompt"][0]["content"][:9] in Path(uri).read_text(encoding="utf-8")
+
+
+def test_text_in_a_preview_cannot_run() -> None:
+    page = html_table(["prompt"], [["<script>alert('x')</script>"]])
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_large_file_is_never_whole_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(64 * 2**20))
+    store = Client().active_stack.artifact_store
+    tracemalloc.start()
+    upload(tmp_path, f"{store.path}/{uuid4()}", store)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 * 2**20
+
+
+def test_no_materializer_takes_every_dict_or_path() -> None:
+    """Once claimed, ZenML would store every step's dict with it, for all pipelines of the process."""
+    for type_, materializer in materializer_registry.materializer_types.items():
+        if materializer.__module__.startswith("materializers"):
+            assert type_.__module__.startswith("posttrain")

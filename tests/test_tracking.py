@@ -1,0 +1,380 @@
+"""What a run leaves in MLflow, checked against real stores: SQLite, and a server that is killed and comes back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain import tracking
+from posttrain.tracking import STAGE_TAG, Tracker, flatten, published_metrics
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a SQLite store, made once: MLflow needs seconds for its migrations."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/deeper/mlflow.db"
+    with Tracker(uri, "first", "first", "first").parent("load_preferences"):
+        pass
+    return uri
+
+
+@pytest.fixture
+def tracker(store: str, request: pytest.FixtureRequest) -> Tracker:
+    return Tracker(store, experiment=request.node.name, pipeline_run="id-1", run_name="demo-run")
+
+
+@pytest.fixture(autouse=True)
+def _in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def runs(tracker: Tracker, uri: str | None = None) -> dict[str, Any]:
+    """The active runs of a tracker's experiment by name; fails where two have the same."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri or tracker.uri)
+    experiment = client.get_experiment_by_name(tracker.experiment)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    by_name = {run.info.run_name: run for run in found}
+    assert len(by_name) == len(found), "a run is there twice"
+    return by_name
+
+
+def states(tracker: Tracker, uri: str | None = None) -> dict[str, str]:
+    return {name: run.info.status for name, run in runs(tracker, uri).items()}
+
+
+def history(uri: str, run: Any, metric: str) -> list[tuple[int, Any]]:
+    """(step, value) of every point that a store holds, doubles included."""
+    from mlflow import MlflowClient
+
+    return sorted((m.step, m.value) for m in MlflowClient(uri).get_metric_history(run.info.run_id, metric))
+
+
+def read_unsent(path: Path | None) -> list[dict[str, Any]]:
+    """The records in a file of what MLflow has not taken; its first line names the run."""
+    assert path is not None
+    run, *records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert run["run_name"] == "demo-run"
+    return records
+
+
+def unsent_metrics(path: Path | None) -> list[tuple[int, float]]:
+    """(step, value) of every metric among the records of such a file."""
+    return [(record["step"], record["value"]) for record in read_unsent(path) if record["kind"] == "metric"]
+
+
+def test_one_parent_and_a_nested_run_a_stage(tracker: Tracker) -> None:
+    with tracker.parent("load_preferences"):
+        assert states(tracker) == {"demo-run": "RUNNING"}
+    with tracker.stage("train_sft"):
+        assert states(tracker) == {"demo-run": "RUNNING", "train_sft of demo-run": "RUNNING"}
+    with tracker.stage("train_dpo"):
+        pass
+
+    assert set(states(tracker).values()) == {"FINISHED"}
+    nested = runs(tracker)["train_dpo of demo-run"]
+    assert nested.data.tags["mlflow.parentRunId"] == runs(tracker)["demo-run"].info.run_id
+
+
+def test_a_second_pipeline_run_has_its_own_parent(tracker: Tracker) -> None:
+    other = Tracker(tracker.uri, tracker.experiment, pipeline_run="id-2", run_name="other-run")
+    with tracker.stage("train_dpo"), other.stage("train_dpo"):
+        pass
+
+    assert set(states(tracker)) == {"demo-run", "train_dpo of demo-run", "other-run", "train_dpo of other-run"}
+
+
+def test_an_exception_fails_the_stage_and_its_parent(tracker: Tracker) -> None:
+    with pytest.raises(ValueError, match="loss is NaN"), tracker.stage("train_dpo"):
+        raise ValueError("loss is NaN")
+    assert states(tracker) == {"demo-run": "FAILED", "train_dpo of demo-run": "FAILED"}
+
+    with tracker.parent("evaluate"):
+        pass
+    assert states(tracker)["demo-run"] == "FAILED", "another step's success does not mend the run"
+
+
+def test_a_retry_replaces_the_run_it_retries(tracker: Tracker) -> None:
+    def fail() -> None:
+        with tracker.stage("train_dpo") as stage:
+            stage.log_metrics({"train/loss": 9.0}, step=1)
+            raise ValueError("once")
+
+    with pytest.raises(ValueError, match="once"):
+        fail()
+    with tracker.stage("train_dpo") as stage:
+        stage.log_metrics({"train/loss": 0.5}, step=1)
+
+    assert states(tracker) == {"demo-run": "FINISHED", "train_dpo of demo-run": "FINISHED"}
+    assert history(tracker.uri, runs(tracker)["train_dpo of demo-run"], "train/loss") == [(1, 0.5)]
+
+
+def test_a_killed_process_leaves_nothing_running(tracker: Tracker) -> None:
+    script = (
+        "import sys, time; from posttrain.tracking import Tracker\n"
+        "with Tracker(*sys.argv[1:]).stage('train_dpo'): print('open', flush=True); time.sleep(600)\n"
+    )
+    arguments = [tracker.uri, tracker.experiment, "id-0", "killed-run"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "open\n"
+    child.kill()  # not waited for: a zombie has died too
+
+    assert set(states(tracker).values()) == {"RUNNING"}
+    with tracker.parent("load_preferences"):
+        pass
+    child.wait()
+    child.stdout.close()
+    assert states(tracker) == {"killed-run": "KILLED", "train_dpo of killed-run": "KILLED", "demo-run": "FINISHED"}
+
+
+def test_parameters_are_flat_short_and_survive_a_conflict(tracker: Tracker, caplog: pytest.LogCaptureFixture) -> None:
+    with tracker.parent("load_preferences") as stage:
+        stage.log_params({"dpo": {"beta": 0.1, "sft_checkpoint": None}, "data": {"sources": [{"path": "demo"}]}})
+        stage.log_params({"note": "x" * 7000, "odd?name": True, "losses": ["sigmoid", "sft"]})
+    with tracker.parent("evaluate") as stage:
+        stage.log_params({"dpo": {"beta": 0.5}, "data.digest": "ab12"})
+
+    assert runs(tracker)["demo-run"].data.params == {
+        "dpo.beta": "0.1",
+        "dpo.sft_checkpoint": "null",
+        "data.sources.0.path": "demo",
+        "data.digest": "ab12",
+        "note": "x" * 499 + "…",
+        "odd_name": "true",
+        "losses": '["sigmoid", "sft"]',
+    }
+    assert [record.getMessage() for record in caplog.records if record.name == "posttrain.tracking"] == [
+        "MLflow parameter dpo.beta stays 0.1: it cannot be changed to 0.5."
+    ]
+
+
+def test_datasets_artifacts_and_tags_arrive(tracker: Tracker, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    with tracker.parent("load_preferences") as stage:
+        stage.log_dataset("preferences", digest="ab" * 32, n_rows=100, source="demo", context="training")
+        stage.log_dict({"n_kept": 100}, "reports/data_report.json")
+        stage.set_tags({"posttrain.code": "1a2b"})
+
+    run = runs(tracker)["demo-run"]
+    [dataset_input] = run.inputs.dataset_inputs
+    assert (dataset_input.dataset.name, dataset_input.dataset.digest) == ("preferences", "ab" * 8)
+    assert json.loads(dataset_input.dataset.profile) == {"num_rows": 100, "digest": "ab" * 32}
+    assert run.data.tags["posttrain.code"] == "1a2b"
+    report = MlflowClient(tracker.uri).download_artifacts(run.info.run_id, "reports/data_report.json", str(tmp_path))
+    assert json.loads(Path(report).read_text(encoding="utf-8")) == {"n_kept": 100}
+
+
+def test_a_dead_artifact_store_keeps_back_neither_curves_nor_end(tracker: Tracker, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    (tmp_path / "file").touch()
+    MlflowClient(tracker.uri).create_experiment(tracker.experiment, (tmp_path / "file" / "not_a_folder").as_uri())
+    with tracker.parent("evaluate") as stage:
+        stage.log_dict({"accuracy": 0.7}, "evaluation.json")
+        stage.log_metrics({"dpo/accuracy": 0.7})
+
+    run = runs(tracker)["demo-run"]
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"dpo/accuracy": 0.7})
+    assert stage.unsent is not None
+    [unsent] = [record for record in read_unsent(stage.unsent) if record["kind"] == "artifact"]
+    assert (unsent["key"], json.loads(unsent["value"])) == ("evaluation.json", {"accuracy": 0.7})
+
+
+def test_a_dpo_log_is_published_under_readable_names() -> None:
+    log = {"loss": 0.7, "rewards/accuracies": 0.5, "rewards/margins": 0.1, "rewards/chosen": 0.2,
+           "rewards/rejected": 0.1, "logps/chosen": -9.0, "learning_rate": 1e-6, "grad_norm": 2.0}  # fmt: skip
+    assert published_metrics(log) == {
+        "train/loss": 0.7, "train/accuracy": 0.5, "train/margin": 0.1, "train/reward_chosen": 0.2,
+        "train/reward_rejected": 0.1, "train/logps_chosen": -9.0, "train/learning_rate": 1e-6, "train/grad_norm": 2.0,
+    }  # fmt: skip
+    assert published_metrics({"eval_loss": 0.6, "eval_rewards/margins": 0.2, "eval_runtime": 3.0, "epoch": 1.0}) == {
+        "validation/loss": 0.6, "validation/margin": 0.2, "validation/runtime_s": 3.0,
+    }  # fmt: skip
+
+
+def test_every_step_of_a_trainer_is_recorded_once(tracker: Tracker, tmp_path: Path) -> None:
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    class Line(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: torch.Tensor, return_loss: bool = True) -> dict[str, torch.Tensor]:
+            return {"loss": (self.weight * x).square().mean()}
+
+    rows = [{"x": 1.0}] * 4
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=3, per_device_train_batch_size=1, logging_steps=1, learning_rate=0.1, optim="sgd",
+        lr_scheduler_type="constant", max_grad_norm=0.0, use_cpu=True, report_to=[], disable_tqdm=True,
+        eval_strategy="steps", eval_steps=2, prediction_loss_only=True, save_strategy="no",
+    )  # fmt: skip
+    with tracker.stage("train_dpo") as stage:
+        callbacks = [tracking.metrics_callback(stage)]
+        Trainer(Line(), arguments, train_dataset=rows, eval_dataset=rows, callbacks=callbacks).train()  # type: ignore[arg-type]
+
+    # loss w², gradient 2w, so that each step takes w to 0.8 w: 2, 1.6, 1.28, 1.024.
+    run = runs(tracker)["train_dpo of demo-run"]
+    assert history(tracker.uri, run, "train/loss") == [(1, 4.0), (2, pytest.approx(2.56)), (3, pytest.approx(1.6384))]
+    assert history(tracker.uri, run, "validation/loss") == [(2, pytest.approx(1.6384)), (3, pytest.approx(1.048576))]
+    assert history(tracker.uri, run, "train/learning_rate") == [(1, 0.1), (2, 0.1), (3, 0.1)]
+    assert [step for step, _ in history(tracker.uri, run, "train/epoch")] == [1, 2, 3]
+    assert history(tracker.uri, run, "summary/loss") == [(3, pytest.approx((4 + 2.56 + 1.6384) / 3))]
+
+
+def test_a_tracker_is_pickled_and_hides_its_password() -> None:
+    tracker = Tracker("postgresql://me:secret@host/db", "experiment", "id-1", "demo-run")
+    assert pickle.loads(pickle.dumps(tracker)) == tracker  # noqa: S301
+    assert "secret" not in repr(tracker)
+    assert tracker.shown_uri == "postgresql://host/db"
+
+
+def test_the_link_leads_to_the_curves(tracker: Tracker) -> None:
+    with tracker.parent("load_preferences") as stage:
+        link, command = stage.link(), stage.serve_command
+    experiment = runs(tracker)["demo-run"].info.experiment_id
+    assert link.startswith(f"http://127.0.0.1:5000/#/experiments/{experiment}/runs?workflowType=machine_learning")
+    assert command == f"mlflow ui --backend-store-uri {tracker.uri} --port 5000"
+
+
+def test_nested_settings_become_flat() -> None:
+    assert flatten({"a": {"b": {"c": 1}}, "d": [{"e": "x"}, {"e": None}]}) == {
+        "a.b.c": "1",
+        "d.0.e": "x",
+        "d.1.e": "null",
+    }
+
+
+def test_the_store_is_the_environment_s_or_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.default_tracking_uri() == f"sqlite:///{tmp_path}/.mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert tracking.default_tracking_uri() == "http://host:5000"
+
+
+class Server:
+    """An MLflow server of its own on a free port, that can be killed and started again."""
+
+    def __init__(self, folder: Path, database: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._log = (folder / "server.log").open("w")
+        self._command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+            "--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"),
+        ]  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self._process = subprocess.Popen(
+            self._command, env=environment, stdout=self._log, stderr=self._log, start_new_session=True
+        )
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        pytest.fail(f"the server does not answer: {Path(self._log.name).read_text()}")
+
+    def kill(self) -> None:
+        if self._process:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(store: str, tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path, store)
+    server.start()
+    yield server
+    server.kill()
+
+
+def outages(caplog: pytest.LogCaptureFixture, step: str) -> list[str]:
+    messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    return [message for message in messages if f"does not take the records of {step}" in message]
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_ends_nothing_and_loses_nothing(
+    server: Server, store: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "SEND_EVERY_S", 0.05)
+    tracker = Tracker(server.uri, "dies", pipeline_run="id-1", run_name="demo-run")
+    server.wait()
+
+    # It dies in the middle of SFT and stays away.
+    with tracker.stage("train_sft") as sft:
+        for step in range(10):
+            sft.log_metrics({"train/loss": step / 10}, step)
+            time.sleep(0.02)
+        server.kill()
+        for step in range(10, 2000):
+            sft.log_metrics({"train/loss": step / 10}, step)
+    assert len(outages(caplog, "train_sft")) == 1
+    assert server.uri in outages(caplog, "train_sft")[0]
+    assert str(sft.unsent) in caplog.text
+    arrived = history(store, runs(tracker, store)["train_sft of demo-run"], "train/loss")
+    assert arrived, "nothing was sent while the server lived"
+    assert sorted(arrived + unsent_metrics(sft.unsent)) == [(step, step / 10) for step in range(2000)]
+
+    # It is down when DPO begins, and comes back in the middle.
+    monkeypatch.setattr(tracking, "RETRY_AFTER_S", 0.1)
+    monkeypatch.setattr(tracking, "RETRY_AT_MOST_AFTER_S", 0.5)
+    with tracker.stage("train_dpo") as dpo:
+        dpo.log_metrics({"train/loss": 0.5}, step=1)
+        server.start()
+        server.wait()
+        dpo.log_metrics({"train/loss": 0.25}, step=2)
+    assert dpo.unsent is None
+    assert len(outages(caplog, "train_dpo")) == 1
+    run = runs(tracker, store)["train_dpo of demo-run"]
+    assert history(store, run, "train/loss") == [(1, 0.5), (2, 0.25)]
+    assert run.data.tags[tracking.OUTAGE_TAG].startswith("since ")
+    assert run.data.tags[STAGE_TAG] == "train_dpo"
+    assert set(states(tracker, store).values()) == {"FINISHED"}, "the end of SFT is told as soon as the server is back"
+
+
+def test_a_server_that_was_never_there_costs_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Tracker("http://127.0.0.1:9", "none", pipeline_run="id-1", run_name="demo-run")
+    began = time.monotonic()
+    with tracker.stage("train_dpo") as stage:
+        stage.log_params({"dpo": {"beta": 0.1}})
+        stage.log_metrics({"train/loss": 0.5}, step=1)
+        assert "has not answered" in stage.link()
+
+    assert time.monotonic() - began < 15
+    assert [message.split(":")[0] for message in outages(caplog, "train_dpo")] == ["MLflow at http"]
+    assert "Connection refused" in caplog.text
+    assert unsent_metrics(stage.unsent) == [(1, 0.5)]

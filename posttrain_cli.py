@@ -58,5 +58,13 @@ def report(run: str | None, as_json: bool) -> None:
         print_report(outcome)
 
 
+@main.command()
+def settings() -> None:
+    """Print the table of all settings."""
+    from posttrain.settings import settings_table
+
+    click.echo(settings_table())
+
+
 if __name__ == "__main__":
     main()

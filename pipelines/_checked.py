@@ -35,7 +35,7 @@ class CheckedPipeline(Pipeline):
         """
         path = config_path or os.path.relpath(self.default_config)
         with clean_errors():
-            check_run_file(path)
+            options.setdefault("run_name", check_run_file(path))
         return super().with_options(config_path=path, execution_mode=_execution_mode(), **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> PipelineRunResponse | None:

@@ -17,14 +17,14 @@ from posttrain.errors import UserError
 STEPS = frozenset(module.name for module in pkgutil.iter_modules(steps.__path__) if not module.name.startswith("_"))
 
 
-def check_run_file(path: str) -> None:
-    """Checks a run's whole file: the run's own settings and ZenML's.
+def check_run_file(path: str) -> str:
+    """The name for a run of a file, once all of the file is checked: the run's own settings and ZenML's.
 
     Raises:
         UserError: file, key, value and remedy.
     """
-    load_config(path)
-    document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    config = load_config(path)
+    document: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     try:
         checked = PipelineRunConfiguration.model_validate(document)
     except ValidationError as error:
@@ -45,6 +45,7 @@ def check_run_file(path: str) -> None:
             f"{path}: schedule: the orchestrator of stack {stack!r} cannot run schedules: choose one that can with -s "
             "(on Kubernetes, SageMaker, Vertex, AzureML or Airflow), or drop the schedule"
         )
+    return checked.run_name or f"{config.name}-{{date}}-{{time}}"
 
 
 def _check_step(where: str, name: str, options: dict[str, Any]) -> None:

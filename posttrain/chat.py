@@ -23,7 +23,7 @@ TEMPLATES = {
     "plain": (
         "{{ bos_token }}{% for m in messages %}{{ m['role'].capitalize() }}: {{ m['content'] }}"
         "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}Assistant: {% endif %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}"
     ),
     "chatml": (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}"
@@ -152,7 +152,7 @@ def _render(chat: Chat, messages: Messages, **options: Any) -> str:
 
 
 def _encode(chat: Chat, texts: list[str]) -> list[list[int]]:
-    return list(chat.tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
+    return list(chat.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else []
 
 
 def _completions(
@@ -177,9 +177,11 @@ def _completions(
         end = tail.rfind(stop)
         tails.append(tail[: end + len(stop)] if end >= 0 else tail + stop)
     whole = _encode(chat, [prompt + tail for prompt, tail in zip(prompt_texts, tails, strict=True)])
+    merged = [i for i, (ids, prompt) in enumerate(zip(whole, prompt_ids, strict=True)) if ids[: len(prompt)] != prompt]
+    alone = dict(zip(merged, _encode(chat, [tails[i] for i in merged]), strict=True))
     return [
-        ids[len(prompt) :] if ids[: len(prompt)] == prompt else _encode(chat, [tail])[0]
-        for ids, prompt, tail in zip(whole, prompt_ids, tails, strict=True)
+        alone[i] if i in alone else ids[len(prompt) :]
+        for i, (ids, prompt) in enumerate(zip(whole, prompt_ids, strict=True))
     ]
 
 

@@ -58,7 +58,7 @@ def plan(config: RunConfig) -> dict[str, StagePlan]:
 def read_shape(section: ModelSection) -> Shape | None:
     """The shape of the base, from its config and the headers of its weights; None where they are not on this machine."""
     if section.base == "demo":
-        return Shape(n_parameters=1_917_504, n_layers=4, hidden_size=192, n_adapter_parameters_per_rank=14_592)
+        return Shape(n_parameters=1_912_896, n_layers=4, hidden_size=192, n_adapter_parameters_per_rank=14_592)
     folder = Path(section.base).expanduser()
     if not folder.is_dir():
         cached = try_to_load_from_cache(section.base, "config.json", revision=section.revision)

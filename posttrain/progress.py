@@ -14,7 +14,7 @@ SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "m
 
 transformers.utils.logging.disable_progress_bar()  # of loading and saving weights
 # TRL turns it on by default, so it must be turned off by the name that TRL knows, until TRL takes the new one.
-warnings.filterwarnings("ignore", message="gradient_checkpointing is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def progress_bar(total: int, label: str, unit: str) -> tqdm:

@@ -29,7 +29,7 @@ def decide(figures: Figures, gate: GateSection) -> Promotion:
     against = []
     if not gain.value > gate.min_gain:
         against.append(f"gate.min_gain asks for more than {100 * gate.min_gain:+.1f} points")
-    if not p_value <= gate.max_p_value:
+    elif not p_value <= gate.max_p_value:
         against.append(
             f"a difference like this comes by chance too often: gate.max_p_value asks for p <= {gate.max_p_value:g}"
         )

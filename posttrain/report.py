@@ -36,17 +36,14 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The whole evaluation for scripts; None where a figure does not apply."""
+        nothing = {"value": None, "low": None, "high": None}
         stages = {
             stage: {
-                name: (estimate.model_dump() if estimate else None) for name, estimate in _estimates(figures).items()
+                name: estimate.model_dump() if estimate else dict(nothing)
+                for name, estimate in _estimates(self.figures.stages[stage]).items()
             }
             for stage in STAGES
-            for figures in [self.figures.stages[stage]]
         }
-        nothing = {"value": None, "low": None, "high": None}
-        for stage in stages.values():
-            for name in stage:
-                stage[name] = stage[name] or dict(nothing)
         return {
             "run": self.run,
             **self.figures.model_dump(exclude={"stages"}),
@@ -66,9 +63,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 def _render(report: Report) -> Group:
     figures, data = report.figures, report.data
-    title = f"\n{report.run}: {figures.n_pairs} held-out pairs, in % with {figures.confidence:.0%} intervals"
+    title = f"\n{report.run}: {figures.n_pairs} held-out pairs"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
+    table.add_column(f"in %, {figures.confidence:.0%} intervals", no_wrap=True)
     for stage in STAGES:
         table.add_column(NAMES[stage], justify="right", no_wrap=True)
     for name, label in ROWS.items():

@@ -108,7 +108,9 @@ def test_the_finetuning_type_decides_which_steps_there_are(tmp_path: Path, confi
     assert list(pipeline.invocations) == steps.split()
 
 
-@pytest.mark.parametrize("name", ["7", "sft_checkpoint:7", "no/such/folder", "0b51e4e2-2a4e-4d4c-8f4c-3f1d1b1f4c11"])
+@pytest.mark.parametrize(
+    "name", ["70007", "sft_checkpoint:70007", "no/such/folder", "0b51e4e2-2a4e-4d4c-8f4c-3f1d1b1f4c11"]
+)
 def test_a_missing_sft_checkpoint_is_one_line(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": name}})
     with pytest.raises(click.ClickException, match=f"dpo.sft_checkpoint: '{name}' is neither"):
@@ -182,7 +184,8 @@ def test_nothing_is_trained_twice(
     }
 
     without_sft = {key: section for key, section in TINY.items() if key != "sft"}
-    from_sft = run({**without_sft, "finetuning_type": "dpo", "dpo": {**TINY["dpo"], "sft_checkpoint": "1"}})
+    version = first.steps["train_sft"].outputs["sft_checkpoint"][0].version
+    from_sft = run({**without_sft, "finetuning_type": "dpo", "dpo": {**TINY["dpo"], "sft_checkpoint": version}})
     # ZenML's cache key depends on where an input comes from; the same weights come out, so the verdict stands.
     assert worked(from_sft) == always | {"score_reference", "train_dpo", "evaluate"}
 

@@ -1,0 +1,74 @@
+"""The `posttrain` command and what the README says."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import ROOT
+
+from posttrain.config import load_config
+from posttrain.plan import plan, read_shape
+from posttrain.settings import settings_table
+from posttrain_cli import main
+
+
+def test_the_readme_lists_every_setting():
+    """`posttrain settings` prints what stands there."""
+    assert settings_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_check_tells_what_a_config_costs(path):
+    result = CliRunner().invoke(main, ["check", str(path)])
+    assert result.exit_code == 0
+    assert "dpo: " in result.output
+    assert "effective batch size" in result.output
+    assert "learning_rate" in result.output  # the resolved config
+
+
+def test_check_of_the_demo_is_right():
+    """4070 rows, 87.5 % of them trained on: 3561; in batches of 16 SFT takes 223 steps, DPO half of that."""
+    stages = plan(load_config(ROOT / "configs" / "demo.yaml"))
+    assert stages["sft"].n_rows == stages["dpo"].n_rows == 3561
+    assert (stages["sft"].n_steps, stages["dpo"].n_steps) == (223, 112)
+    assert 0 < stages["sft"].memory_gib < stages["dpo"].memory_gib < 2
+
+
+def test_the_demos_shape_is_that_of_its_weights():
+    """`check` must not build the model to know its size."""
+    from posttrain.model import demo_folder
+
+    section = load_config(ROOT / "configs" / "demo.yaml").model
+    assert read_shape(section) == read_shape(section.model_copy(update={"base": str(demo_folder())}))
+
+
+def test_check_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys, posttrain_cli\n"
+        "posttrain_cli.main(['check', 'configs/demo.yaml'], standalone_mode=False)\n"
+        "sys.exit(len({'torch', 'zenml', 'transformers', 'datasets', 'mlflow'} & set(sys.modules)))"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert time.monotonic() - started < 10  # under 1 on a quiet machine
+
+
+@pytest.mark.parametrize("arguments", [["check", "no.yaml"], ["report", "no-such-run"]])
+def test_a_mistake_is_one_line(arguments):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith("Error: no")
+    assert "Traceback" not in result.output
+
+
+def test_check_names_the_file_and_the_key(tmp_path: Path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("parameters: {config: {dpo: {betta: 1}}}")
+    result = CliRunner().invoke(main, ["check", str(path)])
+    assert result.exit_code == 1
+    assert result.output == f"Error: {path}: dpo.betta: unknown key (did you mean 'beta'?)\n"

@@ -1,0 +1,193 @@
+"""Whole runs on files: the shipped configs' own values, a changed row, DPO alone, and what MLflow keeps of it all."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from conftest import ROOT
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from zenml.client import Client
+from zenml.enums import ExecutionStatus
+from zenml.models import PipelineRunResponse
+
+from pipelines.dpo import dpo_pipeline
+from pipelines.report import read_report
+
+pytestmark = pytest.mark.slow
+
+THINGS = ("printer", "router", "lamp", "kettle", "radio", "clock")
+
+
+def write_pairs(path: Path, n: int = 60) -> Path:
+    """Preference pairs in the explicit layout, each prompt its own."""
+    rows = [
+        {
+            "prompt": f"My {THINGS[i % 6]} number {i} is broken.",
+            "chosen": f"Restart it {i} times.",
+            "rejected": f"No. {i}",
+        }
+        for i in range(n)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_instructions(path: Path) -> Path:
+    """Instructions in the Alpaca layout."""
+    rows = [{"instruction": f"Name thing {i}.", "input": "", "output": THINGS[i % 6]} for i in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(folder: Path, config: dict[str, Any]) -> PipelineRunResponse:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({"parameters": {"config": config}}))
+    done = dpo_pipeline.with_options(config_path=str(path))()
+    assert done is not None
+    assert done.status == ExecutionStatus.COMPLETED
+    return done
+
+
+def worked(done: PipelineRunResponse) -> set[str]:
+    return {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
+
+
+def mlflow_runs(experiment: str) -> list[Run]:
+    client = MlflowClient()
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return list(client.search_runs([found.experiment_id]))
+
+
+@pytest.mark.parametrize("name", ["handbook", "modern_llm"])
+def test_the_peers_values_run_the_whole_path(name: str, tmp_path: Path, tiny_folder: Path) -> None:
+    """Their learning rates, schedules, adapters, batches, templates and bf16; model, data and sizes are ours."""
+    config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())["parameters"]["config"]
+    config["model"]["base"] = str(tiny_folder)
+    config["data"] |= {"sources": [{"path": str(write_pairs(tmp_path / "pairs.jsonl"))}], "test_size": 0.3}
+    config["data"]["validation_size"] = 0.1
+    config["sft"]["dataset"] = {"path": str(write_instructions(tmp_path / "instructions.jsonl"))}
+    config["tracking"] = {"experiment": name}
+    for stage in ("sft", "dpo"):
+        config[stage] |= {
+            "max_steps": 3,
+            "warmup_steps": 1,
+            "eval_steps": 2,
+            "optimizer": "adamw",
+        }  # 8-bit Adam needs CUDA
+    report = read_report(run(tmp_path, config).id).as_dict()
+    assert report["n_pairs"] > 5
+    assert set(report["stages"]) == {"base", "sft", "dpo"}
+    figures = {"likelihood_accuracy", "normalised_accuracy", "implicit_accuracy", "true_agreement"}
+    for stage in report["stages"].values():
+        assert figures <= set(stage)
+        assert all(set(stage[figure]) == {"value", "low", "high"} for figure in figures)
+    assert report["stages"]["sft"]["implicit_accuracy"]["value"] is None
+    assert 0 <= report["stages"]["dpo"]["implicit_accuracy"]["value"] <= 1
+    assert isinstance(report["promotion"]["promoted"], bool)
+    assert report["promotion"]["reasons"]
+    assert report["data"]["n_read"] == report["data"]["n_kept"] + report["data"]["n_dropped"] == 60
+    json.dumps(report)
+    (dpo,) = [r for r in mlflow_runs(name) if r.info.run_name.startswith("train_dpo")]
+    first = MlflowClient().get_metric_history(dpo.info.run_id, "train/loss")[0]
+    assert (first.step, round(first.value, 2)) == (1, 0.69)
+
+
+def test_a_changed_row_runs_what_depends_on_it(tmp_path: Path, tiny_folder: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    config = {
+        "name": "rows",
+        "model": {"base": str(tiny_folder)},
+        "data": {"sources": [{"path": str(pairs)}], "test_size": 0.3, "validation_size": 0.1},
+        "sft": {"max_steps": 2, "max_length": 64},
+        "dpo": {"max_steps": 2, "max_length": 64, "max_prompt_length": 48},
+        "tracking": {"experiment": "rows"},
+    }
+    everything = {"train_sft", "score_reference", "train_dpo", "evaluate", "promote"}
+    first = run(tmp_path, config)
+    assert everything <= worked(first)
+
+    pairs.touch()  # a new time stamp is no change
+    assert not everything & worked(run(tmp_path, config))
+
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    rows[7]["chosen"] = "Buy a new one."
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert everything <= worked(run(tmp_path, config))
+
+    # DPO alone, from the folder of an earlier SFT checkpoint
+    folder = str(Path(first.steps["train_sft"].outputs["sft_checkpoint"][0].uri) / "files")
+    alone = copy.deepcopy(config) | {"finetuning_type": "dpo"}
+    del alone["sft"]
+    alone["dpo"]["sft_checkpoint"] = folder
+    done = run(tmp_path, alone)
+    assert "train_sft" not in done.steps
+    assert read_report(done.id).figures.stages["dpo"] is not None
+
+    # SFT alone: held against the base
+    only_sft = run(tmp_path, copy.deepcopy(config) | {"finetuning_type": "sft"})
+    report = read_report(only_sft.id)
+    assert report.figures.stages["dpo"] is None
+    assert "SFT orders" in report.promotion.reasons[0]
+
+
+def test_mlflow_keeps_a_parent_run_and_one_nested_run_a_stage(tmp_path: Path, tiny_folder: Path) -> None:
+    config = {
+        "name": "tracked",
+        "model": {"base": str(tiny_folder), "method": "lora"},
+        "data": {
+            "sources": [{"path": str(write_pairs(tmp_path / "pairs.jsonl"))}],
+            "test_size": 0.3,
+            "validation_size": 0.1,
+        },
+        "sft": {"max_steps": 3, "max_length": 64},
+        "dpo": {"max_steps": 4, "max_length": 64, "max_prompt_length": 48, "beta": 0.2},
+        "tracking": {"experiment": "tracked"},
+    }
+    done = run(tmp_path, config)
+    runs = {r.info.run_name: r for r in mlflow_runs("tracked")}
+    assert set(runs) == {done.name, f"train_sft of {done.name}", f"train_dpo of {done.name}"}
+    assert {r.info.status for r in runs.values()} == {"FINISHED"}
+    parent = runs[done.name]
+    for stage, n_steps in (("train_sft", 3), ("train_dpo", 4)):
+        nested = runs[f"{stage} of {done.name}"]
+        assert nested.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        client = MlflowClient()
+        for metric in ("train/loss", "train/learning_rate", "train/grad_norm"):
+            history = client.get_metric_history(nested.info.run_id, metric)
+            assert [point.step for point in history] == list(range(1, n_steps + 1)), metric
+    dpo = runs[f"train_dpo of {done.name}"].data.metrics
+    assert {"train/accuracy", "train/margin", "train/reward_chosen", "train/reward_rejected"} <= set(dpo)
+    assert parent.data.params["dpo.beta"] == "0.2"
+    assert {"data.digest", "code.digest", "versions.trl", "versions.zenml"} <= set(parent.data.params)
+    assert parent.data.metrics["evaluation/dpo/likelihood_accuracy"] == pytest.approx(
+        read_report(done.id).figures.stages["dpo"].likelihood_accuracy.value
+    )
+    assert {i.dataset.name for i in parent.inputs.dataset_inputs} == {
+        f"preferences/{split}" for split in ("train", "validation", "test")
+    }
+    artifacts = {a.path for a in MlflowClient().list_artifacts(parent.info.run_id)}
+    assert artifacts == {"config.json", "data_report.json", "evaluation.json"}
+    assert parent.data.tags["promoted"] in ("true", "false")
+
+
+def test_a_failed_run_leaves_no_run_open(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """max_length leaves no room for any response, which only shows once the prompts are tokens."""
+    config = {
+        "model": {"base": str(tiny_folder)},
+        "data": {"sources": [{"path": str(write_pairs(tmp_path / "pairs.jsonl"))}], "test_size": 0.3},
+        "sft": {"max_steps": 1, "max_length": 64},
+        "dpo": {"max_steps": 1, "max_length": 8, "max_prompt_length": 8},
+        "tracking": {"experiment": "failed"},
+    }
+    with pytest.raises(click.ClickException, match=r"no training pair has room for a response"):
+        run(tmp_path, config)
+    status = {r.info.run_name.split(" of ")[0]: r.info.status for r in mlflow_runs("failed")}
+    last = Client().list_pipeline_runs(sort_by="desc:created", size=1).items[0]
+    assert status == {last.name: "FAILED", "train_sft": "FINISHED", "train_dpo": "FAILED"}
+    assert last.status == ExecutionStatus.FAILED

@@ -28,14 +28,25 @@ class EvaluationMaterializer(FolderMaterializer):
         return hashlib.sha256(data.figures.model_dump_json().encode()).hexdigest()
 
 
+NAMES = {
+    "likelihood_accuracy": "accuracy",
+    "normalised_accuracy": "accuracy_per_token",
+    "implicit_accuracy": "accuracy_implicit",
+}
+
+
 def key_figures(figures: Figures) -> dict[str, float]:
-    """The figures without their intervals, under names such as `dpo/likelihood_accuracy` and `dpo_vs_sft/p_value`."""
+    """The figures without their intervals, under names such as `accuracy/dpo` and `gain/dpo_vs_sft`.
+
+    MLflow makes a section of charts of what stands before the slash, in alphabetical order: the accuracies come first, the
+    models side by side.
+    """
     flat = {
-        f"{stage}/{name}": estimate["value"]
+        f"{NAMES.get(name, name)}/{stage}": estimate["value"]
         for stage, of_stage in figures.stages.items()
         for name, estimate in (of_stage.model_dump() if of_stage else {}).items()
         if estimate is not None
     }
     for name, comparison in figures.comparisons.items():
-        flat |= {f"{name}/gain": comparison.gain.value, f"{name}/p_value": comparison.p_value}
+        flat |= {f"gain/{name}": comparison.gain.value, f"p_value/{name}": comparison.p_value}
     return flat

@@ -102,15 +102,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def published_metrics(logs: Mapping[str, Any]) -> dict[str, float]:
-    """One log of a Trainer under the names it is published by: `train/…`, `validation/…` or, at the end, `summary/…`.
+    """One log of a Trainer under the names it is published by: `train/…`, `validation/…` or, at the end, `whole_training/…`.
 
     A log of validation or of the end repeats `epoch` and the like from the step's own log; those are published once.
     """
     if "loss" in logs:
         space, figures = "train", dict(logs)
     elif "train_runtime" in logs:
-        space = "summary"
-        figures = {k.removeprefix("train_"): v for k, v in logs.items() if k.startswith("train_") or k == "total_flos"}
+        space = "whole_training"  # MLflow sorts by name: the curves come before it
+        figures = {k.removeprefix("train_"): v for k, v in logs.items() if k.startswith("train_")}
     else:
         space = "validation"
         figures = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,10 @@ def train_and_seal(
         UserError: the loss is no longer a number.
     """
     follow(trainer, name.upper())
-    result = trainer.train()
+    try:
+        result = trainer.train()
+    finally:
+        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)  # the trainer's own folder; nothing is kept there
     if not torch.isfinite(torch.tensor(result.training_loss)):
         raise UserError(
             f"{name}: the loss is {result.training_loss}: nothing is saved; lower {name}.learning_rate, or raise its warmup_steps"

@@ -30,6 +30,6 @@ def evaluate(
         result = library.evaluate(
             preferences, base, sft_checkpoint, dpo_checkpoint, reference_logps, model, lengths, evaluation
         )
-        run.log_metrics({f"evaluation/{name}": value for name, value in key_figures(result.figures).items()})
+        run.log_metrics(key_figures(result.figures))
         run.log_dict(result.figures.model_dump(), "evaluation.json")
     return result

@@ -165,7 +165,7 @@ def test_mlflow_keeps_a_parent_run_and_one_nested_run_a_stage(tmp_path: Path, ti
     assert {"train/accuracy", "train/margin", "train/reward_chosen", "train/reward_rejected"} <= set(dpo)
     assert parent.data.params["dpo.beta"] == "0.2"
     assert {"data.digest", "code.digest", "versions.trl", "versions.zenml"} <= set(parent.data.params)
-    assert parent.data.metrics["evaluation/dpo/likelihood_accuracy"] == pytest.approx(
+    assert parent.data.metrics["accuracy/dpo"] == pytest.approx(
         read_report(done.id).figures.stages["dpo"].likelihood_accuracy.value
     )
     assert {i.dataset.name for i in parent.inputs.dataset_inputs} == {

@@ -154,8 +154,8 @@ def test_every_artifact_has_metadata(tmp_path: Path) -> None:
     assert stored(PreferencesMaterializer, pairs).extract_metadata(pairs)["n_test"] == len(pairs.test)
     assert stored(CheckpointMaterializer, sft).extract_metadata(sft)["n_steps"] == 1.0
     figures = stored(EvaluationMaterializer, evaluation()).extract_metadata(evaluation())
-    assert figures["sft/likelihood_accuracy"] == 0.5
-    assert figures["sft_vs_base/p_value"] == 1.0
+    assert figures["accuracy/sft"] == 0.5
+    assert figures["p_value/sft_vs_base"] == 1.0
 
 
 def test_a_preview_shows_the_first_rows() -> None:

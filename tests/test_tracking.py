@@ -242,7 +242,7 @@ def test_every_step_of_a_trainer_is_recorded_once(tracker: Tracker, tmp_path: Pa
     assert history(tracker.uri, run, "validation/loss") == [(2, pytest.approx(1.6384)), (3, pytest.approx(1.048576))]
     assert history(tracker.uri, run, "train/learning_rate") == [(1, 0.1), (2, 0.1), (3, 0.1)]
     assert [step for step, _ in history(tracker.uri, run, "train/epoch")] == [1, 2, 3]
-    assert history(tracker.uri, run, "summary/loss") == [(3, pytest.approx((4 + 2.56 + 1.6384) / 3))]
+    assert history(tracker.uri, run, "whole_training/loss") == [(3, pytest.approx((4 + 2.56 + 1.6384) / 3))]
 
 
 def test_a_tracker_is_pickled_and_hides_its_password() -> None:

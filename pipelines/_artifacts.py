@@ -20,8 +20,9 @@ def existing_checkpoint(name: str) -> Any:
     Raises:
         UserError: there is neither.
     """
-    if Path(name).is_dir():
-        return import_checkpoint(str(Path(name).resolve()))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return import_checkpoint(str(folder.resolve()))
     artifact, _, version = name.rpartition(":")
     filters: dict[str, Any] = {"artifact": artifact or "sft_checkpoint", "version": version}
     with contextlib.suppress(ValueError):

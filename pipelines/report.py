@@ -1,6 +1,7 @@
 """The outcome of a run, read back from ZenML."""
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ def read_report(run: str | UUID | None = None) -> Report:
             f"run {found.name} is {found.status.value}, without outcome: name another run (`zenml pipeline runs list`)"
         )
     steps = found.steps
+    if "promote" not in steps:
+        raise UserError(f"run {found.name} is not of {PIPELINE}: name another run (`zenml pipeline runs list`)")
     newest = steps.get("train_dpo") or steps["train_sft"]
     return Report(
         run=found.name,
@@ -59,8 +62,8 @@ def _command(line: str) -> str:
     scripts = Path(sys.executable).parent
     found = shutil.which(program)
     if found is None or Path(found).parent != scripts:
-        program = os.path.relpath(scripts / program)
-    settings = f"ZENML_CONFIG_PATH={config} " if (config := os.environ.get("ZENML_CONFIG_PATH")) else ""
+        program = shlex.quote(os.path.relpath(scripts / program))
+    settings = f"ZENML_CONFIG_PATH={shlex.quote(config)} " if (config := os.environ.get("ZENML_CONFIG_PATH")) else ""
     return f"{settings if 'posttrain' in program else ''}{program} {rest}"
 
 

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import UserError
 
 Messages = list[dict[str, str]]
+
+PROBE = "posttrain-probe"
+"""A response that no template contains of itself."""
 
 # Line ends stand in expressions, because the template engine drops the one that follows a block.
 TEMPLATES = {
@@ -83,7 +87,12 @@ def prepare_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) 
                 f"model.chat_template: {chat_template!r} is neither one of {', '.join(sorted(TEMPLATES))} nor a .jinja "
                 "file: name one of these, or leave it out for the tokenizer's own"
             )
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"model.chat_template: {chat_template} is not UTF-8 text: {error}: save it as UTF-8"
+            ) from error
         template = path.name
     if tokenizer.eos_token is None:
         raise UserError(
@@ -148,7 +157,13 @@ def tokenise_completions(chat: Chat, rows: Dataset, max_length: int) -> Tokenise
 
 
 def _render(chat: Chat, messages: Messages, **options: Any) -> str:
-    return str(chat.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    try:
+        return str(chat.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(
+            f"model.chat_template: {chat.template} refuses a conversation of {roles} ({error}): choose another template"
+        ) from error
 
 
 def _encode(chat: Chat, texts: list[str]) -> list[list[int]]:
@@ -187,13 +202,18 @@ def _completions(
 
 def _stop_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The first special token that the template puts after a response, else the tokenizer's end of sequence."""
-    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": PROBE}]
     try:
         text = str(tokenizer.apply_chat_template(probe, tokenize=False))
-    except Exception as error:  # a template is a program: whatever it raises is its author's to mend
-        raise UserError(f"model.chat_template: fails on a plain question and answer: {error}") from error
+    except TemplateError as error:
+        raise UserError(
+            f"model.chat_template: fails on a plain question and answer: {error}: choose another"
+        ) from error
+    _, found, end = text.rpartition(PROBE)
+    if not found:
+        raise UserError("model.chat_template: leaves out what the assistant says: choose another template")
     special = set(tokenizer.all_special_ids)
-    after = tokenizer(text[text.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
+    after = tokenizer(end, add_special_tokens=False)["input_ids"]
     return int(next((token for token in after if token in special), tokenizer.eos_token_id))
 
 

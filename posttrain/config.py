@@ -30,7 +30,7 @@ DIVERGENCE_LOSSES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "rob
 class Section(BaseModel):
     """A group of settings. Unknown keys are errors, values cannot be changed once checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -41,6 +41,7 @@ class Section(BaseModel):
         return value
 
 
+INSTRUCTION_FORMATS = ("alpaca", "prompt_completion", "messages")
 Column = Literal["prompt", "chosen", "rejected", "completion", "instruction", "input", "output", "messages"]
 
 
@@ -87,6 +88,14 @@ class DataSection(Section):
         description="stop when a larger share of the rows cannot be used: the source or format is wrong",
     )
 
+    @field_validator("sources")
+    @classmethod
+    def sources_hold_pairs(cls, sources: list[Source]) -> list[Source]:
+        for source in sources:
+            if source.format in INSTRUCTION_FORMATS:
+                raise ValueError(f"format {source.format} holds instructions, not pairs: name it under sft.dataset")
+        return sources
+
     @model_validator(mode="after")
     def something_is_left_to_train_on(self) -> DataSection:
         if self.test_size + self.validation_size >= 0.9:
@@ -100,7 +109,7 @@ class LoraSection(Section):
     rank: int = Field(16, ge=1, description="higher: more capacity, more memory")
     alpha: float = Field(32.0, gt=0, description="the adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="higher: less overfitting, slower learning")
-    target_modules: Literal["all-linear"] | list[str] = Field(
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
         "all-linear", description="which layers get an adapter; never lm_head, which TRL would not train"
     )
 
@@ -197,18 +206,28 @@ class SftSection(TrainSection):
     )
     learning_rate: float = Field(3.0e-4, gt=0, le=1, description=LEARNING_RATE)
 
+    @field_validator("dataset")
+    @classmethod
+    def the_dataset_holds_instructions(cls, dataset: Source | None) -> Source | None:
+        if dataset and dataset.format not in ("auto", *INSTRUCTION_FORMATS):
+            raise ValueError(f"format {dataset.format} holds pairs, not instructions: name it under data.sources")
+        return dataset
+
 
 class DpoSection(TrainSection):
     """Direct preference optimisation (Rafailov et al. 2023) with any of TRL's losses."""
 
     sft_checkpoint: str | None = Field(
         None,
+        coerce_numbers_to_str=True,
         description="with finetuning_type dpo: where DPO starts, a folder or an artifact version (`sft_checkpoint:3`, `3`)",
     )
     learning_rate: float = Field(5.0e-6, gt=0, le=1, description=LEARNING_RATE)
     beta: float = Field(0.1, gt=0, le=10, description="higher: stays closer to the SFT model; 0.01 to 0.5 is usual")
     loss_type: LossType | list[LossType] = Field("sigmoid", description="one of TRL's losses, or several to be mixed")
-    loss_weights: list[float] | None = Field(None, description="one weight a loss; null: 1 each")
+    loss_weights: list[Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="one weight a loss; null: 1 each"
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="robust: share of flipped labels; exo_pair: about 1e-3"
     )
@@ -299,7 +318,7 @@ class RunConfig(Section):
     finetuning_type: Literal["sft", "dpo", "both"] = Field(
         "both", description="SFT alone, DPO alone from dpo.sft_checkpoint, or SFT and then DPO"
     )
-    seed: int = Field(42, ge=0, description="of initial weights, data order and dropout")
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="of initial weights, data order and dropout")
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     sft: SftSection = SftSection()
@@ -343,6 +362,21 @@ TOP_LEVEL_KEYS = frozenset(
 )
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Reads YAML and refuses a key that stands twice, of which YAML would drop the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: str | Path) -> RunConfig:
     """The checked config of a YAML file.
 
@@ -354,10 +388,10 @@ def load_config(path: str | Path) -> RunConfig:
     """
     path = Path(path)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
@@ -408,7 +442,10 @@ def _explain(item: Any) -> tuple[str, str]:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return key, message
-    return key, f"{item['input']!r} is not allowed: must be {message.removeprefix('Input should be ')}"
+    if item["input"] is None:
+        return key, "has no value: give it one, or drop the key for its default"
+    rule = message.replace("Input should be", "must be").replace("List should", "the list should")
+    return key, f"{item['input']!r} is not allowed: {rule}"
 
 
 def _is_union_branch(part: Any) -> bool:

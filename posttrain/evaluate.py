@@ -138,6 +138,11 @@ def evaluate(
         policy = load_model(base, model, checkpoint)
         scores[stage] = score_pairs(policy, test.rows, model, section.tokens_per_batch, f"{stage}, test pairs")
         del policy
+        if not np.isfinite([scores[stage].chosen_logps, scores[stage].rejected_logps]).all():
+            raise UserError(
+                f"evaluation: {stage} gives log-probabilities that are not finite, so nothing can be said of it: its training "
+                "diverged; lower the learning rate"
+            )
     pairs = _pair_table(preferences, list(test.rows["id"]), scores)
     digests = {"base": base.digest} | {name: c.digest for name, c in (("sft", sft), ("dpo", dpo)) if c}
     return Evaluation(summarise(pairs, section, test.counts, {"preferences": preferences.digest, **digests}), pairs)

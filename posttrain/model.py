@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.utils.error import NoMatchingPeftModuleError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from posttrain.chat import Chat, prepare_chat
@@ -21,6 +22,7 @@ from posttrain.checkpoint import Base, Checkpoint, file_digest
 from posttrain.config import ModelSection
 from posttrain.data import demo, demo_base
 from posttrain.errors import UserError
+from posttrain.plan import local_base
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 
@@ -56,9 +58,14 @@ def resolve_base(section: ModelSection) -> Base:
 def load_chat(base: Base, section: ModelSection, checkpoint: Checkpoint | None = None) -> Chat:
     """The tokenizer and template of a checkpoint, or of the base with the template that the config names."""
     if checkpoint is not None:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-        chat = prepare_chat(tokenizer, None)
-        return Chat(chat.tokenizer, checkpoint.manifest.template, chat.stop_id)
+        template = checkpoint.manifest.template
+        if section.chat_template and Path(section.chat_template).name != template:
+            raise UserError(
+                f"model.chat_template: {section.chat_template} is asked for, but {checkpoint.path} was trained with {template}: "
+                "drop the setting, or train SFT again"
+            )
+        chat = prepare_chat(AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True), None)
+        return Chat(chat.tokenizer, template, chat.stop_id)
     source, options = _base_source(base, section)
     return prepare_chat(AutoTokenizer.from_pretrained(source, **options), section.chat_template)
 
@@ -82,6 +89,10 @@ def load_model(
             f"model.base is {base.id} ({base.digest[:16]}): name the base that it belongs to"
         )
     full = checkpoint is not None and checkpoint.manifest.kind == "full"
+    if checkpoint is not None and not full and section.method == "full":
+        raise UserError(
+            f"model.method: full cannot train on from {checkpoint.path}, which holds an adapter: set it to lora"
+        )
     if full:
         assert checkpoint is not None
         source, options = str(checkpoint.path), {"local_files_only": True}
@@ -122,14 +133,7 @@ def cache_dir() -> Path:
 
 def _local_base(section: ModelSection) -> Path | None:
     """The folder of a base that is on this machine, None for a Hub id."""
-    if section.base == "demo":
-        return demo_folder()
-    folder = Path(section.base).expanduser()
-    if folder.is_dir():
-        return folder
-    if section.base.startswith((".", "/", "~")) or section.base.count("/") > 1:
-        raise UserError(f"model.base: {section.base}: there is no such folder: check the path, seen from {Path.cwd()}")
-    return None
+    return demo_folder() if section.base == "demo" else local_base(section.base)
 
 
 def demo_folder() -> Path:
@@ -149,10 +153,6 @@ def _commit_on_hub(section: ModelSection) -> str:
     """The commit that a Hub id and revision stand for: asked of the Hub, else read from the local cache."""
     try:
         return str(HfApi().model_info(section.base, revision=section.revision, timeout=20).sha)
-    except HFValidationError as error:
-        raise UserError(
-            f"model.base: {section.base!r} is neither a folder nor a Hub id (`organisation/name`)"
-        ) from error
     except (HfHubHTTPError, OSError) as error:
         cached = try_to_load_from_cache(section.base, "config.json", revision=section.revision)
         if isinstance(cached, str):
@@ -202,6 +202,15 @@ def _with_adapter(model: PreTrainedModel, section: ModelSection) -> PeftModel:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, config)
+    try:
+        adapted = get_peft_model(model, config)
+    except NoMatchingPeftModuleError as error:
+        names = sorted(
+            {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+        )
+        raise UserError(
+            f"model.lora.target_modules: the model has no layer named in {lora.target_modules}: it has {', '.join(names)}; name "
+            "some of these, or all-linear"
+        ) from error
     assert isinstance(adapted, PeftModel)
     return adapted

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
-from safetensors import safe_open
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+from safetensors import SafetensorError, safe_open
 
 from posttrain.config import ModelSection, RunConfig, TrainSection
 from posttrain.data.sources import count_rows
+from posttrain.errors import UserError
 
 GIB = 2**30
 
@@ -59,25 +62,49 @@ def read_shape(section: ModelSection) -> Shape | None:
     """The shape of the base, from its config and the headers of its weights; None where they are not on this machine."""
     if section.base == "demo":
         return Shape(n_parameters=1_912_896, n_layers=4, hidden_size=192, n_adapter_parameters_per_rank=14_592)
-    folder = Path(section.base).expanduser()
-    if not folder.is_dir():
+    folder = local_base(section.base)
+    if folder is None:
         cached = try_to_load_from_cache(section.base, "config.json", revision=section.revision)
         if not isinstance(cached, str):
             return None
         folder = Path(cached).parent
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
     n_parameters = n_per_rank = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                shape = tensors.get_slice(name).get_shape()
-                n_parameters += math.prod(shape)
-                if len(shape) == 2 and "embed" not in name and "lm_head" not in name:
-                    n_per_rank += sum(shape)
-    if not n_parameters:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    shape = tensors.get_slice(name).get_shape()
+                    n_parameters += math.prod(shape)
+                    if len(shape) == 2 and "embed" not in name and "lm_head" not in name:
+                        n_per_rank += sum(shape)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"model.base: {section.base} is no whole transformers model: {error}: fetch it again"
+        ) from error
+    config = config.get("text_config", config)
+    n_layers = config.get("num_hidden_layers", config.get("n_layer"))
+    hidden_size = config.get("hidden_size", config.get("n_embd"))
+    if not n_parameters or n_layers is None or hidden_size is None:
         return None
-    return Shape(n_parameters, config["num_hidden_layers"], config["hidden_size"], n_per_rank)
+    return Shape(n_parameters, n_layers, hidden_size, n_per_rank)
+
+
+def local_base(base: str) -> Path | None:
+    """The folder of a base that is on this machine, None for a Hub id.
+
+    Raises:
+        UserError: it can be neither.
+    """
+    if (folder := Path(base).expanduser()).is_dir():
+        return folder
+    try:
+        if not base.startswith((".", "/", "~")):
+            validate_repo_id(base)
+            return None
+    except HFValidationError:
+        pass
+    raise UserError(f"model.base: {base}: neither a folder, seen from {Path.cwd()}, nor a Hub id (`organisation/name`)")
 
 
 def _n_train_pairs(config: RunConfig) -> int | None:

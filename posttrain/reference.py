@@ -70,7 +70,9 @@ class ReferenceLogps:
                 f"{len(missing)} pairs (first: {missing[0]}) have no reference log-probabilities: they were scored on other "
                 "data or other lengths; score the reference again"
             )
-        scored = self.table.take([position[row_id] for row_id in ids])
+        scored = self.table.take(
+            pa.array([position[row_id] for row_id in ids], pa.int64())
+        )  # typed, as it may be empty
         names = ("ref_chosen_logps", "ref_rejected_logps", "n_chosen_tokens", "n_rejected_tokens")
         return PairLogps(*(scored[name].to_numpy() for name in names))
 

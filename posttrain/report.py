@@ -96,7 +96,10 @@ def _estimates(figures: Any) -> dict[str, Estimate | None]:
 def _cell(estimate: Estimate | None) -> str:
     if estimate is None:
         return "-"
-    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f}-{100 * estimate.high:.1f})"
+    value, low, high = (
+        f"{100 * end:.1f}".replace("100.0", "100") for end in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} ({low}-{high})"
 
 
 def _reasons(dropped: dict[str, int]) -> str:

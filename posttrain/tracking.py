@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import socket
 import time
 from collections.abc import Mapping
@@ -246,7 +247,7 @@ class Stage:
     def serve_command(self) -> str | None:
         """What serves a store that is a database; None where a server runs already."""
         uri = self._tracker.shown_uri
-        return None if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri} --port {UI_PORT}"
+        return None if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)} --port {UI_PORT}"
 
     def __enter__(self) -> Stage:
         _untold.pop((self._tracker.pipeline_run, self._step), None)

@@ -108,6 +108,18 @@ def test_a_template_that_rewrites_the_prompt_is_refused(chat):
         tokenise_pairs(chat, Dataset.from_dict(pair()), 64, 32)
 
 
+def test_a_template_that_refuses_a_role_or_drops_the_answer_is_refused(chat):
+    row = pair()
+    row["prompt"] = [[{"role": "system", "content": "Be kind."}, *user("Hi")]]
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    chat.tokenizer.chat_template = refusing + TEMPLATES["plain"]
+    with pytest.raises(UserError, match=r"refuses a conversation of system, user \(no system\)"):
+        tokenise_pairs(chat, Dataset.from_dict(row), 64, 32)
+    chat.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(UserError, match="leaves out what the assistant says"):
+        prepare_chat(chat.tokenizer, None)
+
+
 def test_a_broken_or_unknown_template_is_named(chat, tmp_path):
     with pytest.raises(UserError, match=r"'chatmll' is neither one of alpaca, chatml, plain nor a \.jinja file"):
         prepare_chat(chat.tokenizer, "chatmll")

@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 from conftest import ROOT
 
-from posttrain.config import load_config
+from posttrain.config import ModelSection, load_config
+from posttrain.errors import UserError
 from posttrain.plan import plan, read_shape
 from posttrain.settings import settings_table
 from posttrain_cli import main
@@ -64,6 +65,19 @@ def test_a_mistake_is_one_line(arguments):
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].startswith("Error: no")
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("base", ["/nope/x", "./nope", "models/my/base", "my model"])
+def test_check_tells_that_there_is_no_such_base(base):
+    with pytest.raises(UserError, match=r"neither a folder, seen from .*, nor a Hub id"):
+        read_shape(ModelSection(base=base))
+
+
+def test_check_tells_that_a_base_is_not_whole(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match="is no whole transformers model"):
+        read_shape(ModelSection(base=str(tmp_path)))
 
 
 def test_check_names_the_file_and_the_key(tmp_path: Path):

@@ -62,14 +62,23 @@ BAD = {
     "endless warm-up": ({"sft": {"warmup_steps": 10, "max_steps": 10}}, "warmup_steps 10 is not below max_steps 10"),
     "unpinned code": ({"model": {"base": "x/y", "trust_remote_code": True}}, "pin it by a commit in `revision`"),
     "demo model on own data": ({"data": {"sources": [{"path": "mine.jsonl"}]}}, "model.base is demo"),
-    "a list for a mapping": ([], None),
+    "an empty section": ({"dpo": None}, "dpo: has no value: give it one, or drop the key for its default"),
+    "infinity": ({"sft": {"epochs": float("inf")}}, "sft.epochs: inf is not allowed: must be a finite number"),
+    "too large a seed": ({"seed": 2**32}, "seed: 4294967296 is not allowed: must be less than or equal to 4294967295"),
+    "instructions as pairs": (
+        {"model": {"base": "x"}, "data": {"sources": [{"path": "x", "format": "alpaca"}]}},
+        "format alpaca holds instructions, not pairs",
+    ),
+    "pairs as instructions": (
+        {"sft": {"dataset": {"path": "x", "format": "explicit"}}},
+        "holds pairs, not instructions",
+    ),
+    "a list for a mapping": (["x"], "config: ['x'] is not allowed"),
 }
 
 
 @pytest.mark.parametrize(("values", "message"), BAD.values(), ids=BAD.keys())
 def test_a_mistake_is_one_clear_line(values, message):
-    if message is None:
-        values, message = ["x"], "c.yaml: config: ['x'] is not allowed"
     with pytest.raises(UserError) as caught:
         check_config(values, "c.yaml")
     assert message in str(caught.value)
@@ -91,6 +100,7 @@ def test_two_mistakes_are_two_lines():
 
 
 FILES = {
+    "a key twice": ("parameters: {config: {dpo: {beta: 0.1, beta: 0.5}}}", "the key 'beta' stands twice"),
     "missing": (None, "cannot be read (No such file or directory): check the path"),
     "not yaml": ("a: [1", "not valid YAML"),
     "empty": ("", "holds no settings"),

@@ -5,6 +5,7 @@ import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -237,3 +238,15 @@ def test_counting_and_opening_files_import_nothing_slow():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Train.jsonl", "Test.jsonl"), ("train/0000.jsonl", "test/0000.jsonl"), ("pairs_train.jsonl", "pairs-test.jsonl")],
+    ids=["capitals", "folders", "suffixes"],
+)
+def test_a_test_split_is_never_trained_on_for_the_way_it_is_named(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert count_rows(Source(path=str(tmp_path))) == {"train": 1, "test": 1}

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from posttrain.chat import tokenise_completions, tokenise_pairs
-from posttrain.checkpoint import Checkpoint
-from posttrain.config import DpoSection, EvaluationSection, LossType, ModelSection, SftSection
+from posttrain.checkpoint import Checkpoint, seal
+from posttrain.config import DpoSection, EvaluationSection, LoraSection, LossType, ModelSection, SftSection
+from posttrain.data.preferences import Preferences
 from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.evaluate import evaluate
@@ -227,6 +228,47 @@ def test_evaluation_scores_all_models_on_the_same_pairs(after_sft, preferences, 
     for column in ("base_chosen_logps", "sft_chosen_logps", "dpo_rejected_logps"):
         assert again.pairs[column].to_pylist() == pytest.approx(result.pairs[column].to_pylist(), rel=1e-4)
     assert set(result.figures.comparisons) == {"sft_vs_base", "dpo_vs_sft"}
+
+
+def test_layers_that_do_not_exist_are_named_with_those_that_do(tiny_base):
+    base, section = tiny_base
+    wrong = section.model_copy(update={"method": "lora", "lora": LoraSection(target_modules=["nope"])})
+    with pytest.raises(UserError, match=r"no layer named in \['nope'\]: it has .*q_proj"):
+        load_model(base, wrong, trainable=True)
+
+
+@pytest.mark.parametrize("after_sft", ["lora"], indirect=True)
+def test_settings_that_contradict_the_checkpoint_are_refused(after_sft):
+    """They would be ignored: a checkpoint brings its own adapter and template."""
+    with pytest.raises(UserError, match="set it to lora"):
+        load_model(after_sft.base, after_sft.section.model_copy(update={"method": "full"}), after_sft.checkpoint)
+    with pytest.raises(UserError, match=r"alpaca is asked for, but .* was trained with tokenizer"):
+        load_chat(
+            after_sft.base, after_sft.section.model_copy(update={"chat_template": "alpaca"}), after_sft.checkpoint
+        )
+
+
+@pytest.mark.parametrize("after_sft", ["full"], indirect=True)
+def test_an_evaluation_that_is_not_finite_is_refused(after_sft, preferences, tmp_path):
+    """As JSON it would be null, which nothing can read back."""
+    broken = load_model(after_sft.base, after_sft.section, after_sft.checkpoint)
+    broken.get_input_embeddings().weight.data.fill_(math.nan)
+    broken.save_pretrained(tmp_path / "dpo")
+    load_chat(after_sft.base, after_sft.section, after_sft.checkpoint).tokenizer.save_pretrained(tmp_path / "dpo")
+    about = after_sft.checkpoint.manifest.model_dump(exclude={"files", "digest", "stage"})
+    dpo = seal(tmp_path / "dpo", [], stage="dpo", **about)
+    arguments = (after_sft.checkpoint, dpo, after_sft.reference, after_sft.section, LENGTHS, EvaluationSection())
+    with pytest.raises(UserError, match="dpo gives log-probabilities that are not finite"):
+        evaluate(preferences, after_sft.base, *arguments)
+
+
+def test_training_does_without_validation_pairs(after_sft, preferences, tmp_path):
+    none = Preferences(preferences.train, preferences.validation.select([]), preferences.test)
+    reference = score_reference(none, after_sft.checkpoint, after_sft.base, after_sft.section, LENGTHS, 8192)
+    where = Stage(after_sft.base, after_sft.section, 0, tmp_path / "dpo")
+    checkpoint = train_dpo(none, reference, after_sft.checkpoint, DPO, where)
+    assert "validation_loss" not in checkpoint.manifest.metrics
+    train_sft(none, None, SFT, Stage(after_sft.base, after_sft.section, 0, tmp_path / "sft"))
 
 
 def test_a_gpu_method_without_a_gpu_is_refused(tiny_base):

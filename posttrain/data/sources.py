@@ -91,6 +91,8 @@ def count_rows(source: Source) -> dict[str, int] | None:
 
         return {"train": _limited(demo.N_ROWS, source)}
     if not _is_local(source.path):
+        if source.path.startswith((".", "/", "~")):
+            _find_files(source.path)  # says that there is none
         return None
     return {
         split: _limited(sum(_n_rows(file) for file in files), source)
@@ -148,14 +150,14 @@ def _records(files: list[Path], split: str, source: Source) -> Iterator[Record]:
 def _files_by_split(source: Source) -> dict[str, list[Path]]:
     """The files of each split that the source has, train first, files in order of their paths.
 
-    A file is of the split that its name begins with. Files named after no split are for training, unless the user chose
-    a `train_split` of another name than train.
+    A file is of the split that is a word of its name, or else the name of a folder that it is in below the source's own.
+    Files named after no split are for training, unless the user chose a `train_split` of another name than train.
     """
     names = _split_names(source)
     by_split: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
     passed_over = []
     for file in _find_files(source.path):
-        split_name = _split_name(file, names | {"test": "test", "train": "train"})
+        split_name = _split_name(file, names | {"test": "test", "train": "train"}, source.path)
         if split_name is None and source.train_split == "train":
             split_name = "train"
         if split := names.get(split_name or ""):
@@ -193,10 +195,21 @@ def _is_hidden(file: Path, root: Path) -> bool:
     return root.is_dir() and any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _split_name(file: Path, names: Iterable[str]) -> str | None:
-    """The longest of the names with which the file's name begins, as a word of its own."""
-    fitting = [name for name in names if re.match(rf"{re.escape(name)}(?![a-zA-Z])", file.name)]
-    return max(fitting, key=len, default=None)
+def _split_name(file: Path, names: Iterable[str], path: str) -> str | None:
+    """The first of the names that is a word of the file's name, else of its nearest folder below `path`; case is ignored."""
+    root = Path(path).expanduser()
+    while glob.has_magic(str(root)) or root.is_file():
+        root = root.parent
+    folders = file.relative_to(root).parts[:-1]
+    for part in (file.name, *reversed(folders)):
+        found = [(match.start(), -len(name), name) for name in names if (match := _as_word(name).search(part))]
+        if found:
+            return min(found)[2]
+    return None
+
+
+def _as_word(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![a-z]){re.escape(name)}(?![a-z])", re.IGNORECASE)
 
 
 def _label(file: Path, source: Source) -> str:
@@ -206,7 +219,7 @@ def _label(file: Path, source: Source) -> str:
     """
     stem = _SUFFIX.sub("", file.name)
     folders = [part for part in file.parts[:-1] if part not in ("/", "..", ".")]
-    tells_split_only = _split_name(file, _split_names(source)) is not None
+    tells_split_only = any(_as_word(name).match(stem) for name in _split_names(source))
     return "/".join((folders if tells_split_only and folders else [*folders, stem])[-2:])
 
 

@@ -12,7 +12,7 @@ from conftest import ROOT
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from zenml.client import Client
-from zenml.enums import ExecutionStatus
+from zenml.enums import ExecutionStatus, StackComponentType
 from zenml.models import PipelineRunResponse
 
 from pipelines.dpo import dpo_pipeline
@@ -191,3 +191,35 @@ def test_a_failed_run_leaves_no_run_open(tmp_path: Path, tiny_folder: Path, caps
     last = Client().list_pipeline_runs(sort_by="desc:created", size=1).items[0]
     assert status == {last.name: "FAILED", "train_sft": "FINISHED", "train_dpo": "FAILED"}
     assert last.status == ExecutionStatus.FAILED
+
+
+def test_the_tracker_of_the_active_stack_is_used(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/not-this-one.db")  # and is put back afterwards
+    client = Client()
+    default = client.active_stack_model
+    client.create_stack_component(
+        name="tracker", flavor="mlflow", component_type=StackComponentType.EXPERIMENT_TRACKER, configuration={}
+    )
+    parts = {kind: components[0].id for kind, components in default.components.items()}
+    client.create_stack("tracked", {**parts, StackComponentType.EXPERIMENT_TRACKER: "tracker"})
+    client.activate_stack("tracked")
+    try:
+        uri = client.active_stack.experiment_tracker.get_tracking_uri()
+        done = run(
+            tmp_path,
+            {
+                "model": {"base": str(tiny_folder)},
+                "data": {"sources": [{"path": str(write_pairs(tmp_path / "pairs.jsonl"))}], "test_size": 0.3},
+                "finetuning_type": "sft",
+                "sft": {"max_steps": 1, "max_length": 64},
+                "tracking": {"experiment": "of-the-stack"},
+            },
+        )
+    finally:
+        client.activate_stack(default.id)
+    there = MlflowClient(uri)
+    names = {r.info.run_name for r in there.search_runs([there.get_experiment_by_name("of-the-stack").experiment_id])}
+    assert names == {done.name, f"train_sft of {done.name}"}
+    assert not (tmp_path / "not-this-one.db").exists()

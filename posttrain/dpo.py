@@ -82,16 +82,15 @@ def train_dpo(
         policy.delete_adapter(
             "ref"
         )  # TRL copies the adapter as its reference; the stored log-probabilities serve as that
-    check_start(
-        policy, train.select(range(min(N_START_PAIRS, len(train)))), reference, sft_checkpoint, stage.model, dpo.beta
-    )
+    first = train.select(range(min(N_START_PAIRS, len(train))))
+    check_start(policy, first, reference, sft_checkpoint, stage.model, dpo)
     counts = tokenised["train"].counts
     facts = {"n_pairs": len(train), **{f"n_{name}": count for name, count in counts.items()}}
     return train_and_seal(trainer, chat, stage, "dpo", sft_checkpoint, facts)
 
 
 def check_start(
-    policy: Model, pairs: Dataset, reference: ReferenceLogps, expected: Checkpoint, model: ModelSection, beta: float
+    policy: Model, pairs: Dataset, reference: ReferenceLogps, expected: Checkpoint, model: ModelSection, dpo: DpoSection
 ) -> None:
     """Proves that training starts at the reference: same log-probabilities, so the loss is ln 2 and the margin 0.
 
@@ -104,10 +103,10 @@ def check_start(
     Raises:
         UserError: naming the checkpoint that was expected and the one that was scored.
     """
-    scored = score_pairs(policy, pairs, model, tokens_per_batch=8192, label="start of DPO")
+    scored = score_pairs(policy, pairs, model, 2 * dpo.batch_size * dpo.max_length, "start of DPO")  # as in training
     found = torch.from_numpy(scored.chosen_logps), torch.from_numpy(scored.rejected_logps)
     stored = torch.tensor(list(pairs["ref_chosen_logps"])), torch.tensor(list(pairs["ref_rejected_logps"]))
-    loss, margin = (float(values.mean()) for values in dpo_loss(*found, *stored, beta))
+    loss, margin = (float(values.mean()) for values in dpo_loss(*found, *stored, dpo.beta))
     # Rounding grows with the sum: bf16 keeps 3 digits, fp32 keeps 7, of every token's logits.
     relative = 2e-2 if uses_bf16(model) else 1e-4
     tolerance = 0.01 + relative * max(float(values.abs().max()) for values in stored)

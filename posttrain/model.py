@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from posttrain.chat import Chat, prepare_chat
 from posttrain.checkpoint import Base, Checkpoint, file_digest
-from posttrain.config import ModelSection
+from posttrain.config import LoraSection, ModelSection
 from posttrain.data import demo, demo_base
 from posttrain.errors import UserError
 from posttrain.plan import local_base
@@ -101,6 +101,12 @@ def load_model(
     model = _load_weights(source, section, options)
     if checkpoint is not None and not full:
         model = PeftModel.from_pretrained(model, str(checkpoint.path), is_trainable=trainable)
+        own = model.peft_config["default"]
+        if section.lora != LoraSection() and (own.r, own.lora_alpha) != (section.lora.rank, section.lora.alpha):
+            raise UserError(
+                f"model.lora: rank {section.lora.rank} and alpha {section.lora.alpha:g} are asked for, but the adapter of "
+                f"{checkpoint.path} has {own.r} and {own.lora_alpha:g}: drop the settings, or train SFT again"
+            )
     elif trainable and section.method != "full":
         model = _with_adapter(model, section)
     return model if section.method == "qlora" else model.to(device())

@@ -52,6 +52,6 @@ def _takes(field: Schema) -> str:
     if field["type"] == "array":
         return f"list of {'sources' if '$ref' in field['items'] else _takes(field['items'])}"
     names = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
-    bounds = [f"{sign} {field[bound]:g}" for bound, sign in names.items() if bound in field]
+    bounds = [f"{sign} {field[bound]:.10g}" for bound, sign in names.items() if bound in field]
     words = {"string": "text", "integer": "whole number", "object": "mapping", "boolean": "true or false"}
     return " ".join([words.get(field["type"], str(field["type"])), ", ".join(bounds)]).strip()

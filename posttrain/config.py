@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from posttrain.errors import UserError
 
-Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=0.5)]
 Interval = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 

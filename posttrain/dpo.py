@@ -79,9 +79,8 @@ def train_dpo(
         callbacks=list(stage.callbacks),
     )
     if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
-        policy.delete_adapter(
-            "ref"
-        )  # TRL copies the adapter as its reference; the stored log-probabilities serve as that
+        # TRL copies the adapter as its reference; here the stored log-probabilities are that.
+        policy.delete_adapter("ref")
     first = train.select(range(min(N_START_PAIRS, len(train))))
     check_start(policy, first, reference, sft_checkpoint, stage.model, dpo)
     counts = tokenised["train"].counts

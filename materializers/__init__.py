@@ -8,6 +8,7 @@ from materializers.evaluation import EvaluationMaterializer
 from materializers.preferences import InstructionsMaterializer, PreferencesMaterializer
 from materializers.records import RecordMaterializer
 from materializers.reference import ReferenceLogpsMaterializer
+from materializers.sweep import SweepOutcomeMaterializer, SweepPointMaterializer
 
 __all__ = [
     "CheckpointMaterializer",
@@ -16,4 +17,6 @@ __all__ = [
     "PreferencesMaterializer",
     "RecordMaterializer",
     "ReferenceLogpsMaterializer",
+    "SweepOutcomeMaterializer",
+    "SweepPointMaterializer",
 ]

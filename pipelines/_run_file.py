@@ -48,6 +48,14 @@ def check_run_file(path: str) -> str:
     return checked.run_name or f"{config.name}-{{date}}-{{time}}"
 
 
+def settings_of_points(path: str) -> dict[str, Any]:
+    """What a checked file says of `train_point`, for every further point: ZenML numbers the runs of a step within a run."""
+    document: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not (options := (document.get("steps") or {}).get("train_point")):
+        return {}
+    return {f"train_point_{i}": options for i in range(2, len(load_config(path).sweep_points()) + 1)}
+
+
 def _check_step(where: str, name: str, options: dict[str, Any]) -> None:
     if name not in STEPS:
         raise UserError(f"{where}: unknown step (known: {', '.join(sorted(STEPS))})")

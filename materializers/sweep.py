@@ -1,5 +1,6 @@
 """Sweeps: each point's scores, and the outcome with its picture."""
 
+from html import escape
 from typing import Any, ClassVar
 
 from zenml.enums import VisualizationType
@@ -33,7 +34,7 @@ class SweepOutcomeMaterializer(RecordMaterializer):
         uri = f"{self.uri}/preview.html"
         svg = sweep_picture(data)
         with self.artifact_store.open(uri, "w") as file:
-            file.write(f"{svg[svg.index('<svg') :]}<p>{data.reason}</p>{html_table(*sweep_rows(data))}")
+            file.write(f"{svg[svg.index('<svg') :]}<p>{escape(data.reason)}</p>{html_table(*sweep_rows(data))}")
         return {uri: VisualizationType.HTML}
 
     def extract_metadata(self, data: Any) -> dict[str, MetadataType]:

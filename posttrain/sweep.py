@@ -102,11 +102,11 @@ class SweepOutcome(_Record):
         second, gain = self.points[self.runner_up], self.comparison.gain.value
         if gain == 0:
             return (
-                f"{chosen.label}, which orders as many pairs right as {second.label} and has moved less from SFT "
-                f"({chosen.drift_nats:.2f} nats a response, not {second.drift_nats:.2f})"
+                f"{chosen.label}, which orders as many pairs right as {second.label} and has not moved further from SFT "
+                f"({chosen.drift_nats:.2f} nats a response against {second.drift_nats:.2f})"
             )
         return (
-            f"{chosen.label}, which orders {100 * gain:+.1f} points more pairs right by {MEASURES[self.chosen_by]} than "
+            f"{chosen.label}, which orders {100 * gain:.1f} points more pairs right by {MEASURES[self.chosen_by]} than "
             f"{second.label} (p = {self.comparison.p_value:.2g})"
         )
 

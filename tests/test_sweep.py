@@ -18,7 +18,7 @@ from zenml.enums import ExecutionStatus
 from zenml.models import PipelineRunResponse
 
 from materializers.sweep import SweepOutcomeMaterializer, SweepPointMaterializer
-from pipelines._run_file import settings_of_points
+from pipelines._run_file import check_run_file, settings_of_points
 from pipelines.dpo import dpo_pipeline
 from pipelines.report import read_report
 from pipelines.sweep import sweep_pipeline
@@ -281,6 +281,13 @@ def test_zenmls_settings_of_train_point_are_those_of_every_point(tmp_path: Path)
     path = written(tmp_path, {"sweep": {"grid": {"beta": [0.1, 0.2, 0.5]}}}, steps={"train_point": retry})
     assert settings_of_points(path) == {"train_point_2": retry, "train_point_3": retry}
     assert settings_of_points(written(tmp_path, {"sweep": {"grid": {"beta": [0.1, 0.2]}}})) == {}
+
+
+def test_settings_of_a_step_that_a_sweep_lacks_are_an_error(tmp_path: Path) -> None:
+    """Else ZenML would drop them, and the points would train without their GPU."""
+    path = written(tmp_path, {"sweep": {"grid": {"beta": [0.1]}}}, steps={"train_dpo": {}})
+    with pytest.raises(UserError, match=r"steps\.train_dpo: unknown step \(known: choose_point, "):
+        check_run_file(path)
 
 
 @pytest.mark.slow

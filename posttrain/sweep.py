@@ -174,8 +174,9 @@ def choose(points: list[SweepPoint], sweep: SweepSection, evaluation: Evaluation
     measure = sweep.choose_by
     trained = {i: point.scores for i, point in enumerate(points) if point.scores is not None}
     if not trained:
-        failures = dict.fromkeys(f"{point.failure} (at {point_label(point.values)})" for point in points)
-        raise UserError("\n".join(f"sweep: every point failed: {failure}" for failure in failures))
+        examples = {point.failure: point_label(point.values) for point in reversed(points)}  # a failure has one line
+        lines = (f"sweep: every point failed, e.g. {label}: {failure}" for failure, label in examples.items())
+        raise UserError("\n".join(lines))
     right = {i: correct(scores.margins(measure)) for i, scores in trained.items()}
     chosen, *others = sorted(trained, key=lambda i: (-right[i].sum(), trained[i].drift_nats, i))
     runner_up = others[0] if others else None

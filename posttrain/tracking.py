@@ -227,7 +227,7 @@ class Stage:
     def fail(self, reason: str) -> None:
         """Mark the nested run FAILED though the step goes on: its failure is a result, and not one of the whole run."""
         self.set_tags({"failure": reason})
-        self._mlflow.own_state = "FAILED"
+        self._mlflow.has_failed = True
 
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Record what may change later; the last value counts."""
@@ -349,7 +349,7 @@ class _StepRun:
         self._client: MlflowClient
         self._run_ids: list[str] = []  # the run that the records belong to and, if that one is nested, its parent
         self.experiment_id: str | None = None
-        self.own_state: str | None = None  # at the end, of the nested run, where it differs from the step's
+        self.has_failed = False  # the nested run, though its step goes on
 
     def deliver(self, records: list[Record]) -> None:
         """Send records and take them out of the list; what is left after an error has not arrived."""
@@ -409,8 +409,9 @@ class _StepRun:
     def _set_state(self, state: str) -> None:
         """Write the step's state into its runs."""
         for run_id in self._run_ids:
-            own = self._nested and run_id == self._run_ids[0] and not state.startswith("RUNNING")
-            self._client.set_tag(run_id, STEP_TAG + self._step, (own and self.own_state) or state)
+            is_nested = self._nested and run_id == self._run_ids[0]
+            own = "FAILED" if is_nested and self.has_failed and state == "FINISHED" else state
+            self._client.set_tag(run_id, STEP_TAG + self._step, own)
             _settle(self._client, self._client.get_run(run_id))
 
     def _find_experiment(self) -> str:

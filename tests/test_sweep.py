@@ -177,7 +177,7 @@ def test_a_single_survivor_is_chosen() -> None:
 def test_when_all_points_fail_so_does_the_sweep() -> None:
     with pytest.raises(UserError) as caught:
         choose([FAILED, FAILED], BY_LIKELIHOOD, EVALUATION)
-    assert str(caught.value) == "sweep: every point failed: the loss is nan (at beta=9.0)"
+    assert str(caught.value) == "sweep: every point failed, e.g. beta=9.0: the loss is nan"
 
 
 def test_the_table_names_every_point_and_fits_a_terminal() -> None:

@@ -71,7 +71,7 @@ def train_dpo(
         )
     train, validation = (reference.attach(tokenised[split].rows) for split in ("train", "validation"))
     policy = load_model(stage.base, stage.model, sft_checkpoint, trainable=True)
-    arguments = training_arguments(dpo, stage, has_validation=len(validation) > 0)
+    arguments = training_arguments(dpo, stage, policy, has_validation=len(validation) > 0)
     trainer = PairTrainer(
         model=policy,
         args=DPOConfig(

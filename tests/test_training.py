@@ -21,7 +21,7 @@ from posttrain.logprobs import score_pairs
 from posttrain.model import load_chat, load_model
 from posttrain.reference import Lengths, ReferenceLogps, score_reference
 from posttrain.sft import _chosen, check_stop_tokens, train_sft
-from posttrain.training import Stage
+from posttrain.training import Stage, needs_checkpointing
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 SFT = SftSection(learning_rate=1e-2, max_steps=5, max_length=96, eval_steps=5)
@@ -151,7 +151,9 @@ def test_every_loss_of_trl_trains(after_sft, preferences, loss_type, tmp_path):
 @pytest.mark.parametrize(("loss_type", "weights"), [("sigmoid", None), (["ipo", "sft"], [1.0, 0.2])])
 def test_the_curve_is_that_of_trls_own_trainer(after_sft, preferences, loss_type, weights, tmp_path):
     """TRL's trainer on the raw messages with a reference model of its own: the same losses at every step."""
-    settings = DPO.model_copy(update={"loss_type": loss_type, "loss_weights": weights, "max_steps": 6, "batch_size": 4})
+    settings = DPO.model_copy(
+        update={"loss_type": loss_type, "loss_weights": weights, "max_steps": 30, "batch_size": 4}
+    )
     ours = train_dpo(
         preferences,
         after_sft.reference,
@@ -160,7 +162,7 @@ def test_the_curve_is_that_of_trls_own_trainer(after_sft, preferences, loss_type
         Stage(after_sft.base, after_sft.section, 0, tmp_path / "o"),
     )
     arguments = DPOConfig(
-        output_dir=str(tmp_path), beta=0.1, learning_rate=1e-3, max_steps=6, per_device_train_batch_size=4, logging_steps=1,
+        output_dir=str(tmp_path), beta=0.1, learning_rate=1e-3, max_steps=30, per_device_train_batch_size=4, logging_steps=1,
         loss_type=settings.losses, loss_weights=weights, bf16=False, use_cpu=True, gradient_checkpointing=False, seed=0,
         max_length=96, report_to="none",
     )  # fmt: skip
@@ -175,6 +177,33 @@ def test_the_curve_is_that_of_trls_own_trainer(after_sft, preferences, loss_type
     stock.train()
     expected = [entry["loss"] for entry in stock.state.log_history if "loss" in entry]
     assert [entry["loss"] for entry in ours.history if "loss" in entry] == pytest.approx(expected, rel=1e-4)
+    assert len(expected) == 30
+
+
+@pytest.mark.parametrize("after_sft", ["full"], indirect=True)
+def test_pairs_weigh_the_same_whatever_the_micro_batches(after_sft, preferences, tmp_path):
+    """40 pairs as one step of 40, or as 6 micro-batches of 7, the last of 5: the same steps (TRL's differ)."""
+    curves = []
+    for batch_size, n_micro_batches in ((40, 1), (7, 6)):
+        update = {"batch_size": batch_size, "gradient_accumulation_steps": n_micro_batches, "max_steps": 3}
+        where = Stage(after_sft.base, after_sft.section, 0, tmp_path / str(batch_size))
+        settings = DPO.model_copy(update=update)
+        history = train_dpo(preferences, after_sft.reference, after_sft.checkpoint, settings, where).history
+        curves.append([entry["loss"] for entry in history if "loss" in entry])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_checkpointing_is_on_only_where_a_step_would_not_fit(after_sft, monkeypatch):
+    """Two sequences of 96 tokens a pair, 8 pairs, 2 layers, width 32, 68 bytes: 6.4 MiB of activations in fp32; full
+    training adds three times the weights, gradients and optimizer state."""
+    model = load_model(after_sft.base, after_sft.section, after_sft.checkpoint)
+    needed = 8 * 2 * 96 * 2 * 32 * 68 / 2**30
+    if after_sft.section.method == "full":
+        needed += model.num_parameters() * 12 / 2**30
+    for free, expected in ((needed / 0.79, False), (needed / 0.81, True)):
+        monkeypatch.setattr("posttrain.training.free_gib", lambda free=free: free)
+        assert needs_checkpointing(DPO, after_sft.section, model) is expected
+    assert needs_checkpointing(DPO.model_copy(update={"gradient_checkpointing": True}), after_sft.section, model)
 
 
 @pytest.mark.parametrize("after_sft", ["full"], indirect=True)

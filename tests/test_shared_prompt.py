@@ -32,7 +32,8 @@ from posttrain.segments import Segments
 from posttrain.shared_prompt import FlatCollator, lay_out, use_flat_batches
 
 SHAPE = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 60
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 60
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def one_sft_then_many_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B00
     checkpoints, points = [], []
     for values, dpo in config.sweep_points():
         checkpoint, point = train_point(
-            values, preferences, reference_logps, sft_checkpoint, base, model, dpo, n_tokens, config.seed
+            values, reference_logps, sft_checkpoint, base, model, dpo, n_tokens, config.seed
         )
         checkpoints.append(checkpoint)
         points.append(point)

@@ -148,14 +148,19 @@ class ModelSection(Section):
     )
     lora: LoraSection = Field(LoraSection(), description="used with method lora and qlora")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on a GPU that has it, else fp32; log-probabilities are fp32 in any case"
+        "auto", description="auto: bf16 on a GPU, or a CPU with AMX, else fp32; log-probabilities are fp32 in any case"
     )
     chat_template: str | None = Field(
         None,
         description="null: the tokenizer's own, or `plain` if it has none; else plain, chatml, alpaca or a .jinja file",
     )
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="auto: what transformers chooses, SDPA on most models"
+    layout: Literal["auto", "flat", "padded"] = Field(
+        "auto",
+        description="of batches; flat: each prompt once and no padding; padded: TRL's own; auto: flat where the model can",
+    )
+    attention: Literal["auto", "sdpa", "flex", "eager", "flash_attention_2"] = Field(
+        "auto",
+        description="flat: sdpa or flex (auto: flex on a GPU, else sdpa); padded: any but flex (auto: what transformers has)",
     )
     trust_remote_code: bool = Field(False, description="run Python code that ships with the model; needs a revision")
 
@@ -183,8 +188,11 @@ class TrainSection(Section):
     learning_rate: float = Field(gt=0, le=1, description=LEARNING_RATE)
     epochs: float = Field(1.0, gt=0, description="passes over the training rows; ignored where max_steps is set")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimisation steps")
-    batch_size: int = Field(8, ge=1, description="rows a device works on at once; higher: faster, more memory")
+    batch_size: int = Field(8, ge=1, description="rows worked on at once; higher: faster, more memory")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches to one step; costs time, not memory")
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="that share the rows of a step, on one machine; auto: one a GPU, or a single one on a CPU"
+    )
     max_length: int = Field(1024, ge=8, description="tokens of prompt and response; the rest of a response is cut off")
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit saves memory; needs CUDA")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="memory of the gradient; higher: smoother, slower to turn")
@@ -195,7 +203,9 @@ class TrainSection(Section):
     )
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this norm")
-    gradient_checkpointing: bool = Field(False, description="saves memory, costs about a third more time")
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="saves memory, costs about a third more time; auto: only where a step would not fit without"
+    )
     eval_steps: Interval = Field(
         0.2, description="how often validation is measured: a number of steps, or a share of the training"
     )
@@ -301,6 +311,9 @@ class DpoSection(TrainSection):
     def weighting_keeps_pairs_aligned(self) -> DpoSection:
         if self.use_weighting and (bad := set(self.losses) & {"aot", "aot_unpaired"}):
             raise ValueError(f"use_weighting cannot be used with {', '.join(sorted(bad))}, which sorts the pairs")
+        # TRL 1.16 multiplies these two losses in place, which autograd refuses.
+        if self.use_weighting and (bad := set(self.losses) & {"hinge", "sft"}):
+            raise ValueError(f"use_weighting cannot be used with {', '.join(sorted(bad))}: TRL has no gradient for it")
         return self
 
 

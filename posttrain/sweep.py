@@ -8,15 +8,13 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from posttrain.chat import tokenise_pairs
 from posttrain.checkpoint import Checkpoint
 from posttrain.config import DpoSection, EvaluationSection, SweepSection, point_label
-from posttrain.data.preferences import Preferences
 from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.evaluate import Comparison, Estimate, compare, correct, wilson
 from posttrain.logprobs import score_pairs
-from posttrain.model import load_chat, load_model
+from posttrain.model import load_model
 from posttrain.reference import ReferenceLogps
 from posttrain.training import Stage
 
@@ -113,7 +111,6 @@ class SweepOutcome(_Record):
 
 def train_point(
     values: dict[str, Any],
-    preferences: Preferences,
     reference: ReferenceLogps,
     sft_checkpoint: Checkpoint,
     dpo: DpoSection,
@@ -126,8 +123,8 @@ def train_point(
     the GPU's memory. The other points are none the worse for it.
     """
     try:
-        checkpoint = train_dpo(preferences, reference, sft_checkpoint, dpo, stage)
-        scores = score_validation(checkpoint, preferences, reference, dpo, tokens_per_batch, stage)
+        checkpoint = train_dpo(reference, sft_checkpoint, dpo, stage)
+        scores = score_validation(checkpoint, reference, tokens_per_batch, stage)
     except (UserError, torch.OutOfMemoryError) as error:
         return None, SweepPoint(values=values, scores=None, failure=str(error).splitlines()[0])
     return checkpoint, SweepPoint(values=values, scores=scores, failure=None)
@@ -135,9 +132,7 @@ def train_point(
 
 def score_validation(
     checkpoint: Checkpoint,
-    preferences: Preferences,
     reference: ReferenceLogps,
-    dpo: DpoSection,
     tokens_per_batch: int,
     stage: Stage,
 ) -> ValidationScores:
@@ -146,11 +141,10 @@ def score_validation(
     Raises:
         UserError: no validation pair is left, or the model diverged.
     """
-    chat = load_chat(stage.base, stage.model, checkpoint)
-    rows = tokenise_pairs(chat, preferences.validation, dpo.max_length, dpo.max_prompt_length).rows
+    rows = reference.rows("validation")
     if len(rows) == 0:
         raise UserError(
-            f"sweep: none of {len(preferences.validation)} validation pairs is left to choose by: raise data.validation_size"
+            f"sweep: no validation pair is left to choose by ({reference.cut['validation']}): raise data.validation_size"
         )
     policy = load_model(stage.base, stage.model, checkpoint)
     found, stored = score_pairs(policy, rows, stage.model, tokens_per_batch, "validation pairs"), reference.of(rows)

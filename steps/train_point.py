@@ -7,7 +7,6 @@ from zenml import step
 from posttrain import sweep as library
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DpoSection, ModelSection, point_label
-from posttrain.data.preferences import Preferences
 from posttrain.reference import ReferenceLogps
 from posttrain.sweep import SweepPoint
 from posttrain.tracking import metrics_callback
@@ -19,7 +18,6 @@ from steps._workspace import workspace
 @step
 def train_point(
     values: dict[str, Any],
-    preferences: Preferences,
     reference_logps: ReferenceLogps,
     sft_checkpoint: Checkpoint,
     base: Base,
@@ -35,9 +33,7 @@ def train_point(
     with tracked(nested=True, point=dpo) as run:
         run.set_tags({"mlflow.runName": point_label(values)})
         stage = Stage(base, model, seed, workspace(), callbacks=(metrics_callback(run),))
-        checkpoint, point = library.train_point(
-            values, preferences, reference_logps, sft_checkpoint, dpo, tokens_per_batch, stage
-        )
+        checkpoint, point = library.train_point(values, reference_logps, sft_checkpoint, dpo, tokens_per_batch, stage)
         if point.scores:
             run.log_metrics(point.scores.metrics())
         else:

@@ -240,7 +240,7 @@ def test_a_point_is_trained_and_scored_or_says_why_not(
 
     def train(name: str, **values: Any) -> tuple[Any, SweepPoint]:
         changed = dpo.model_copy(update=values)
-        return train_point(values, preferences, reference, sft, changed, 8192, Stage(base, section, 0, tmp_path / name))
+        return train_point(values, reference, sft, changed, 8192, Stage(base, section, 0, tmp_path / name))
 
     checkpoint, trained = train("good", beta=0.1)
     assert checkpoint.manifest.parent == sft.digest

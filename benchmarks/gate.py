@@ -69,15 +69,15 @@ class Gate(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         self.step_s = []
-        layer = next(module for name, module in model.named_modules() if name.endswith("layers.0"))
+        # Inside of the layer, so that what gradient checkpointing computes again is counted again.
+        inner = next(module for name, module in model.named_modules() if name.endswith("layers.0.mlp"))
         self._tokens = 0
-        self._hook = layer.register_forward_pre_hook(self._count, with_kwargs=True)
+        self._hook = inner.register_forward_pre_hook(self._count)
         self._mode = HeadRows(model.config.hidden_size, model.config.vocab_size)  # type: ignore[union-attr, arg-type]
         self._mode.__enter__()
 
-    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        self._tokens += hidden.shape[:-1].numel()
+    def _count(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self._tokens += args[0].shape[:-1].numel()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1:

@@ -63,7 +63,7 @@ def prepare(case: Case, folder: Path) -> None:
     sizes = {"train": case.n_train, "test": case.n_test}
     facts = {}
     for split, n in sizes.items():
-        taken = _take(candidates[split], n, chat, case)
+        taken = _average_first(_take(candidates[split], n, chat, case), case.batch_size)
         lengths = torch.tensor([pair.pop("n_tokens") for pair in taken]).float()
         facts[split] = {"n": n, "mean_tokens": dict(zip(("prompt", "chosen", "rejected"), lengths.mean(0).tolist(), strict=True))}
         texts = [{"prompt": pair["rendered"][0], "chosen": pair["rendered"][1], "rejected": pair["rendered"][2]} for pair in taken]
@@ -130,6 +130,18 @@ def _take(candidates: list[Pair], n: int, chat: Chat, case: Case) -> list[Pair]:
         if len(taken) == n:
             return taken
     raise SystemExit(f"{case.name}: only {len(taken)} pairs fit into {case.max_length} tokens, {n} are needed")
+
+
+def _average_first(pairs: list[Pair], batch_size: int) -> list[Pair]:
+    """The pairs with the most ordinary batch in front: it is the one whose tokens are counted."""
+    batches = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
+    n_tokens = [torch.tensor([pair["n_tokens"] for pair in batch]).float() for batch in batches]
+    # Of a batch: what is padded to the longest sequence, what is not, and what is no prompt.
+    sizes = torch.stack(
+        [torch.stack([(n[:, :1] + n[:, 1:]).max() * len(n), n.sum(), n[:, 1:].sum()]) for n in n_tokens]
+    )
+    first = int((sizes / sizes.mean(0) - 1).abs().sum(1).argmin())
+    return [pair for batch in (batches[first], *batches[:first], *batches[first + 1 :]) for pair in batch]
 
 
 def build_base(case: Case, texts: list[str], folder: Path) -> None:

@@ -136,8 +136,13 @@ class ModelSection(Section):
         None,
         description="null: the tokenizer's own, or `plain` if it has none; else plain, chatml, alpaca or a .jinja file",
     )
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="auto: what transformers chooses, SDPA on most models"
+    layout: Literal["auto", "flat", "padded"] = Field(
+        "auto",
+        description="of batches; flat: each prompt once and no padding; padded: TRL's own; auto: flat where the model can",
+    )
+    attention: Literal["auto", "sdpa", "flex", "eager", "flash_attention_2"] = Field(
+        "auto",
+        description="flat: sdpa or flex (auto: flex on a GPU, else sdpa); padded: any but flex (auto: what transformers has)",
     )
     trust_remote_code: bool = Field(False, description="run Python code that ships with the model; needs a revision")
 

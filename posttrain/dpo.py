@@ -18,23 +18,36 @@ from posttrain.errors import UserError
 from posttrain.logprobs import dpo_loss, score_pairs
 from posttrain.model import Model, load_chat, load_model, uses_bf16
 from posttrain.reference import ReferenceLogps
-from posttrain.training import Stage, train_and_seal, training_arguments
+from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows
 
 N_START_PAIRS = 16
 """Pairs whose log-probabilities are compared with the reference before the first update."""
 
 
 class PairTrainer(DPOTrainer):
-    """TRL's trainer over pairs that are tokenised and scored already.
+    """TRL's trainer over pairs that are tokenised and scored already, each pair weighing the same.
 
-    Written for TRL 1.16: TRL tokenises and scores for itself, with other cuts, and drops pairs without counting them.
+    Written for TRL 1.16: TRL tokenises and scores for itself, with other cuts, and drops pairs without counting them; and
+    where the last of several micro-batches is smaller, its pairs weigh more.
     """
+
+    pairs_per_batch: float
+    """Mean number of pairs in the micro-batches of this step."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
+        batches, n_items = super().get_batch_samples(*args, **kwargs)
+        self.pairs_per_batch = sum(len(batch["ref_chosen_logps"]) for batch in batches) / max(1, len(batches))
+        return batches, n_items
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        return loss * (len(inputs["ref_chosen_logps"]) / self.pairs_per_batch) if self.model.training else loss
 
 
 def train_dpo(
@@ -81,6 +94,7 @@ def train_dpo(
     if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
         # TRL copies the adapter as its reference; here the stored log-probabilities are that.
         policy.delete_adapter("ref")
+    use_flat_rows(trainer, stage.model)
     first = train.select(range(min(N_START_PAIRS, len(train))))
     check_start(policy, first, reference, sft_checkpoint, stage.model, dpo)
     counts = tokenised["train"].counts

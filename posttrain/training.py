@@ -19,6 +19,7 @@ from posttrain.config import ModelSection, TrainSection
 from posttrain.errors import UserError
 from posttrain.model import uses_bf16
 from posttrain.progress import follow
+from posttrain.shared_prompt import FlatCollator, announce, use_flat_batches
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
 
@@ -76,6 +77,14 @@ def training_arguments(section: TrainSection, stage: Stage, has_validation: bool
         "report_to": "none",
         "seed": stage.seed,
     }
+
+
+def use_flat_rows(trainer: Trainer, section: ModelSection) -> None:
+    """Gives a trainer flat batches where its model can take them, and says which it has."""
+    padded = use_flat_batches(trainer.model, section)
+    announce(padded)
+    if padded is None:
+        trainer.data_collator = FlatCollator()
 
 
 def train_and_seal(

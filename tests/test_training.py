@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -73,13 +74,12 @@ def test_sft_loss_is_over_completion_tokens_only(tiny_base, preferences, tmp_pat
 
 def test_sft_refuses_responses_that_never_stop(tiny_base):
     chat = load_chat(*tiny_base)
-    ids = torch.tensor([[5, 6, 7, 8]])
-    labels = torch.tensor([[-100, -100, 7, 8]])
+    row = {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
     with pytest.raises(UserError, match="without the stop token '<eos>'"):
-        check_stop_tokens(chat, {"input_ids": ids, "labels": labels}, max_length=10)
-    check_stop_tokens(chat, {"input_ids": ids, "labels": labels}, max_length=4)  # cut, so it may end anywhere
-    ids[0, 3] = labels[0, 3] = chat.stop_id
-    check_stop_tokens(chat, {"input_ids": ids, "labels": labels}, max_length=10)
+        check_stop_tokens(chat, Dataset.from_list([row]), max_length=10)
+    check_stop_tokens(chat, Dataset.from_list([row]), max_length=4)  # cut, so it may end anywhere
+    row = {"input_ids": [5, 6, 7, chat.stop_id], "labels": [-100, -100, 7, chat.stop_id]}
+    check_stop_tokens(chat, Dataset.from_list([row]), max_length=10)
 
 
 def test_dpo_starts_at_the_sft_policy_and_moves(after_sft, preferences):

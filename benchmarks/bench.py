@@ -18,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ class Worker:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": str(os.cpu_count()),
-            "HF_HOME": str(scratch / "hf"),  # a reference or a tokenisation that an earlier run left would not be measured
+            "HF_HOME": str(
+                scratch / "hf"
+            ),  # a reference or a tokenisation that an earlier run left would not be measured
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_OFFLINE": "1",
             "CUDA_VISIBLE_DEVICES": "",
@@ -135,16 +138,21 @@ def run_group(case: Case, engines: Sequence[Engine]) -> list[Row]:
 def compare(row: Row, baseline: Row) -> Row:
     """Whether a row's figures count: DPO starts at ln 2, and its losses are the baseline's."""
     losses, expected = row["losses"][:N_COMPARED], baseline["losses"][:N_COMPARED]
-    pairs = zip(losses, expected, strict=False)
-    deviation = max((abs(a - b) / abs(b) for a, b in pairs), default=math.inf)
-    start = abs(losses[0] - math.log(2)) if losses else math.inf
+    deviations = [abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=False)]
+    start = abs(losses[0] - math.log(2)) if losses else math.nan
+    finite = bool(losses) and all(map(math.isfinite, (start, *deviations)))
     parity = (
-        len(losses) == len(expected) == min(N_COMPARED, row["n_steps"])
+        finite
+        and len(losses) == len(expected) == min(N_COMPARED, row["n_steps"])
         and start <= STEP_0_TOLERANCE
-        and deviation <= TOLERANCE[row["dtype"]]
+        and max(deviations) <= TOLERANCE[row["dtype"]]
         and (row["n_train"], row["n_test"]) == (baseline["n_train"], baseline["n_test"])
     )
-    return {"parity": parity, "max_deviation": deviation, "step_0_deviation": start}
+    return {
+        "parity": parity,
+        "max_deviation": max(deviations) if finite else None,
+        "step_0_deviation": start if finite else None,
+    }
 
 
 def ratio(slower_s: Sequence[float], faster_s: Sequence[float]) -> float | None:
@@ -162,7 +170,10 @@ def _row(case: Case, engine: Engine, found: dict[str, Any]) -> Row:
         "engine": engine.name,
         "dtype": engine.dtype,
         "pairs_per_s": case.batch_size / statistics.median(step_s) if step_s else None,
-        **{key: found.get(key) for key in ("wall_s", "peak_rss_gib", "backbone_tokens", "head_rows", "step_s", "losses")},
+        **{
+            key: found.get(key)
+            for key in ("wall_s", "peak_rss_gib", "backbone_tokens", "head_rows", "step_s", "losses")
+        },
         "counted_pairs": case.batch_size,
         **{key: found[key] for key in ("n_train", "n_test")},
         "batch_size": case.batch_size,
@@ -177,10 +188,14 @@ def _row(case: Case, engine: Engine, found: dict[str, Any]) -> Row:
 
 def where() -> Row:
     """What a figure belongs to: machine, date, versions, commit."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     cpu = platform.processor()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     return {
         "machine": f"{os.cpu_count()} cores of {cpu}",
@@ -192,7 +207,8 @@ def where() -> Row:
 
 def run_sweep(case: Case, engines: Sequence[Engine]) -> list[Row]:
     """The wall time of four betas: one process where the engine can share its reference, else one after another."""
-    folder, rows = prepare(case), []
+    folder = prepare(case)
+    rows: list[Row] = []
     for engine in engines:
         shares = engine.module == "ours"
         runs = [cases.SWEEP_BETAS] if shares else [(beta,) for beta in cases.SWEEP_BETAS]
@@ -274,7 +290,8 @@ def prepare(case: Case, name: str | None = None) -> Path:
 
 def _line(row: Row) -> str:
     faster = f"{row['speedup_over_baseline']:.2f} x" if row["speedup_over_baseline"] else ""
-    parity = f"losses {'agree' if row['parity'] else 'DO NOT AGREE'} ({row['max_deviation']:.1e})"
+    deviation = "no number" if row["max_deviation"] is None else f"{row['max_deviation']:.1e}"
+    parity = f"losses {'agree' if row['parity'] else 'DO NOT AGREE'} ({deviation})"
     return (
         f"  {row['engine']:<40}{row['pairs_per_s'] or 0:8.3f} pairs/s {faster:>8}  {row['wall_s']:6.0f} s  "
         f"{row['peak_rss_gib']:5.2f} GiB  {parity}"
@@ -298,16 +315,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="groups whose name contains this")
     options = parser.parse_args(arguments)
     first = [BASELINE, *(name for name in ENGINES if name != BASELINE)]
+    groups: dict[str, Callable[[], list[Row]]]
     if options.quick:
-        quick = available(sorted(cases.QUICK_ENGINES, key=first.index))
-        groups = {f"quick-{case.name}": lambda case=case: run_group(case, quick) for case in cases.QUICK}
+        engines = available(sorted(cases.QUICK_ENGINES, key=first.index))
+        groups = {f"quick-{case.name}": partial(run_group, case, engines) for case in cases.QUICK}
     else:
-        everyone = available(first)
+        engines = available(first)
         groups = {
-            **{case.name: lambda case=case: run_group(case, everyone) for case in reversed(cases.FULL)},
-            "ladder": lambda: run_group(cases.QUICK[0], cases.LADDER),
-            **{f"sweep-{case.name}": lambda case=case: run_sweep(case, everyone) for case in cases.SWEEPS},
-            "growth": lambda: run_growth(cases.GROWTH),
+            **{case.name: partial(run_group, case, engines) for case in reversed(cases.FULL)},
+            "ladder": partial(run_group, cases.QUICK[0], cases.LADDER),
+            **{f"sweep-{case.name}": partial(run_sweep, case, engines) for case in cases.SWEEPS},
+            "growth": partial(run_growth, cases.GROWTH),
             "load": run_loading,
         }
     failed = 0

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SHARED_DATA = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data"))
 CACHE = (
-    Path(os.environ.get("POSTTRAIN_CACHE", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "posttrain"))
+    Path(
+        os.environ.get("POSTTRAIN_CACHE", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "posttrain")
+    )
     / "benchmarks"
 )
 PEER = Path(os.environ.get("BENCH_PEER", CACHE / "llamafactory-0.9.5"))
@@ -29,7 +31,7 @@ class Case:
     model: str
     method: str
     batch_size: int = 4
-    n_steps: int = 11
+    n_steps: int = 10
     """The first is the warm-up: it is counted and compared, not timed."""
     n_test: int = 16
     max_length: int = 512
@@ -55,7 +57,9 @@ class Engine:
     module: str
     dtype: str = "fp32"
     options: dict[str, Any] = field(default_factory=dict)
-    """ours: `{"model": {...}, "dpo": {...}}`, settings of these sections. trl: arguments of DPOConfig. LLaMA-Factory: its YAML's."""
+    """ours: settings, `{"model": {...}, "dpo": {...}}`. stock: arguments of DPOConfig. peer: LLaMA-Factory's own."""
+    levers: tuple[str, ...] = ()
+    """Functions of `benchmarks.levers`, for what no setting reaches."""
 
 
 OURS: dict[str, Any] = {}
@@ -80,7 +84,9 @@ LADDER = (
     replace(ENGINES[BASELINE], name="TRL's defaults"),
     Engine("+ reference computed before", "stock", options={"precompute_ref_log_probs": True}),
     Engine("+ no gradient checkpointing", "stock", options=TRL_BEST),
-    Engine("+ our pipeline's trainer, TRL's forward", "ours", options={"model": {}}),
+    Engine("+ LM head on completions only", "stock", options=TRL_BEST, levers=("head_on_completions",)),
+    Engine("+ no padding (our flat rows)", "ours", options=OURS, levers=("prompts_not_shared",)),
+    Engine("+ each prompt once (all of ours)", "ours", options=OURS),
 )
 """One lever more a rung; the first is the baseline of the others."""
 
@@ -96,7 +102,10 @@ FULL = tuple(
     for profile in ("hh_rlhf", "long_answers", "long_prompts")
     for method in ("lora", "full")
 )
-SWEEPS = (Case("hh_rlhf", "stories260k", "lora", batch_size=8, n_steps=41, n_test=64), Case("hh_rlhf", "smollm2_135m", "lora"))
+SWEEPS = (
+    Case("hh_rlhf", "stories260k", "lora", batch_size=8, n_steps=41, n_test=64),
+    Case("hh_rlhf", "smollm2_135m", "lora"),
+)
 SWEEP_BETAS = (0.03, 0.1, 0.3, 1.0)
 
 GROWTH = tuple(

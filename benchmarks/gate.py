@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
@@ -69,21 +70,30 @@ class Gate(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         self.step_s = []
-        # Inside of the layer, so that what gradient checkpointing computes again is counted again.
-        inner = next(module for name, module in model.named_modules() if name.endswith("layers.0.mlp"))
-        self._tokens = 0
-        self._hook = inner.register_forward_pre_hook(self._count)
-        self._mode = HeadRows(model.config.hidden_size, model.config.vocab_size)  # type: ignore[union-attr, arg-type]
-        self._mode.__enter__()
+        if not hasattr(self, "_mode"):
+            self._count(model)
 
-    def _count(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        self._tokens += args[0].shape[:-1].numel()
+    def _count(self, model: Any) -> None:
+        """Counts from here to the end of the first step."""
+        # Every MLP of this kind, so that a reference model is counted too; inside of the layer, so that what gradient
+        # checkpointing computes again is counted again.
+        kind = next(type(module) for name, module in model.named_modules() if name.endswith("layers.0.mlp"))
+        self._mlp_rows, self._n_layers = 0, model.config.num_hidden_layers
+
+        def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if type(module) is kind:
+                self._mlp_rows += args[0].shape[:-1].numel()
+
+        self._hook = register_module_forward_pre_hook(count)
+        self._mode = HeadRows(model.config.hidden_size, model.config.vocab_size)
+        self._mode.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1:
-            self._mode.__exit__(None, None, None)
-            self._hook.remove()
-            self.counts = {"backbone_tokens": self._tokens, "head_rows": self._mode.rows}
+            if not self.counts:
+                self._mode.__exit__(None, None, None)
+                self._hook.remove()
+                self.counts = {"backbone_tokens": self._mlp_rows // self._n_layers, "head_rows": self._mode.rows}
             self._turn(event="ready")
         else:
             self.step_s.append(time.monotonic() - self._let_go)

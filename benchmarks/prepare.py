@@ -34,7 +34,12 @@ WORDS = (
     "both boy call carry change children city close country cut day different do each early earth eat end enough even every "
     "example eye face family far father feet few find first follow food form found four"
 ).split()
-N_TOKENS = {"long_answers": ((8, 40), (120, 360)), "long_prompts": ((200, 400), (4, 32)), "short": ((4, 24), (2, 24)), "load": ((20, 80), (20, 160))}
+N_TOKENS = {
+    "long_answers": ((8, 40), (120, 360)),
+    "long_prompts": ((200, 400), (4, 32)),
+    "short": ((4, 24), (2, 24)),
+    "load": ((20, 80), (20, 160)),
+}
 """Tokens of a synthetic prompt, and of each response: about the fewest and the most."""
 SMOLLM2_135M = {
     "vocab_size": 49_152,
@@ -65,10 +70,19 @@ def prepare(case: Case, folder: Path) -> None:
     for split, n in sizes.items():
         taken = _average_first(_take(candidates[split], n, chat, case), case.batch_size)
         lengths = torch.tensor([pair.pop("n_tokens") for pair in taken]).float()
-        facts[split] = {"n": n, "mean_tokens": dict(zip(("prompt", "chosen", "rejected"), lengths.mean(0).tolist(), strict=True))}
-        texts = [{"prompt": pair["rendered"][0], "chosen": pair["rendered"][1], "rejected": pair["rendered"][2]} for pair in taken]
+        facts[split] = {
+            "n": n,
+            "mean_tokens": dict(zip(("prompt", "chosen", "rejected"), lengths.mean(0).tolist(), strict=True)),
+        }
+        texts = [
+            {"prompt": pair["rendered"][0], "chosen": pair["rendered"][1], "rejected": pair["rendered"][2]}
+            for pair in taken
+        ]
         _write(scratch / "text" / f"{split}.jsonl", texts)
-        _write(scratch / "raw" / f"{split}.jsonl", [{k: pair[k] for k in ("prompt", "chosen", "rejected")} for pair in taken])
+        _write(
+            scratch / "raw" / f"{split}.jsonl",
+            [{k: pair[k] for k in ("prompt", "chosen", "rejected")} for pair in taken],
+        )
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
     start_checkpoint(case, chat, folder)
@@ -81,7 +95,7 @@ def _candidates(case: Case) -> tuple[list[Pair], list[Pair]]:
         preferences, _ = load_preferences(DataSection(sources=sources, validation_size=0.0))
         splits = [preferences.train.to_list(), preferences.test.to_list()]
     else:
-        # Two thirds of the rows are to spare, for those that do not fit. A word is one token of an own tokenizer, three of stories260K's.
+        # Two thirds of the rows are to spare, for those that do not fit. A word is three of stories260K's tokens.
         n_train, n_test, tokens_per_word = 3 * case.n_train, 3 * case.n_test, 1 if case.model in SHAPES else 3
         pairs = list(synthetic(case.profile, n_train + n_test, case.seed, tokens_per_word))
         splits = [pairs[:n_train], pairs[n_train:]]

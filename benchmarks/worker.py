@@ -11,5 +11,7 @@ from benchmarks.gate import Gate
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     gate = Gate(job["gated"])
+    if levers := job["engine"]["levers"]:
+        importlib.import_module("benchmarks.levers").pull(levers)
     facts = importlib.import_module(f"benchmarks.engines.{job['engine']['module']}").run(job, gate)
     gate.finish(**facts)

@@ -36,7 +36,7 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
         reference_logps = score_reference(
             preferences, sft_checkpoint, base, model, lengths, config.evaluation.tokens_per_batch
         )
-        dpo_checkpoint = train_dpo(preferences, reference_logps, sft_checkpoint, base, model, dpo, config.seed)
+        dpo_checkpoint = train_dpo(reference_logps, sft_checkpoint, base, model, dpo, config.seed)
     evaluation = evaluate(
         preferences, base, sft_checkpoint, dpo_checkpoint, reference_logps, model, lengths, config.evaluation
     )

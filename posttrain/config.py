@@ -35,7 +35,7 @@ class Section(BaseModel):
     @classmethod
     def a_number_is_not_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[str(info.field_name)]
-        if isinstance(value, bool) and field.annotation is not bool:
+        if isinstance(value, bool) and field.annotation is not bool and bool not in get_args(field.annotation):
             raise ValueError(f"is {str(value).lower()}, which is a yes or no")
         return value
 
@@ -130,7 +130,7 @@ class ModelSection(Section):
     )
     lora: LoraSection = Field(LoraSection(), description="used with method lora and qlora")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on a GPU that has it, else fp32; log-probabilities are fp32 in any case"
+        "auto", description="auto: bf16 on a GPU, or a CPU with AMX, else fp32; log-probabilities are fp32 in any case"
     )
     chat_template: str | None = Field(
         None,
@@ -182,7 +182,9 @@ class TrainSection(Section):
     )
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this norm")
-    gradient_checkpointing: bool = Field(False, description="saves memory, costs about a third more time")
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="saves memory, costs about a third more time; auto: only where a step would not fit without"
+    )
     eval_steps: Interval = Field(
         0.2, description="how often validation is measured: a number of steps, or a share of the training"
     )
@@ -288,6 +290,9 @@ class DpoSection(TrainSection):
     def weighting_keeps_pairs_aligned(self) -> DpoSection:
         if self.use_weighting and (bad := set(self.losses) & {"aot", "aot_unpaired"}):
             raise ValueError(f"use_weighting cannot be used with {', '.join(sorted(bad))}, which sorts the pairs")
+        # TRL 1.16 multiplies these two losses in place, which autograd refuses.
+        if self.use_weighting and (bad := set(self.losses) & {"hinge", "sft"}):
+            raise ValueError(f"use_weighting cannot be used with {', '.join(sorted(bad))}: TRL has no gradient for it")
         return self
 
 

@@ -10,14 +10,12 @@ from datasets import Dataset
 from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 
-from posttrain.chat import tokenise_pairs
 from posttrain.checkpoint import Checkpoint
 from posttrain.config import DpoSection, ModelSection
-from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.logprobs import dpo_loss, score_pairs
 from posttrain.model import Model, load_chat, load_model, uses_bf16
-from posttrain.reference import ReferenceLogps
+from posttrain.reference import Lengths, ReferenceLogps
 from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows
 
 N_START_PAIRS = 16
@@ -50,28 +48,30 @@ class PairTrainer(DPOTrainer):
         return loss * (len(inputs["ref_chosen_logps"]) / self.pairs_per_batch) if self.model.training else loss
 
 
-def train_dpo(
-    preferences: Preferences, reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, stage: Stage
-) -> Checkpoint:
+def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, stage: Stage) -> Checkpoint:
     """The SFT policy after preference optimisation against itself as the reference.
+
+    Args:
+        reference: the tokenised pairs of the training and validation splits, scored with the SFT checkpoint.
 
     Raises:
         UserError: training would not start at the reference, no pair is left, or the loss is not a number.
     """
-    chat = load_chat(stage.base, stage.model, sft_checkpoint)
-    tokenised = {
-        split: tokenise_pairs(chat, rows, dpo.max_length, dpo.max_prompt_length)
-        for split, rows in preferences.splits().items()
-        if split != "test"
-    }
-    if len(tokenised["train"].rows) == 0:
+    asked = Lengths(max_length=dpo.max_length, max_prompt_length=dpo.max_prompt_length)
+    if reference.lengths != asked:
         raise UserError(
-            f"dpo.max_length {dpo.max_length}: no training pair has room for a response ({tokenised['train'].counts}): raise it, "
+            f"dpo.max_length {asked.max_length} and max_prompt_length {asked.max_prompt_length} are asked for, but the reference "
+            f"was scored with {reference.lengths.max_length} and {reference.lengths.max_prompt_length}: score it again"
+        )
+    chat = load_chat(stage.base, stage.model, sft_checkpoint)
+    train, validation = reference.rows("train"), reference.rows("validation")
+    if len(train) == 0:
+        raise UserError(
+            f"dpo.max_length {dpo.max_length}: no training pair has room for a response ({reference.cut['train']}): raise it, "
             "or lower dpo.max_prompt_length"
         )
-    train, validation = (reference.attach(tokenised[split].rows) for split in ("train", "validation"))
     policy = load_model(stage.base, stage.model, sft_checkpoint, trainable=True)
-    arguments = training_arguments(dpo, stage, has_validation=len(validation) > 0)
+    arguments = training_arguments(dpo, stage, policy, has_validation=len(validation) > 0)
     trainer = PairTrainer(
         model=policy,
         args=DPOConfig(
@@ -97,8 +97,7 @@ def train_dpo(
     use_flat_rows(trainer, stage.model)
     first = train.select(range(min(N_START_PAIRS, len(train))))
     check_start(policy, first, reference, sft_checkpoint, stage.model, dpo)
-    counts = tokenised["train"].counts
-    facts = {"n_pairs": len(train), **{f"n_{name}": count for name, count in counts.items()}}
+    facts = {"n_pairs": len(train), **{f"n_{name}": count for name, count in reference.cut["train"].items()}}
     return train_and_seal(trainer, chat, stage, "dpo", sft_checkpoint, facts)
 
 

@@ -33,9 +33,11 @@ def train_sft(preferences: Preferences, instructions: Instructions | None, sft: 
     train = tokenise_completions(chat, train_rows, sft.max_length)
     validation = tokenise_completions(chat, _chosen(preferences.validation), sft.max_length)
     has_validation = len(validation.rows) > 0
+    model = load_model(stage.base, stage.model, trainable=True)
+    arguments = training_arguments(sft, stage, model, has_validation)
     trainer = SFTTrainer(
-        model=load_model(stage.base, stage.model, trainable=True),
-        args=SFTConfig(**training_arguments(sft, stage, has_validation), dataset_kwargs={"skip_prepare_dataset": True}),
+        model=model,
+        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=train.rows,
         eval_dataset=validation.rows if has_validation else None,
         processing_class=chat.tokenizer,

@@ -170,8 +170,11 @@ class TrainSection(Section):
     learning_rate: float = Field(gt=0, le=1, description=LEARNING_RATE)
     epochs: float = Field(1.0, gt=0, description="passes over the training rows; ignored where max_steps is set")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimisation steps")
-    batch_size: int = Field(8, ge=1, description="rows a device works on at once; higher: faster, more memory")
+    batch_size: int = Field(8, ge=1, description="rows worked on at once; higher: faster, more memory")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches to one step; costs time, not memory")
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="that share the rows of a step, on one machine; auto: one a GPU, or a single one on a CPU"
+    )
     max_length: int = Field(1024, ge=8, description="tokens of prompt and response; the rest of a response is cut off")
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit saves memory; needs CUDA")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="memory of the gradient; higher: smoother, slower to turn")

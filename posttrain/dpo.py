@@ -15,6 +15,7 @@ from posttrain.config import DpoSection, ModelSection
 from posttrain.errors import UserError
 from posttrain.logprobs import dpo_loss, score_pairs
 from posttrain.model import Model, load_chat, load_model, uses_bf16
+from posttrain.processes import on_processes, share_rows
 from posttrain.reference import Lengths, ReferenceLogps
 from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows
 
@@ -57,6 +58,11 @@ def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSec
     Raises:
         UserError: training would not start at the reference, no pair is left, or the loss is not a number.
     """
+    n_processes, shared = share_rows(dpo)
+    return on_processes(n_processes, _train, reference, sft_checkpoint, shared, stage=stage)
+
+
+def _train(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, stage: Stage) -> Checkpoint:
     asked = Lengths(max_length=dpo.max_length, max_prompt_length=dpo.max_prompt_length)
     if reference.lengths != asked:
         raise UserError(

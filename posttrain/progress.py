@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Any
@@ -18,10 +19,10 @@ warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecate
 
 
 def progress_bar(total: int, label: str, unit: str) -> tqdm:
-    """A bar that moves at every change on a terminal, and every ten seconds in a log."""
-    return tqdm(
-        total=total, desc=label, unit=unit, mininterval=0.2 if sys.stderr.isatty() else 10.0, dynamic_ncols=True
-    )
+    """A bar that moves at every change on a terminal, and every ten seconds in a log; of several processes' the first's."""
+    interval_s = 0.2 if sys.stderr.isatty() else 10.0
+    silent = os.environ.get("RANK", "0") != "0"
+    return tqdm(total=total, desc=label, unit=unit, mininterval=interval_s, dynamic_ncols=True, disable=silent)
 
 
 class TrainingProgress(ProgressCallback):

@@ -11,6 +11,7 @@ from posttrain.config import SftSection
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.errors import UserError
 from posttrain.model import load_chat, load_model
+from posttrain.processes import on_processes, share_rows
 from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows
 
 N_CHECKED = 100
@@ -28,6 +29,11 @@ def train_sft(preferences: Preferences, instructions: Instructions | None, sft: 
     Raises:
         UserError: the loss is not a number, or responses carry no stop token, so generation would never end.
     """
+    n_processes, shared = share_rows(sft)
+    return on_processes(n_processes, _train, preferences, instructions, shared, stage=stage)
+
+
+def _train(preferences: Preferences, instructions: Instructions | None, sft: SftSection, stage: Stage) -> Checkpoint:
     chat = load_chat(stage.base, stage.model)
     train_rows = instructions.rows if instructions is not None else _chosen(preferences.train)
     train = tokenise_completions(chat, train_rows, sft.max_length)

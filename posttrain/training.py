@@ -74,6 +74,7 @@ def training_arguments(section: TrainSection, stage: Stage, model: Model, has_va
         "gradient_checkpointing": needs_checkpointing(section, stage.model, model),
         "bf16": uses_bf16(stage.model),
         "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "eval_strategy": "steps" if has_validation else "no",
         "eval_steps": section.eval_steps,
@@ -140,6 +141,19 @@ def train_and_seal(
         raise UserError(
             f"{name}: the loss is {result.training_loss}: nothing is saved; lower {name}.learning_rate, or raise its warmup_steps"
         )
+    sealed = _write(trainer, chat, stage, name, parent, facts) if trainer.is_world_process_zero() else None
+    trainer.accelerator.wait_for_everyone()
+    return sealed or Checkpoint.load(stage.dest)
+
+
+def _write(
+    trainer: Trainer,
+    chat: Chat,
+    stage: Stage,
+    name: Literal["sft", "dpo"],
+    parent: Checkpoint | None,
+    facts: dict[str, int],
+) -> Checkpoint:
     model: Any = trainer.model
     kind: Literal["full", "adapter"] = "full"
     if isinstance(model, PeftModel):

@@ -47,6 +47,6 @@ def run(job: dict[str, Any], gate: Gate) -> dict[str, Any]:
                 }
             )
             stage = Stage(base, model, case["seed"], Path(scratch) / f"dpo-{beta}", (gate,))
-            trained = train_dpo(preferences, reference, sft, dpo, stage)
+            trained = train_dpo(reference, sft, dpo, stage)
             evaluate(preferences, base, sft, trained, reference, model, lengths, evaluation)
     return {"n_train": len(preferences.train), "n_test": len(preferences.test)}

@@ -12,7 +12,10 @@ export ZENML_ANALYTICS_OPT_IN ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: run test lint setup clean
+# Where make bench-peer puts LLaMA-Factory, which needs other versions of the same packages.
+export BENCH_PEER ?= $(or $(POSTTRAIN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/posttrain)/benchmarks/llamafactory-0.9.5
+
+.PHONY: run test lint setup clean bench bench-quick bench-peer bench-table
 
 run: setup
 	$(BIN)/zenml pipeline run dpo_pipeline
@@ -24,6 +27,26 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy posttrain pipelines steps materializers dpo_pipeline.py sweep_pipeline.py posttrain_cli.py
+
+# Speed against TRL and LLaMA-Factory on this machine's CPU: quick in a quarter of an hour, bench in hours; it goes on where it stopped.
+bench: setup
+	$(BIN)/python -m benchmarks.bench $(BENCH)
+	$(BIN)/python -m benchmarks.table
+
+bench-quick: setup
+	$(BIN)/python -m benchmarks.bench --quick
+	$(BIN)/python -m benchmarks.table
+
+bench-table: setup
+	$(BIN)/python -m benchmarks.table
+
+# torchvision and torchaudio come as CUDA builds that do not import beside a CPU torch; LLaMA-Factory wants torchaudio to be there.
+bench-peer: setup
+	$(PYTHON) -m venv $(BENCH_PEER)
+	$(BENCH_PEER)/bin/python -m pip install --disable-pip-version-check torch==2.13.0
+	$(BENCH_PEER)/bin/python -m pip install --disable-pip-version-check torch==2.13.0 llamafactory==0.9.5
+	$(BENCH_PEER)/bin/python -m pip uninstall --yes torchvision torchaudio
+	touch "$$($(BENCH_PEER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"
 
 setup: $(VENV)/installed
 

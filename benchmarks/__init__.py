@@ -1,0 +1,1 @@
+"""What produces the speed figures of the README: `make bench`, `make bench-quick`, `make bench-table`."""

@@ -1,0 +1,128 @@
+"""What is measured: profiles of text, shapes of model, engines and their settings. Tables only, nothing heavy imported.
+
+The driver imports this module, and stays so small that no worker inherits its memory.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SHARED_DATA = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data"))
+CACHE = (
+    Path(
+        os.environ.get("POSTTRAIN_CACHE", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "posttrain")
+    )
+    / "benchmarks"
+)
+PEER = Path(os.environ.get("BENCH_PEER", CACHE / "llamafactory-0.9.5"))
+"""The virtual environment of LLaMA-Factory, made by `make bench-peer`."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Pairs, a model and how it is trained: the same for every engine."""
+
+    profile: str
+    model: str
+    method: str
+    batch_size: int = 4
+    n_steps: int = 10
+    """The first is the warm-up: it is counted and compared, not timed."""
+    n_test: int = 16
+    max_length: int = 512
+    learning_rate: float = 1.0e-3
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Names the case's files."""
+        return f"{self.profile}-{self.model}-{self.method}"
+
+    @property
+    def n_train(self) -> int:
+        """Pairs that are trained on, once each."""
+        return self.batch_size * self.n_steps
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A trainer and the settings that make it another row of the table."""
+
+    name: str
+    module: str
+    dtype: str = "fp32"
+    options: dict[str, Any] = field(default_factory=dict)
+    """ours: settings, `{"model": {...}, "dpo": {...}}`. stock: arguments of DPOConfig. peer: LLaMA-Factory's own."""
+    levers: tuple[str, ...] = ()
+    """Functions of `benchmarks.levers`, for what no setting reaches."""
+
+
+OURS: dict[str, Any] = {}
+"""Settings of our rows beside the case's own: the one place where a layout is forced. Empty: what a user gets."""
+
+TRL_BEST = {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Engine("ours", "ours", options=OURS),
+        Engine("trl_default", "stock"),
+        Engine("trl_best", "stock", options=TRL_BEST),
+        Engine("trl_best_bf16", "stock", dtype="bf16", options=TRL_BEST),
+        Engine("llamafactory", "peer"),
+    )
+}
+BASELINE = "trl_default"
+"""Its losses are what every other engine's are compared with."""
+
+LADDER = (
+    replace(ENGINES[BASELINE], name="TRL's defaults"),
+    Engine("+ reference computed before", "stock", options={"precompute_ref_log_probs": True}),
+    Engine("+ no gradient checkpointing", "stock", options=TRL_BEST),
+    Engine("+ LM head on completions only", "stock", options=TRL_BEST, levers=("head_on_completions",)),
+    Engine("+ no padding (our flat rows)", "ours", options=OURS, levers=("prompts_not_shared",)),
+    Engine("+ each prompt once (all of ours)", "ours", options=OURS),
+)
+"""One lever more a rung; the first is the baseline of the others."""
+
+QUICK = (Case("hh_rlhf", "smollm2_135m", "lora", batch_size=2, n_test=4),)
+"""Smaller batches than in the full run: a quarter of an hour must be enough."""
+QUICK_ENGINES = ("ours", "trl_default", "trl_best")
+
+FULL = tuple(
+    Case(profile, model, method, **scale)
+    for model, scale in (
+        ("stories260k", {"batch_size": 8, "n_steps": 41, "n_test": 64}),
+        ("smollm2_135m", {}),
+    )
+    for profile in ("hh_rlhf", "long_answers", "long_prompts")
+    for method in ("lora", "full")
+)
+SWEEPS = (
+    Case("hh_rlhf", "stories260k", "lora", batch_size=8, n_steps=41, n_test=64),
+    Case("hh_rlhf", "smollm2_135m", "lora"),
+)
+SWEEP_BETAS = (0.03, 0.1, 0.3, 1.0)
+
+GROWTH = tuple(
+    Case("short", "stories260k", "full", batch_size=8, n_steps=n // 8, n_test=64, max_length=256, learning_rate=1.0e-5)
+    for n in (504, 2000, 8000)
+)
+N_LOAD = 100_000
+N_ROUNDS = 5
+
+
+def job(case: Case, engine: Engine, folder: Path, *, gated: bool, betas: tuple[float, ...] = (0.1,)) -> dict[str, Any]:
+    """What a worker is told, as it is sent to it."""
+    return {
+        "case": asdict(case),
+        "engine": asdict(engine),
+        "folder": str(folder),
+        "gated": gated,
+        "betas": list(betas),
+    }

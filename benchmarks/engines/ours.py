@@ -1,0 +1,52 @@
+"""This project's library, as its pipeline calls it; every beta after the first shares data and reference."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gate import Gate
+from posttrain.checkpoint import Checkpoint
+from posttrain.config import DataSection, DpoSection, EvaluationSection, ModelSection, Source
+from posttrain.data.preferences import load_preferences
+from posttrain.dpo import train_dpo
+from posttrain.evaluate import evaluate
+from posttrain.model import resolve_base
+from posttrain.reference import Lengths, score_reference
+from posttrain.training import Stage
+
+
+def run(job: dict[str, Any], gate: Gate) -> dict[str, Any]:
+    """Loads, checks, scores the reference, trains and evaluates."""
+    case, engine, folder = job["case"], job["engine"], Path(job["folder"])
+    data = DataSection(sources=[Source(path=str(folder / "raw"))], validation_size=0.0)
+    model = ModelSection.model_validate(
+        {
+            "base": str(folder / "base"),
+            "method": case["method"],
+            "precision": engine["dtype"],
+            **engine["options"].get("model", {}),
+        }
+    )
+    evaluation = EvaluationSection()
+    lengths = Lengths(max_length=case["max_length"], max_prompt_length=case["max_length"])
+    base, sft = resolve_base(model), Checkpoint.load(folder / "sft")
+    preferences, _ = load_preferences(data)
+    reference = score_reference(preferences, sft, base, model, lengths, evaluation.tokens_per_batch)
+    with tempfile.TemporaryDirectory() as scratch:
+        for beta in job["betas"]:
+            dpo = DpoSection.model_validate(
+                {
+                    "beta": beta,
+                    "learning_rate": case["learning_rate"],
+                    "lr_schedule": "constant",
+                    "batch_size": case["batch_size"],
+                    **lengths.model_dump(),
+                    **engine["options"].get("dpo", {}),
+                }
+            )
+            stage = Stage(base, model, case["seed"], Path(scratch) / f"dpo-{beta}", (gate,))
+            trained = train_dpo(reference, sft, dpo, stage)
+            evaluate(preferences, base, sft, trained, reference, model, lengths, evaluation)
+    return {"n_train": len(preferences.train), "n_test": len(preferences.test)}

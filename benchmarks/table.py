@@ -1,0 +1,172 @@
+"""The README's table and picture, from the results: `python -m benchmarks.table`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import BASELINE, ENGINES, RESULTS, ROOT
+
+Row = dict[str, Any]
+BEGIN, END = "<!-- from `make bench-table`; a test compares -->", "<!-- end of `make bench-table` -->"
+PICTURE = RESULTS / "pairs_per_s.svg"
+LABELS = {
+    "ours": "this project",
+    "trl_default": "TRL, its defaults",
+    "trl_best": "TRL, reference before, no checkpointing",
+    "trl_best_bf16": "the same in bf16",
+    "llamafactory": "LLaMA-Factory 0.9.5",
+}
+COLOURS = {
+    "ours": "#1b6ca8",
+    "trl_default": "#b8b8b8",
+    "trl_best": "#8a8a8a",
+    "trl_best_bf16": "#6b6b6b",
+    "llamafactory": "#d9a441",
+}
+COLUMNS = (
+    "| pairs, model, method | engine | pairs/s | times TRL's defaults | wall time | peak memory | tokens a pair | head rows a pair "
+    "| losses |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+OTHERS = ("ladder", "sweep-", "growth", "load")
+"""How the names of groups begin that have tables of their own."""
+
+
+def read_results(folder: Path = RESULTS) -> dict[str, list[Row]]:
+    """Every group's rows, by the group's name."""
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+
+
+def table(groups: dict[str, list[Row]]) -> str:
+    """The README's block, as Markdown."""
+    engines = {name: rows for name, rows in groups.items() if not name.startswith(OTHERS)}
+    for name in list(engines):
+        engines.pop(f"quick-{name}", None)  # the full run's group says all that the quick one's does
+    parts = []
+    if engines:
+        parts.append("\n".join([*COLUMNS, *(engine_row(row) for rows in engines.values() for row in rows)]))
+    if "ladder" in groups:
+        first = groups["ladder"][0]
+        heads = f"| one lever more a line ({_case(first)}) | pairs/s | times the first | peak memory | losses |"
+        parts.append("\n".join([heads, "|---|---|---|---|---|", *(ladder_row(row) for row in groups["ladder"])]))
+    if sweeps := [row for name, rows in groups.items() if name.startswith("sweep-") for row in rows]:
+        heads = "| four betas, raw file to evaluated models | engine | wall time |"
+        lines = [f"| {_case(row)} | {LABELS[row['engine']]} | {_seconds(row['sweep_wall_s'])} |" for row in sweeps]
+        parts.append("\n".join([heads, "|---|---|---|", *lines]))
+    if growth := groups.get("growth"):
+        rates = ", ".join(f"{row['n_train']} pairs: {row['pairs_per_s']:.1f} pairs/s" for row in growth)
+        rates_per_s = [row["pairs_per_s"] for row in growth]
+        parts.append(
+            f"Growth ({_case(growth[0])}): {rates}; largest over smallest {max(rates_per_s) / min(rates_per_s):.2f}."
+        )
+    for row in groups.get("load", ()):
+        n = row["n_train"] + row["n_test"]
+        parts.append(
+            f"Loading and checking 100 000 pairs ({row['text_gib']:.2f} GiB): {row['load_s']:.1f} s, memory from "
+            f"{row['rss_before_gib']:.2f} to {row['peak_rss_gib']:.2f} GiB ({n} pairs left in train and test)."
+        )
+    if parts:
+        rows = [row for group in groups.values() for row in group]
+        parts.append("; ".join(sorted({_where(row) for row in rows})) + ".")
+        if engines:
+            parts.append(f"![Pairs per second of each engine]({PICTURE.relative_to(ROOT).as_posix()})")
+    return "\n\n".join(parts) or "No results yet: `make bench-quick` or `make bench`, then `make bench-table`."
+
+
+def engine_row(row: Row) -> str:
+    """A row of the first table."""
+    wall = _seconds(row["wall_s"])
+    cells = [
+        _case(row),
+        LABELS[row["engine"]] + (", bf16" if row["dtype"] == "bf16" and row["engine"] == "ours" else ""),
+        f"{row['pairs_per_s']:.3g}",
+        f"{row['speedup_over_baseline']:.2f}",
+        f"{wall} ({row['n_train']} pairs)",
+        f"{row['peak_rss_gib']:.2f} GiB",
+        _per_pair(row, "backbone_tokens"),
+        _per_pair(row, "head_rows"),
+        _parity(row),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def ladder_row(row: Row) -> str:
+    """A row of the ladder."""
+    cells = [
+        row["engine"],
+        f"{row['pairs_per_s']:.3g}",
+        f"{row['speedup_over_baseline']:.2f}",
+        f"{row['peak_rss_gib']:.2f} GiB",
+        _parity(row),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _parity(row: Row) -> str:
+    deviation = "no number" if row["max_deviation"] is None else f"{row['max_deviation']:.0e}"
+    if row["engine"] in (BASELINE, ENGINES[BASELINE].name) or row["max_deviation"] == 0:
+        return "the standard"
+    return f"equal to {deviation}" if row["parity"] else f"**differ by {deviation}: does not count**"
+
+
+def _per_pair(row: Row, key: str) -> str:
+    return "-" if row[key] is None else f"{row[key] / row['counted_pairs']:.0f}"
+
+
+def _case(row: Row) -> str:
+    return f"{row['profile']}, {row['model']}, {row['method']}"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.0f} s"
+
+
+def _where(row: Row) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    return f"{row['machine']}, {row['date']}, commit {row['commit']}, {versions}"
+
+
+def draw(groups: dict[str, list[Row]], file: Path = PICTURE) -> None:
+    """A bar chart of pairs per second, one panel a case, as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "posttrain"  # the same results make the same file
+    from matplotlib import pyplot
+
+    cases = {name: rows for name, rows in groups.items() if not name.startswith(OTHERS)}
+    if not cases:
+        return
+    figure, axes = pyplot.subplots(
+        len(cases), 1, figsize=(8, 0.7 + 1.5 * len(cases)), squeeze=False, layout="constrained"
+    )
+    for axis, rows in zip(axes[:, 0], cases.values(), strict=True):
+        names = [LABELS[row["engine"]] for row in rows]
+        bars = axis.barh(names, [row["pairs_per_s"] for row in rows], color=[COLOURS[row["engine"]] for row in rows])
+        axis.bar_label(bars, [f"{row['pairs_per_s']:.3g}" for row in rows], padding=3)
+        axis.set_title(_case(rows[0]), loc="left", fontsize=10)
+        axis.invert_yaxis()
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.1)
+    axes[-1, 0].set_xlabel("pairs per second; higher is faster")
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def with_block(readme: str, block: str) -> str:
+    """The README with another block between the two marks."""
+    assert BEGIN in readme, "the README has lost the mark of its benchmark table"
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{block}\n\n{END}", readme)
+
+
+if __name__ == "__main__":
+    groups = read_results()
+    draw(groups)
+    page = ROOT / "README.md"
+    page.write_text(with_block(page.read_text(encoding="utf-8"), table(groups)), encoding="utf-8")
+    print(table(groups), file=sys.stdout)

@@ -1,0 +1,113 @@
+"""The benchmark's own machinery: it counts right, it refuses an engine that trains otherwise, and the README shows its results."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks import bench, cases
+from benchmarks.cases import ENGINES, Case
+from benchmarks.gate import HeadRows
+from benchmarks.table import BEGIN, END, draw, read_results, table
+
+LN_2 = math.log(2)
+
+
+@pytest.fixture(scope="module")
+def tiny_cache(tmp_path_factory):
+    """A cache of its own for the case's files."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(bench, "CACHE", tmp_path_factory.mktemp("bench"))
+    yield
+    patch.undo()
+
+
+def row(losses, **other):
+    return {"losses": losses, "n_steps": len(losses), "dtype": "fp32", "n_train": 8, "n_test": 4, **other}
+
+
+def test_losses_that_differ_do_not_count():
+    standard = row([LN_2, 0.68, 0.66])
+    assert bench.compare(row([LN_2, 0.6801, 0.66]), standard)["parity"]
+    late = bench.compare(row([LN_2, 0.68, 0.67]), standard)
+    assert not late["parity"]
+    assert late["max_deviation"] == pytest.approx(0.01 / 0.66)
+    assert bench.compare(row([LN_2, 0.68, 0.67], dtype="bf16"), standard)["parity"]  # three digits
+    assert not bench.compare(row([0.70, 0.68, 0.66]), row([0.70, 0.68, 0.66]))["parity"]  # no start at the reference
+    assert not bench.compare(row([LN_2, 0.68]), standard)["parity"]
+    assert not bench.compare(row([LN_2, 0.68, 0.66], n_train=7), standard)["parity"]  # a pair was dropped
+    assert not bench.compare(row([LN_2, math.nan, 0.66]), standard)["parity"]
+
+
+def test_a_speedup_is_the_median_of_the_rounds():
+    assert bench.ratio([4.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == 2.0  # 2, 3, 1
+
+
+def test_rows_through_the_head_are_counted_and_no_others():
+    hidden, vocabulary = torch.randn(5, 8, requires_grad=True), torch.randn(32, 8, requires_grad=True)
+    with HeadRows(hidden_size=8, vocab_size=32) as head:
+        (hidden @ torch.randn(8, 8)) @ vocabulary.T
+        torch.nn.functional.linear(hidden, vocabulary).sum().backward()
+    assert head.rows == 10
+
+
+@pytest.mark.slow
+def test_ours_trains_as_trl_does_and_computes_less(tiny_cache, capsys):
+    """One timed step of each on synthetic pairs, each in a process of its own."""
+    case = Case("short", "tiny", "lora", batch_size=2, n_steps=2, n_test=2, max_length=128, learning_rate=0.05)
+    standard, ours = bench.run_group(case, [ENGINES["trl_default"], replace(ENGINES["ours"], options={})])
+    assert standard["parity"]
+    assert ours["parity"]
+    assert ours["losses"][1] != pytest.approx(
+        LN_2, rel=1e-3
+    )  # the step before moved the weights: agreeing means something
+    assert "losses agree" in capsys.readouterr().out
+    assert {"profile", "model", "engine", "dtype", "pairs_per_s", "wall_s", "peak_rss_gib", "versions"} <= set(ours)
+    assert ours["backbone_tokens"] < standard["backbone_tokens"]
+    assert ours["head_rows"] < standard["head_rows"]
+    wrong = ours | bench.compare({**ours, "losses": [LN_2, ours["losses"][1] * 1.01]}, standard)
+    draw({"tiny": [standard, ours]}, bench.CACHE / "bars.svg")
+    assert "<svg" in (bench.CACHE / "bars.svg").read_text(encoding="utf-8")
+    shown = table({"tiny": [standard, wrong]})
+    assert "| short, tiny, lora | this project |" in shown
+    assert "does not count" in shown
+
+
+def test_a_missing_peer_is_named_and_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "PEER", tmp_path / "none")
+    assert [engine.name for engine in bench.available(("ours", "llamafactory"))] == ["ours"]
+    assert "make bench-peer" in capsys.readouterr().out
+
+
+def test_the_readme_shows_the_results():
+    """`make bench-table` prints what stands there."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme[readme.index(BEGIN) + len(BEGIN) : readme.index(END)]
+    assert block.strip() == table(read_results()).strip()
+
+
+def test_every_result_says_where_it_is_from():
+    needed = {
+        "profile",
+        "model",
+        "engine",
+        "dtype",
+        "pairs_per_s",
+        "wall_s",
+        "peak_rss_gib",
+        "backbone_tokens",
+        "head_rows",
+    }
+    for name, rows in read_results().items():
+        for one in rows:
+            assert needed | {"parity", "machine", "date", "versions", "commit"} <= set(one), name
+
+
+def test_the_ladder_begins_with_the_baseline_and_ends_with_ours():
+    assert cases.LADDER[0].options == ENGINES[cases.BASELINE].options
+    assert cases.LADDER[-1].module == "ours"
+    assert cases.LADDER[-1].levers == ()
+    assert json.dumps([case.name for case in cases.FULL])

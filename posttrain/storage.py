@@ -54,7 +54,8 @@ class ObjectStore:
 
     def __init__(self) -> None:
         with _answering("S3"):
-            self._client = boto3.client(
+            # A session of its own: the default one would keep the first credentials that it found.
+            self._client = boto3.session.Session().client(
                 "s3",
                 config=Config(
                     retries={"mode": "standard"}, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S

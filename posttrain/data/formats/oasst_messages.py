@@ -7,11 +7,11 @@ follows it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from posttrain.data.checks import Turn, Unusable
-from posttrain.data.formats.layout import Found, Pair, Scored, Values, as_number, as_turns, rank
+from posttrain.data.formats.layout import Found, Pair, Scored, Values, as_number, as_text, as_turns, rank
 
 COLUMNS = ("message_id", "parent_id", "text", "role", "rank")
 
@@ -36,13 +36,13 @@ def group(rows: Sequence[Values]) -> list[list[Found] | Unusable]:
     A tree's messages may stand anywhere in the source.
     """
     outcomes: list[list[Found] | Unusable | None] = [None] * len(rows)
-    place = dict[Hashable, int]()
+    place = dict[str, int]()
     turns = dict[int, tuple[Turn, float | None]]()
     for i, row in enumerate(rows):
         try:
             turns[i] = as_message(row)
-            if (name := row.get("message_id")) in place or not isinstance(name, str):
-                raise Unusable("duplicate" if isinstance(name, str) else "not_text")
+            if (name := as_text(row.get("message_id"))) in place:
+                raise Unusable("duplicate")
             place[name] = i
         except Unusable as unusable:
             outcomes[i] = unusable
@@ -99,7 +99,7 @@ def sibling_pairs(messages: dict[int, Message]) -> tuple[dict[int, list[Scored]]
     return pairs, used
 
 
-def _parent(row: Values, place: dict[Hashable, int]) -> int | None:
+def _parent(row: Values, place: dict[str, int]) -> int | None:
     """The place of a row's parent: None for the first of a tree, -1 where there is no such row."""
     parent = row.get("parent_id")
     if parent is None:

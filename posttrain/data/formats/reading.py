@@ -100,6 +100,5 @@ class _Limits:
                 f"{self._source.path}: min_score_ratio is set, but a score is below 0, as ranks are here, which have no "
                 "ratio: set min_score_difference"
             )
-        return item.chosen_score >= (ratio or 0) * item.rejected_score and (
-            item.chosen_score - item.rejected_score >= (difference or float("-inf"))
-        )
+        has_ratio = ratio is None or item.chosen_score >= ratio * item.rejected_score
+        return has_ratio and (difference is None or item.chosen_score - item.rejected_score >= difference)

@@ -158,7 +158,7 @@ def test_the_report_says_which_objects_were_read(s3, bucket):
 def test_an_object_overwritten_while_it_is_read_is_not_taken(s3, bucket, tmp_path):
     put(s3, bucket, "pairs.jsonl", lines(3))
     store = storage.ObjectStore()
-    (found,), _ = store.find(f"s3://{bucket}/pairs.jsonl")
+    (found,), _ = store.find(f"s3://{bucket}/pairs.jsonl", bool)
     put(s3, bucket, "pairs.jsonl", lines(3, start=7))
     with pytest.raises(UserError, match="was overwritten while it was read: run again"):
         store.fetch(found)
@@ -177,7 +177,8 @@ def test_keys_may_hold_what_paths_may(s3, bucket):
         ("s3://", "has no bucket"),
         ("s3://{bucket}/missing.jsonl", "there is no such object"),
         ("s3://{bucket}/x*.jsonl", "there is no such object"),
-        ("s3://{bucket}/notes.txt", r"no object there ends in \.jsonl"),
+        ("s3://{bucket}/notes.txt", r"notes\.txt: must end in \.jsonl"),
+        ("s3://{bucket}/n*", "none of the 1 objects there can be read"),
         ("s3://{bucket}-missing/a.jsonl", "no such object|refuses it"),
         ("s3://{bucket}-missing/", r"refuses it \(NoSuchBucket, status 404\): correct the bucket"),
         ("s3://{bucket}/cut.jsonl.gz", r"cut\.jsonl\.gz: cannot be read to its end"),

@@ -12,7 +12,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -99,18 +99,23 @@ class ObjectStore:
         file = folder / PurePosixPath(item.key).name
         if file.exists():
             return file
-        folder.mkdir(parents=True, exist_ok=True)
         part = folder / f".{uuid.uuid4().hex}"
         version = {"VersionId": item.version_id} if item.version_id else {}
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             with _answering(item.url):
                 self._client.download_file(item.bucket, item.key, str(part), ExtraArgs=version)
                 after = item if item.version_id else self._head(item.bucket, item.key)
             if after != item or part.stat().st_size != item.n_bytes:
                 raise UserError(f"{item.url}: was overwritten while it was read: run again when it is complete")
             os.replace(part, file)
+        except OSError as error:
+            raise UserError(
+                f"{item.url}: cannot be kept in {folder} ({error.strerror}): make room there, or set POSTTRAIN_CACHE"
+            ) from error
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
         return file
 
     def _head(self, bucket: str, key: str) -> StoredObject | None:

@@ -79,8 +79,8 @@ class _Limits:
         if (limit := self._source.max_pairs_per_prompt) is not None:
             try:
                 key = prompt_key(parsed.prompt)
-            except UnicodeEncodeError:
-                return Unusable("not_text")
+            except UnicodeEncodeError:  # which the checks will find
+                return parsed
             if self._n_pairs[key] == limit:
                 return Unusable("over_max_pairs")
             self._n_pairs[key] += 1

@@ -21,8 +21,24 @@ REASONS = {
     "held_out": "the prompt is also in the validation or test split of the preferences",
     "conflicting": "elsewhere the same two responses are ranked the other way round; both rows go",
     "duplicate": "an earlier row has the same prompt and responses",
+    "unknown_label": "the label, rank or score is none that the layout knows",
+    "tool_call": "a message calls a tool, which cannot be trained on yet",
+    "bad_tools": "the column `tools` is neither a list of tools nor JSON of one",
+    "tie": "no answer is ranked above another",
+    "too_close": "the answers' scores are nearer to each other than min_score_ratio or min_score_difference",
+    "over_max_pairs": "the prompt has max_pairs_per_prompt pairs without it",
+    "other_language": "the row is in none of `languages`",
+    "deleted": "the message was deleted by those who collected it",
+    "parent_missing": "a message that this one follows was deleted, cannot be used or is not there",
+    "no_rival": "no other answer was ranked beside it, nor beside one that follows",
+    "not_sampled": "left out for the source to have the share that its weight says",
 }
 """Every reason for which a row is dropped, and what it means."""
+
+DELIBERATE = frozenset(
+    "tie too_close over_max_pairs other_language deleted parent_missing no_rival not_sampled".split()
+)
+"""Reasons that are a dataset's design, or asked for: they say nothing against the source, whatever their share."""
 
 
 class Unusable(Exception):

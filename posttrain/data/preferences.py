@@ -18,8 +18,16 @@ from datasets import Dataset
 from posttrain.config import DataSection, Source
 from posttrain.data import demo
 from posttrain.data.checks import Turn, Unusable, check_row
-from posttrain.data.formats import INSTRUCTION_LAYOUTS, PREFERENCE_LAYOUTS, check_columns, find_layout, rename
-from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values
+from posttrain.data.formats import (
+    INSTRUCTION_LAYOUTS,
+    PREFERENCE_LAYOUTS,
+    check_columns,
+    find_layout,
+    read_rows,
+    rename,
+)
+from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values, as_tools
+from posttrain.data.mixture import find_left_out
 from posttrain.data.report import DataReport, SourceReport, Tally
 from posttrain.data.sources import DEMO, OpenSource, Record, open_source
 from posttrain.data.splits import SPLITS, choose_split, find_leaks, prompt_key
@@ -33,11 +41,21 @@ PAIR_SCHEMA = pa.schema(
         ("prompt", _TURNS),
         ("chosen", _TURNS),
         ("rejected", _TURNS),
+        ("tools", pa.string()),
         ("true_margin", pa.float64()),
     ]
 )
-"""A preference pair. `true_margin`: hidden reward of chosen less that of rejected, known for the demo only."""
-EXAMPLE_SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("prompt", _TURNS), ("completion", _TURNS)])
+"""A preference pair. `tools`: JSON of the tools that the template is given, null for none. `true_margin`: hidden reward of
+chosen less that of rejected, known for the demo only."""
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("prompt", _TURNS),
+        ("completion", _TURNS),
+        ("tools", pa.string()),
+    ]
+)
 """An instruction and its response."""
 
 N_HEAD_ROWS = 64
@@ -107,7 +125,8 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
     """
     tally, rows = Tally(), _Rows(PAIR_SCHEMA)
     keys, splits, responses = list[bytes](), list[str](), list[tuple[bytes, bytes]]()
-    for source in data.sources:
+    origins = list[int]()
+    for origin, source in enumerate(data.sources):
         opened = open_source(source)
         for record, values, pair in _read(source, opened, PREFERENCE_LAYOUTS, data.max_chars, tally):
             key = prompt_key(pair.prompt)
@@ -115,14 +134,16 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
             if split == "train":
                 chosen_split = choose_split(key, data.seed, data.test_size, data.validation_size)
                 split = "train" if chosen_split in opened.splits else chosen_split
+            origins.append(origin)
             keys.append(key)
             splits.append(split)
             responses.append((_turns_key(pair.chosen), _turns_key(pair.rejected)))
-            true_margin = values["true_margin"] if source.path == DEMO else None
-            rows.add(record, {"id": _id(pair), **pair._asdict(), "true_margin": true_margin})
+            true_margin = values["true_margin"] if source.location == DEMO else None
+            rows.add(record, {**_row(pair, values), "true_margin": true_margin})
 
     reasons = find_leaks(keys, splits)
     _mark_repeats(keys, responses, reasons)
+    _mark_not_sampled(data, origins, keys, responses, splits, reasons)
     _assert_disjoint(keys, splits, reasons)
     preferences = Preferences(**rows.sort(SPLITS, splits, reasons, tally))
     tally.check_share(data.max_drop_share)
@@ -148,14 +169,14 @@ def load_instructions(source: Source, held_out: Preferences, data: DataSection) 
         prompt_key(prompt) for split in (held_out.validation, held_out.test) for prompt in split["prompt"]
     }
     reasons, seen = list[str | None](), set[tuple[bytes, bytes]]()
-    for record, _, example in _read(
+    for record, values, example in _read(
         source, open_source(source), INSTRUCTION_LAYOUTS, data.max_chars, tally, train_only=True
     ):
         key = prompt_key(example.prompt)
         identity = (key, _turns_key(example.completion))
         reasons.append("held_out" if key in prompts_held_out else "duplicate" if identity in seen else None)
         seen.add(identity)
-        rows.add(record, {"id": _id(example), **example._asdict()})
+        rows.add(record, _row(example, values))
 
     instructions = Instructions(rows.sort(("train",), ["train"] * len(reasons), reasons, tally)["train"])
     tally.check_share(data.max_drop_share)
@@ -188,22 +209,38 @@ def _read(
         )
     check_columns(source, readable)
     name, layout = find_layout(source, [rename(values, source.columns) for values in readable], layouts)
-    n_read = 0
-    for record in chain(head, records):
-        n_read += 1
-        tally.n_read += 1
-        try:
-            if record.values is None:
-                raise Unusable("unparsable")
-            values = rename(record.values, source.columns)
-            parsed = layout.parse(values)
-            check_row(parsed.prompt, list(parsed[1:]), max_chars)
-        except Unusable as unusable:
-            tally.drop(unusable.reason, record.where, record.values)
-        else:
-            yield record, values, parsed
+    n_rows, n_read = 0, 0
+    renamed = (
+        ((record, values), values)
+        for record in chain(head, records)
+        for values in [None if record.values is None else rename(record.values, source.columns)]
+    )
+    for (record, values), found in read_rows(source, layout, renamed):
+        n_rows += 1
+        for parsed in found:
+            n_read += 1
+            try:
+                if isinstance(parsed, Unusable):
+                    raise parsed
+                assert values is not None, "a row that cannot be read gave a pair"
+                check_row(parsed.prompt, list(parsed[1:]), max_chars)
+                as_tools(values)
+            except Unusable as unusable:
+                tally.drop(unusable.reason, record.where, record.values)
+            else:
+                yield record, values, parsed
+    tally.n_rows += n_rows
+    tally.n_read += n_read
     tally.sources.append(
-        SourceReport(path=source.path, format=name, revision=opened.revision, digest=opened.digest, n_read=n_read)
+        SourceReport(
+            path=source.path,
+            format=name,
+            revision=opened.revision,
+            digest=opened.digest,
+            objects=opened.objects,
+            n_rows=n_rows,
+            n_read=n_read,
+        )
     )
 
 
@@ -269,6 +306,30 @@ def _mark_repeats(keys: list[bytes], responses: list[tuple[bytes, bytes]], reaso
         seen.add((key, chosen, rejected))
 
 
+def _mark_not_sampled(
+    data: DataSection,
+    origins: list[int],
+    keys: list[bytes],
+    responses: list[tuple[bytes, bytes]],
+    splits: list[str],
+    reasons: list[str | None],
+) -> None:
+    """Gives training pairs that stay so far a reason to go, where their source has more of them than its weight says."""
+    weights = [source.weight for source in data.sources if source.weight is not None]
+    if not weights:
+        return
+    staying = [i for i, reason in enumerate(reasons) if reason is None and splits[i] == "train"]
+    left_out = find_left_out(
+        [origins[i] for i in staying],
+        [b"".join([keys[i], *responses[i]]) for i in staying],
+        weights,
+        [source.path for source in data.sources],
+        data.seed,
+    )
+    for place in left_out:
+        reasons[staying[place]] = "not_sampled"
+
+
 def _assert_disjoint(keys: list[bytes], splits: list[str], reasons: list[str | None]) -> None:
     kept = {(key, split) for key, split, reason in zip(keys, splits, reasons, strict=True) if reason is None}
     assert len(kept) == len({key for key, _ in kept}), "a prompt is in two splits"
@@ -290,8 +351,10 @@ def _canonical(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _id(parsed: Pair | Example) -> str:
-    return hashlib.sha256(_canonical(list(parsed))).hexdigest()[:16]
+def _row(parsed: Pair | Example, values: Values) -> dict[str, Any]:
+    tools = as_tools(values)
+    content = [*parsed] if tools is None else [*parsed, tools]
+    return {"id": hashlib.sha256(_canonical(content)).hexdigest()[:16], **parsed._asdict(), "tools": tools}
 
 
 def _turns_key(turns: list[Turn]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from posttrain.data.checks import REASONS
+from posttrain.data.checks import DELIBERATE, REASONS
 from posttrain.errors import UserError
 
 
@@ -22,8 +22,13 @@ class SourceReport(BaseModel):
     revision: str | None
     """Commit on the Hub."""
     digest: str | None
-    """sha256 over local files."""
+    """sha256 over files."""
+    objects: dict[str, str] = {}
+    """URL of each object in S3 that was read: its version id, else its ETag."""
+    n_rows: int
+    """Rows of the source."""
     n_read: int
+    """What is in them: a pair for most layouts, several or a part of one for some, or a reason why there is none."""
 
 
 class DataReport(BaseModel):
@@ -31,7 +36,10 @@ class DataReport(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    n_rows: int
+    """Rows of all sources; each was answered for by the pairs in it, by a reason, or by another row's pair that it is in."""
     n_read: int
+    """Pairs in these rows, and rows without any; the same as `n_rows` for layouts of a pair a row."""
     n_kept: int
     n_dropped: int
     dropped: dict[str, int]
@@ -52,6 +60,7 @@ class Tally:
     N_EXAMPLES = 3
 
     def __init__(self) -> None:
+        self.n_rows = 0
         self.n_read = 0
         self.dropped: Counter[str] = Counter()
         self.examples: defaultdict[str, list[str]] = defaultdict(list)
@@ -75,8 +84,8 @@ class Tally:
         Raises:
             UserError: a larger share than `max_drop_share` was.
         """
-        n_dropped = self.dropped.total()
-        share = n_dropped / self.n_read
+        n_dropped = sum(n for reason, n in self.dropped.items() if reason not in DELIBERATE)
+        share = n_dropped / max(self.n_read, 1)
         if share > max_drop_share:
             raise UserError(
                 f"{', '.join(source.path for source in self.sources)}: {n_dropped} of {self.n_read} rows ({share:.1%}) "
@@ -102,6 +111,7 @@ class Tally:
         n_kept, n_dropped = sum(n_rows.values()), self.dropped.total()
         assert self.n_read == n_kept + n_dropped, "a row was lost without being counted"
         return DataReport(
+            n_rows=self.n_rows,
             n_read=self.n_read,
             n_kept=n_kept,
             n_dropped=n_dropped,

@@ -6,6 +6,7 @@ them, and the same one that a served model sees.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.errors import UserError
 
 Messages = list[dict[str, str]]
+Tools = list[dict[str, Any]] | None
 
 PROBE = "posttrain-probe"
 """A response that no template contains of itself."""
@@ -110,10 +112,11 @@ def tokenise_pairs(chat: Chat, rows: Dataset, max_length: int, max_prompt_length
     its prompt its end, both as TRL had it before 1.0. A pair with no room for a response, or whose two responses are
     the same after the cut, is left out. All of it is counted.
     """
-    prompts = [_render(chat, prompt, add_generation_prompt=True) for prompt in rows["prompt"]]
+    conversations = _conversations(rows)
+    prompts = [_render(chat, *conversation, add_generation_prompt=True) for conversation in conversations]
     prompt_ids = _encode(chat, prompts)
-    chosen_ids = _completions(chat, rows["prompt"], prompts, prompt_ids, rows["chosen"])
-    rejected_ids = _completions(chat, rows["prompt"], prompts, prompt_ids, rows["rejected"])
+    chosen_ids = _completions(chat, conversations, prompts, prompt_ids, rows["chosen"])
+    rejected_ids = _completions(chat, conversations, prompts, prompt_ids, rows["rejected"])
 
     counts = Counter(dict.fromkeys(("prompt_cut", "chosen_cut", "rejected_cut", "no_room", "identical_after_cut"), 0))
     kept = []
@@ -141,9 +144,10 @@ def tokenise_completions(chat: Chat, rows: Dataset, max_length: int) -> Tokenise
     What does not fit into `max_length` goes from the beginning of the prompt, down to half of `max_length`, and then
     from the end of the completion; both are counted, no row is lost.
     """
-    prompts = [_render(chat, prompt, add_generation_prompt=True) for prompt in rows["prompt"]]
+    conversations = _conversations(rows)
+    prompts = [_render(chat, *conversation, add_generation_prompt=True) for conversation in conversations]
     prompt_ids = _encode(chat, prompts)
-    completion_ids = _completions(chat, rows["prompt"], prompts, prompt_ids, rows["completion"])
+    completion_ids = _completions(chat, conversations, prompts, prompt_ids, rows["completion"])
     counts = Counter(dict.fromkeys(("prompt_cut", "completion_cut"), 0))
     input_ids, labels = [], []
     for prompt, completion in zip(prompt_ids, completion_ids, strict=True):
@@ -156,9 +160,15 @@ def tokenise_completions(chat: Chat, rows: Dataset, max_length: int) -> Tokenise
     return Tokenised(Dataset.from_dict({"input_ids": input_ids, "labels": labels}), dict(counts))
 
 
-def _render(chat: Chat, messages: Messages, **options: Any) -> str:
+def _conversations(rows: Dataset) -> list[tuple[Messages, Tools]]:
+    """The prompt of each row, and the tools that its template is given."""
+    tools = rows["tools"] if "tools" in rows.column_names else [None] * len(rows)
+    return [(prompt, json.loads(text) if text else None) for prompt, text in zip(rows["prompt"], tools, strict=True)]
+
+
+def _render(chat: Chat, messages: Messages, tools: Tools, **options: Any) -> str:
     try:
-        return str(chat.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        return str(chat.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options))
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(
@@ -171,7 +181,11 @@ def _encode(chat: Chat, texts: list[str]) -> list[list[int]]:
 
 
 def _completions(
-    chat: Chat, prompts: list[Messages], prompt_texts: list[str], prompt_ids: list[list[int]], responses: list[Messages]
+    chat: Chat,
+    conversations: list[tuple[Messages, Tools]],
+    prompt_texts: list[str],
+    prompt_ids: list[list[int]],
+    responses: list[Messages],
 ) -> list[list[int]]:
     """The tokens that follow each prompt, up to and including the stop token.
 
@@ -179,8 +193,8 @@ def _completions(
     completion is tokenised alone, so that the prompt stays the one a served model sees.
     """
     tails = []
-    for prompt, prompt_text, response in zip(prompts, prompt_texts, responses, strict=True):
-        text = _render(chat, [*prompt, *response])
+    for (prompt, tools), prompt_text, response in zip(conversations, prompt_texts, responses, strict=True):
+        text = _render(chat, [*prompt, *response], tools)
         if not text.startswith(prompt_text):
             raise UserError(
                 f"model.chat_template: {chat.template} renders the prompt differently once a response follows "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +23,7 @@ from posttrain.config import LoraSection, ModelSection
 from posttrain.data import demo, demo_base
 from posttrain.errors import UserError
 from posttrain.plan import GIB, local_base
+from posttrain.storage import cache_dir
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 
@@ -143,12 +143,6 @@ def autocast(section: ModelSection) -> contextlib.AbstractContextManager[Any]:
     if uses_bf16(section):
         return torch.autocast(device().type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
-
-
-def cache_dir() -> Path:
-    """Where this project keeps what it can make again: `$POSTTRAIN_CACHE`, else a folder in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "posttrain"
-    return Path(os.environ.get("POSTTRAIN_CACHE", default))
 
 
 def _local_base(section: ModelSection) -> Path | None:

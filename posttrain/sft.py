@@ -73,4 +73,5 @@ def check_stop_tokens(chat: Chat, rows: Dataset, max_length: int) -> None:
 
 def _chosen(rows: Dataset) -> Dataset:
     """Preference rows as instructions: the prompt and its chosen response."""
-    return rows.select_columns(["id", "source", "prompt", "chosen"]).rename_column("chosen", "completion")
+    names = [name for name in ("id", "source", "tools", "prompt", "chosen") if name in rows.column_names]
+    return rows.select_columns(names).rename_column("chosen", "completion")

@@ -39,6 +39,21 @@ def test_the_prompt_is_what_a_served_model_sees(chat):
     assert row["prompt_ids"] == served
 
 
+def test_the_template_is_given_the_tools_of_a_row(tiny_base):
+    """Both to the prompt and to the whole conversation, or the prompt would not be where the responses begin."""
+    chat = load_chat(*tiny_base)
+    chat.tokenizer.chat_template = (
+        "{% if tools %}{% for tool in tools %}{{ tool['name'] }};{% endfor %}{% endif %}" + chat.tokenizer.chat_template
+    )
+    rows = Dataset.from_dict({**pair(), "tools": ['[{"name": "search"}]']})
+    row = tokenise_pairs(chat, rows, 64, 32).rows[0]
+    assert chat.tokenizer.decode(row["prompt_ids"]).replace(" ", "").startswith("search;")
+    assert (
+        row["chosen_ids"]
+        == tokenise_pairs(load_chat(*tiny_base), Dataset.from_dict(pair()), 64, 32).rows[0]["chosen_ids"]
+    )
+
+
 def test_several_turns_and_a_system_message(chat):
     row = pair()
     row["prompt"] = [[{"role": "system", "content": "Be kind."}, *user("Hi"), *assistant("Hello"), *user("Help")]]

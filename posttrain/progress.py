@@ -17,7 +17,7 @@ transformers.utils.logging.disable_progress_bar()  # of loading and saving weigh
 warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
-def progress_bar(total: int, label: str, unit: str) -> tqdm:
+def progress_bar(total: int | None, label: str, unit: str) -> tqdm:
     """A bar that moves at every change on a terminal, and every ten seconds in a log."""
     return tqdm(
         total=total, desc=label, unit=unit, mininterval=0.2 if sys.stderr.isatty() else 10.0, dynamic_ncols=True

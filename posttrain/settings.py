@@ -26,7 +26,7 @@ def _rows(section: Schema, sections: dict[str, Schema], prefix: str) -> Iterator
             default = f"`{json.dumps(field['default'])}`" if "default" in field else "required"
             takes = _takes(field).replace("|", "\\|")
             yield f"| `{key}` | {takes} | {default} | {field.get('description', '')} |"
-        if inner is not None and "anyOf" not in field:
+        if inner is not None and "anyOf" not in field and name != "contamination":  # a source like any other
             yield from _rows(inner, sections, f"{key}[]." if field.get("type") == "array" else f"{key}.")
 
 

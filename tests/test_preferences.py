@@ -112,7 +112,9 @@ def test_every_dropped_row_is_counted_and_shown(tmp_path):
     assert preferences.n_pairs == 101
     assert report.examples["unparsable"] == [f"{tmp_path}/rows.jsonl:101: None"]
     assert report.examples["overlong"][0].startswith(f"{tmp_path}/rows.jsonl:105: {{'chosen': 'xxxx")
-    assert "rows.jsonl:109: {'prompt': [{'content': 'question 7', 'role': 'user'}]}" in report.examples["duplicate"][0]
+    assert report.examples["duplicate"][0] == (
+        f"{tmp_path}/rows.jsonl:109: {{'chosen': 'yes', 'prompt': 'question 7', 'rejected': 'no'}}"
+    )
     assert all(text.isprintable() for texts in report.examples.values() for text in texts)
 
 

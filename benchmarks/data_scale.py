@@ -26,7 +26,7 @@ def write_pairs(file: Path, n_rows: int) -> None:
         f"{a}{b}{c}" for a in ("ba", "ke", "li", "mo", "nu") for b in "bdfgklmnprst" for c in ("a", "er", "ing", "o")
     ]
     vocabulary += [f"{first}{second}" for first in vocabulary for second in vocabulary[::8]]
-    earlier = {name: "" for name in N_WORDS}
+    earlier = dict.fromkeys(N_WORDS, "")
     with file.open("w", encoding="utf-8") as lines:
         for n in range(n_rows):
             row = {name: " ".join(rng.choices(vocabulary, k=rng.randint(*bounds))) for name, bounds in N_WORDS.items()}

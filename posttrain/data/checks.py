@@ -111,6 +111,8 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def find_bad_characters(text: str) -> list[str]:
     """Which checks a text fails: `broken_encoding`, `control_characters`, both or none."""
+    if text.isprintable():  # much faster than to search, and mostly so
+        return ["broken_encoding"] if "\ufffd" in text else []
     return [name for name, pattern in _BAD_CHARACTERS.items() if pattern.search(text)]
 
 

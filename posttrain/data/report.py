@@ -232,4 +232,4 @@ _SHORT.maxlevel = 4
 
 def printable(text: str) -> str:
     """Text whose control characters and lone surrogates are spelled out."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -7,6 +7,7 @@ before it. Every validator raises; none repairs.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -41,21 +42,28 @@ class Section(BaseModel):
         return value
 
 
-INSTRUCTION_FORMATS = ("alpaca", "prompt_completion", "messages")
-Column = Literal["prompt", "chosen", "rejected", "completion", "instruction", "input", "output", "messages"]
+# Every layout of rows, each a module of that name in posttrain/data/formats, in the order in which `auto` tries them: the more
+# special before the more general.
+PreferenceFormat = Literal[
+    "shp", "oasst_messages", "oasst_trees", "ultrafeedback", "chatbot_arena", "pandalm", "llmbar", "two_answers",
+    "qa_feedback", "graded_solutions", "scored_pair", "hh_rlhf", "conversational", "explicit", "implicit",
+]  # fmt: skip
+InstructionFormat = Literal["messages", "sharegpt", "self_instruct", "prompt_completion", "alpaca"]
+INSTRUCTION_FORMATS = get_args(InstructionFormat)
 
 
 class Source(Section):
-    """One place that rows come from."""
+    """One place that rows come from; a text stands for its `path` alone."""
 
     path: str = Field(
         min_length=1,
-        description="`demo`, a file, a glob or a folder (JSONL, JSON, CSV, each also .gz, or Parquet), or a Hub dataset id",
+        description="`demo`, a file, a glob or a folder (JSONL, JSON, CSV, each also .gz or .zst, or Parquet), "
+        "`s3://bucket/…` of these, a Hub dataset id, or hh-rlhf, oasst1, shp, ultrafeedback; `path:50000` reads that many rows",
     )
-    format: Literal[
-        "auto", "explicit", "implicit", "conversational", "hh_rlhf", "alpaca", "prompt_completion", "messages"
-    ] = Field("auto", description="layout of a row; `auto` recognises it from the columns and the first rows")
-    columns: dict[Column, str] = Field(
+    format: Literal["auto", PreferenceFormat, InstructionFormat] = Field(
+        "auto", description="layout of a row; `auto` recognises it from the columns and the first rows"
+    )
+    columns: dict[str, str] = Field(
         {}, description="our name: the file's name, e.g. `{prompt: question}`, where the columns are called otherwise"
     )
     revision: str | None = Field(None, description="Hub only: branch, tag or commit; what it resolved to is recorded")
@@ -67,6 +75,64 @@ class Source(Section):
         description="name of the source's own test split, used where the source has one; null: those rows are not read",
     )
     limit: int | None = Field(None, ge=1, description="read at most this many rows of each split")
+    weight: float | None = Field(
+        None, gt=0, description="share of the training pairs, relative to the other sources' weights; null: all of them"
+    )
+    languages: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, description="keep rows in these only, as the column `lang` or `language` calls them; null: all"
+    )
+    min_score_ratio: float | None = Field(
+        None,
+        ge=1,
+        description="drop pairs whose better answer is not scored this many times the worse; SHP: 2 is usual",
+    )
+    min_score_difference: float | None = Field(
+        None, gt=0, description="drop pairs whose answers' scores are nearer to each other than this"
+    )
+    max_pairs_per_prompt: int | None = Field(
+        None,
+        ge=1,
+        description="of one prompt keep at most this many pairs, those furthest apart first where a row has several",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def a_text_is_a_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("columns")
+    @classmethod
+    def columns_are_known_and_mapped_once(cls, columns: dict[str, str]) -> dict[str, str]:
+        from posttrain.data.formats import COLUMNS  # which imports this module
+
+        for ours in columns:
+            if ours not in COLUMNS:
+                raise ValueError(f"no layout has a column {ours!r} ({_nearest(ours, COLUMNS)})")
+        theirs = list(columns.values())
+        if twice := sorted({name for name in theirs if theirs.count(name) > 1}):
+            raise ValueError(f"takes the column {twice[0]!r} for two of ours: a column can be only one of them")
+        return columns
+
+    @model_validator(mode="after")
+    def there_is_one_limit(self) -> Source:
+        if self.limit is not None and _PATH_AND_LIMIT.fullmatch(self.path):
+            raise ValueError(f"path {self.path} ends in a number of rows, and limit is {self.limit}: drop one of them")
+        return self
+
+    @property
+    def location(self) -> str:
+        """The path without a number of rows."""
+        match = _PATH_AND_LIMIT.fullmatch(self.path)
+        return match.group(1) if match else self.path
+
+    @property
+    def row_limit(self) -> int | None:
+        """The most rows to read of each split."""
+        match = _PATH_AND_LIMIT.fullmatch(self.path)
+        return int(match.group(2)) if match else self.limit
+
+
+_PATH_AND_LIMIT = re.compile(r"(.+):([1-9]\d*)")
 
 
 class DataSection(Section):
@@ -126,6 +192,14 @@ class DataSection(Section):
         for source in sources:
             if source.format in INSTRUCTION_FORMATS:
                 raise ValueError(f"format {source.format} holds instructions, not pairs: name it under sft.dataset")
+        return sources
+
+    @field_validator("sources")
+    @classmethod
+    def all_sources_have_a_weight_or_none(cls, sources: list[Source]) -> list[Source]:
+        without = [source.path for source in sources if source.weight is None]
+        if 0 < len(without) < len(sources):
+            raise ValueError(f"{', '.join(without)} has no weight, and others have one: give each a weight, or none")
         return sources
 
     @model_validator(mode="after")
@@ -234,7 +308,8 @@ class SftSection(TrainSection):
     """Supervised fine-tuning, on completion tokens only."""
 
     dataset: Source | None = Field(
-        None, description="a separate instruction set (alpaca, prompt_completion, messages); null: the chosen responses"
+        None,
+        description="a separate instruction set (alpaca, sharegpt, messages and others); null: the chosen responses",
     )
     learning_rate: float = Field(3.0e-4, gt=0, le=1, description=LEARNING_RATE)
 
@@ -243,6 +318,8 @@ class SftSection(TrainSection):
     def the_dataset_holds_instructions(cls, dataset: Source | None) -> Source | None:
         if dataset and dataset.format not in ("auto", *INSTRUCTION_FORMATS):
             raise ValueError(f"format {dataset.format} holds pairs, not instructions: name it under data.sources")
+        if dataset and dataset.weight is not None:
+            raise ValueError("weight is a share of several sources, and the instruction set is one: use limit")
         return dataset
 
 
@@ -378,7 +455,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def the_demo_is_whole(self) -> RunConfig:
-        if self.model.base == "demo" and any(source.path != "demo" for source in self.data.sources):
+        if self.model.base == "demo" and any(source.location != "demo" for source in self.data.sources):
             raise ValueError(
                 "model.base is demo, a tiny model that only knows the demo's words: name a model for your own data"
             )

@@ -1,12 +1,23 @@
 """Each layout gives the turns that a reader of the row would give, or the reason why there are none."""
 
+import json
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.config import Source
 from posttrain.data.checks import REASONS, Unusable, check_row
-from posttrain.data.formats import INSTRUCTION_LAYOUTS, PREFERENCE_LAYOUTS, check_columns, find_layout, rename
+from posttrain.data.formats import (
+    COLUMNS,
+    INSTRUCTION_LAYOUTS,
+    PREFERENCE_LAYOUTS,
+    check_columns,
+    find_layout,
+    read_rows,
+    rename,
+)
+from posttrain.data.formats.layout import as_tools
 from posttrain.errors import UserError
 
 LAYOUTS = PREFERENCE_LAYOUTS | INSTRUCTION_LAYOUTS
@@ -28,15 +39,95 @@ HUMAN, REPLY = "\n\nHuman: ", "\n\nAssistant: "
 U, A, B = user("q"), assistant("a"), assistant("b")
 
 
-def outcome(layout, row):
-    """What the layout makes of a row, checked: the parts, or the reason."""
+SOURCE = Source(path="x")
+
+
+def read(layout, *rows, **settings):
+    """What a layout makes of rows, checked: for each row its pairs (the parts of each), or the reasons why there are none."""
+    source = Source(path="x", **settings)
+    found = list(read_rows(source, LAYOUTS[layout], enumerate(rows)))
+    assert sorted(i for i, _ in found) == list(range(len(rows)))  # each row is answered for once
+    return [[checked(item) for item in items] for _, items in sorted(found, key=lambda answer: answer[0])]
+
+
+def checked(item):
     try:
-        parsed = LAYOUTS[layout].parse(row)
-        check_row(parsed.prompt, list(parsed[1:]), max_chars=100)
+        if isinstance(item, Unusable):
+            raise item
+        check_row(item.prompt, list(item[1:]), max_chars=100)
     except Unusable as unusable:
         return unusable.reason
-    return tuple(parsed)
+    return tuple(item)
 
+
+def outcome(layout, row):
+    """What a layout makes of one row: the parts of its pair, a list of them where there are several, or the reason."""
+    (found,) = read(layout, row)
+    return found[0] if len(found) == 1 else found
+
+
+SG_U, SG_A = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
+# As the sets' cards show a row, less columns that no layout reads.
+SHP = {
+    "post_id": "qt3nxl", "domain": "askculinary_train", "upvote_ratio": 0.98, "history": "How do I seed raspberries?",
+    "c_root_id_A": "hkh25sc", "c_root_id_B": "hkh25lp", "score_A": 340, "score_B": 166, "human_ref_A": "Use a sieve.",
+    "human_ref_B": "Do not.", "labels": 1, "seconds_difference": 238.0, "score_ratio": 2.0481927711,
+}  # fmt: skip
+ULTRA = {
+    "source": "evol_instruct",
+    "instruction": "q",
+    "models": ["a", "b", "c", "d"],
+    "completions": [
+        {
+            "model": "a",
+            "response": "good",
+            "fine-grained_score": 4.0,
+            "overall_score": 1.0,
+            "custom_system_prompt": "s",
+        },
+        {"model": "b", "response": "worst", "fine-grained_score": 1.25, "overall_score": 9.0},
+        {"model": "c", "response": "best", "fine-grained_score": 5, "overall_score": 5.0},
+        {"model": "d", "response": "also good", "overall_score": 4.0},
+        {"model": "e", "response": None, "fine-grained_score": 5.0},
+    ],
+}
+ARENA = {
+    "question_id": "1", "model_a": "m", "model_b": "n", "judge": "arena_user_1", "conversation_a": [U, A],
+    "conversation_b": [U, B], "turn": 1, "anony": True, "language": "English",
+}  # fmt: skip
+PANDA = {"idx": 0, "instruction": "Add", "input": "1, 2", "response1": "a", "response2": "b", "annotator1": 0}
+QA = {
+    "question": "When?",
+    "passages": [["Bloom", "An album.", "By Sivan."], ["Rose", "A flower."]],
+    "prediction 1": "a",
+    "prediction 2": "b",
+    "prediction 3": "c",
+}
+QA_PROMPT = user("When?\n\nBloom\nAn album. By Sivan.\n\nRose\nA flower.")
+GRADED = {
+    "question": "q",
+    "ground_truth": "x",
+    "m1": {"is_correct": True, "solution": "a"},
+    "m2": {"is_correct": False, "solution": "b"},
+    "m3": {"is_correct": False, "solution": "c"},
+}
+
+
+def node(text, role="assistant", **values):
+    return {"message_id": text, "text": text, "role": role, "lang": "en", "replies": [], **values}
+
+
+TREE = {
+    "message_tree_id": "1",
+    "tree_state": "ready_for_export",
+    "prompt": node("q", "prompter", replies=[
+        node("c", rank=2),
+        node("a", rank=0, replies=[node("p", "prompter", replies=[node("e", rank=1), node("d", rank=0)])]),
+        node("b", rank=1, replies=[node("x", "prompter", deleted=True, replies=[node("y", rank=0), node("z", rank=1)])]),
+        node("unranked"),
+        node("gone", rank=3, deleted=True),
+    ]),
+}  # fmt: skip
 
 PAIRS = [
     ("explicit", {"prompt": "q", "chosen": "a", "rejected": "b"}, ([U], [A], [B])),
@@ -89,6 +180,74 @@ PAIRS = [
     ("hh_rlhf", {"chosen": f"{HUMAN}q{REPLY}a", "rejected": f"{HUMAN}q{REPLY}"}, "empty"),
     ("hh_rlhf", {"chosen": f"{HUMAN}q{REPLY}a{HUMAN}q", "rejected": f"{HUMAN}q{REPLY}b"}, "unanswered"),
     ("hh_rlhf", {"chosen": f"{HUMAN}q{REPLY}a{REPLY}a", "rejected": f"{HUMAN}q{REPLY}b"}, "turn_order"),
+    # The Handbook's preference set, mlabonne/llmtwin-dpo, has its columns in this order.
+    ("explicit", {"prompt": "q", "rejected": "b", "chosen": "a"}, ([U], [A], [B])),
+    ("conversational", {"chosen": [SG_U, SG_A], "rejected": [SG_U, {"from": "gpt", "value": "b"}]}, ([U], [A], [B])),
+    ("conversational", {"chosen": [U, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}],
+                        "rejected": [U, B]}, ([U], [A], [B])),
+    ("conversational", {"chosen": [U, {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}],
+                        "rejected": [U, B]}, "tool_call"),
+    ("shp", SHP, ([user("How do I seed raspberries?")], [assistant("Use a sieve.")], [assistant("Do not.")])),
+    ("shp", SHP | {"labels": 0}, ([user("How do I seed raspberries?")], [assistant("Do not.")], [assistant("Use a sieve.")])),
+    ("shp", SHP | {"labels": 2}, "unknown_label"),
+    ("shp", SHP | {"labels": None}, "unknown_label"),
+    ("shp", SHP | {"labels": True}, "unknown_label"),
+    ("shp", SHP | {"score_A": float("nan")}, "unknown_label"),
+    ("shp", {k: v for k, v in SHP.items() if not k.startswith("score")},
+     ([user("How do I seed raspberries?")], [assistant("Use a sieve.")], [assistant("Do not.")])),
+    ("shp", SHP | {"history": ""}, "empty"),
+    ("scored_pair", {"prompt": "q", "prompt_id": "1", "chosen": [U, A], "rejected": [U, B], "messages": [U, A],
+                     "score_chosen": 8.5, "score_rejected": 8.0}, ([U], [A], [B])),
+    ("scored_pair", {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 5, "score_rejected": 3}, ([U], [A], [B])),
+    ("scored_pair", {"prompt": "q", "chosen": [U, A], "rejected": [U, B], "score_chosen": 8, "score_rejected": 8.0}, "tie"),
+    ("scored_pair", {"prompt": "q", "chosen": [U, A], "rejected": [U, B], "score_chosen": None, "score_rejected": 8.0},
+     "unknown_label"),
+    ("ultrafeedback", ULTRA, [([U], [assistant("best")], [assistant("worst")]),
+                              ([U], [assistant("good")], [assistant("worst")]),
+                              ([U], [assistant("also good")], [assistant("worst")]),
+                              ([U], [assistant("best")], [assistant("good")]),
+                              ([U], [assistant("best")], [assistant("also good")])]),
+    ("ultrafeedback", ULTRA | {"completions": ULTRA["completions"][:1]}, "no_rival"),
+    ("ultrafeedback", ULTRA | {"completions": [ULTRA["completions"][0]] * 2}, "tie"),
+    ("ultrafeedback", ULTRA | {"completions": []}, "no_rival"),
+    ("ultrafeedback", ULTRA | {"completions": "x"}, "not_text"),
+    ("ultrafeedback", ULTRA | {"completions": [{"response": "x", "fine-grained_score": "N/A"}]}, "unknown_label"),
+    ("chatbot_arena", ARENA | {"winner": "model_a"}, ([U], [A], [B])),
+    ("chatbot_arena", ARENA | {"winner": "model_b"}, ([U], [B], [A])),
+    ("chatbot_arena", ARENA | {"winner": "tie"}, "tie"),
+    ("chatbot_arena", ARENA | {"winner": "tie (bothbad)"}, "tie"),
+    ("chatbot_arena", ARENA | {"winner": None}, "unknown_label"),
+    ("chatbot_arena", ARENA | {"winner": "model_a", "conversation_a": [U, A, U, A], "conversation_b": [U, B, U, A]},
+     "parts_early"),
+    ("chatbot_arena", ARENA | {"winner": "model_a", "conversation_b": None}, "not_text"),
+    *[("pandalm", PANDA | dict(zip(("annotator1", "annotator2", "annotator3"), votes, strict=True)), expected)
+      for votes, expected in [
+          ((1, 1, 1), ([user("Add\n\n1, 2")], [A], [B])), ((2, 1, 2), ([user("Add\n\n1, 2")], [B], [A])),
+          ((1, 0, 1), ([user("Add\n\n1, 2")], [A], [B])), ((0, 0, 1), "tie"), ((0, 0, 0), "tie"), ((0, 1, 2), "tie"),
+          ((1, 1, 3), "unknown_label"), ((1, 1, None), "unknown_label")]],
+    ("pandalm", PANDA | {"annotator1": 1, "annotator2": 2}, "tie"),
+    ("two_answers", {"prompt": "q", "response_1": "a", "response_2": "b", "label": 1}, ([U], [A], [B])),
+    ("two_answers", {"prompt": [U], "response_1": "a", "response_2": [B], "label": "B"}, ([U], [B], [A])),
+    ("two_answers", {"prompt": "q", "response_1": "a", "response_2": "b", "label": 2.0}, ([U], [B], [A])),
+    ("two_answers", {"prompt": "q", "response_1": "a", "response_2": "b", "label": "tie"}, "tie"),
+    ("two_answers", {"prompt": "q", "response_1": "a", "response_2": "b", "label": 0}, "unknown_label"),
+    ("two_answers", {"prompt": "q", "response_1": "a", "response_2": "b", "label": True}, "unknown_label"),
+    ("llmbar", {"input": "q", "output_1": "a", "output_2": "b", "label": 2}, ([U], [B], [A])),
+    ("qa_feedback", QA | {"preference": [0, 1, 2]}, [([QA_PROMPT], [A], [assistant("c")]), ([QA_PROMPT], [assistant("c")], [B])]),
+    ("qa_feedback", QA | {"preference": [0, 0, 0]}, "tie"),
+    ("qa_feedback", QA | {"preference": [0, 1]}, "unknown_label"),
+    ("qa_feedback", QA | {"preference": [1, 1, 5]}, "unknown_label"),
+    ("qa_feedback", QA | {"preference": [1, 1, 1], "passages": [[]]}, "not_text"),
+    ("graded_solutions", GRADED, [([U], [A], [B]), ([U], [A], [assistant("c")])]),
+    ("graded_solutions", GRADED | {"m1": {"is_correct": False, "solution": "a"}}, "tie"),
+    ("graded_solutions", {"question": "q", "ground_truth": "a", "m1": {"is_correct": True, "solution": "a"}}, "no_rival"),
+    ("graded_solutions", GRADED | {"m1": {"is_correct": "yes", "solution": "a"}}, "unknown_label"),
+    ("graded_solutions", GRADED | {"m1": {"is_correct": True, "solution": None}}, "not_text"),
+    ("oasst_trees", TREE, [([U], [A], [assistant("c")]), ([U], [A], [B]), ([U], [B], [assistant("c")]),
+                           ([U, A, user("p")], [assistant("d")], [assistant("e")])]),
+    ("oasst_trees", TREE | {"prompt": node("q", "prompter", replies=[node("a", rank=0)])}, "no_rival"),
+    ("oasst_trees", TREE | {"prompt": node("q", "prompter", deleted=True)}, "deleted"),
+    ("oasst_trees", TREE | {"prompt": "q"}, "not_text"),
 ]  # fmt: skip
 
 EXAMPLES = [
@@ -107,7 +266,20 @@ EXAMPLES = [
     ("messages", {"messages": []}, "empty"),
     ("messages", {"messages": "q"}, "not_text"),
     ("messages", {"messages": [U, A, A]}, "turn_order"),
-]
+    # The Handbook's instruction set, mlabonne/llmtwin.
+    ("alpaca", {"instruction": "Write a paragraph", "output": "a"}, ([user("Write a paragraph")], [A])),
+    ("sharegpt", {"id": "1", "conversations": [SG_U, SG_A, SG_U, {"from": "gpt", "value": "b"}]}, ([U, A, U], [B])),
+    ("sharegpt", {"conversations": [SG_U, SG_A], "system": "s"}, ([system("s"), U], [A])),
+    ("sharegpt", {"conversations": [{"from": "system", "value": "s"}, SG_U, SG_A]}, ([system("s"), U], [A])),
+    ("sharegpt", {"conversations": [SG_A, SG_U, SG_A]}, "turn_order"),
+    ("sharegpt", {"conversations": [SG_U, SG_A, SG_U]}, "unanswered"),
+    ("sharegpt", {"conversations": [SG_U, {"from": "observation", "value": "b"}]}, "unknown_role"),
+    ("sharegpt", {"conversations": None}, "not_text"),
+    ("self_instruct", {"instruction": "Add", "instances": [{"input": "1, 2", "output": "3"}, {"input": "", "output": "a"}]},
+     [([user("Add\n\n1, 2")], [assistant("3")]), ([user("Add")], [A])]),
+    ("self_instruct", {"instruction": "Add", "instances": []}, "empty"),
+    ("self_instruct", {"instruction": "Add", "instances": ["x"]}, "not_text"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("layout", "row", "expected"), PAIRS + EXAMPLES)
@@ -118,7 +290,7 @@ def test_a_row_becomes_turns_or_a_reason(layout, row, expected):
 def test_each_layout_recognises_the_rows_it_can_read():
     for cases, layouts in ((PAIRS, PREFERENCE_LAYOUTS), (EXAMPLES, INSTRUCTION_LAYOUTS)):
         for layout, row, expected in cases:
-            if isinstance(expected, tuple) and not (layout == "explicit" and isinstance(row["chosen"], list)):
+            if not isinstance(expected, str) and not (layout == "explicit" and isinstance(row["chosen"], list)):
                 assert find_layout(Source(path="x"), [row], layouts)[0] == layout, row
 
 
@@ -133,12 +305,16 @@ def test_a_dirty_first_row_does_not_hide_the_layout():
         ({"question": "q", "good": "a", "bad": "b"}, {},
          "x: its columns (bad, good, question) fit no layout; the nearest, explicit, also needs prompt, chosen, "
          "rejected. If they are called otherwise, say so with "
-         "`columns: {prompt: <column>, chosen: <column>, rejected: <column>}`"),
+         "`columns: {prompt: question, chosen: good, rejected: bad}`"),
         ({"prompt": "q", "chosen": "a"}, {}, "the nearest, explicit, also needs rejected."),
         ({"question": "q", "chosen": "a", "rejected": "b"}, {}, "the nearest, explicit, also needs prompt."),
         ({"prompt;chosen;rejected": "q;a;b"}, {}, "its columns (prompt;chosen;rejected) fit no layout"),
+        ({"prompt;chosen;rejected": "q;a;b"}, {}, "a CSV file must have commas between them"),
+        ({"prompt": "q", "answer_a": "a", "answer_b": "b", "winner": "a"}, {},
+         "`columns: {response_1: answer_a, response_2: answer_b, label: winner}`"),
+        ({"chosen": "a", "rejected": "b"}, {}, "its columns (chosen, rejected) fit no layout"),
         ({"chosen": "a", "rejected": "b"}, {"format": "explicit"}, "not those of explicit, which also needs prompt."),
-        ({"chosen": "a", "rejected": "b"}, {"format": "alpaca"}, "alpaca is not possible here: must be auto, hh_rlhf,"),
+        ({"chosen": "a", "rejected": "b"}, {"format": "alpaca"}, "alpaca is not possible here: must be auto, shp,"),
     ],
 )  # fmt: skip
 def test_an_unknown_layout_is_answered_with_the_nearest_and_the_remedy(row, settings, words):
@@ -156,15 +332,165 @@ def test_columns_can_be_called_otherwise():
         check_columns(Source(path="x", columns={"prompt": "questoin"}), [row])
 
 
-NAMES = sorted({name for layout in LAYOUTS.values() for name in layout.COLUMNS} | {"input"})
-MESSAGE = st.sampled_from([U, A, system("s"), {"role": "tool", "content": "q"}, {"role": "user"}, {}])
-SCALAR = st.sampled_from([None, float("nan"), 1, b"x", "", " ", "q", "q a", "\n\nHuman: q\n\nAssistant: a", "\ud800"])
+def message(name, parent, text, rank=None, role="assistant", **values):
+    return {"message_id": name, "parent_id": parent, "text": text, "role": role, "rank": rank, "lang": "en", **values}
 
 
-@given(
-    st.dictionaries(st.sampled_from(NAMES), SCALAR | st.lists(SCALAR | MESSAGE, max_size=4)),
-    st.sampled_from(sorted(LAYOUTS)),
+def test_flat_messages_make_pairs_of_ranked_siblings_wherever_they_stand():
+    rows = [
+        message("a2", "q", "c", rank=2),
+        message("a0", "q", "a", rank=0),
+        message("p", "a0", "p", role="prompter"),
+        message("q", None, "q", role="prompter"),
+        message("a1", "q", "b", rank=1),
+        message("e", "p", "e", rank=1),
+        message("d", "p", "d", rank=0),
+        message("alone", "p", "f"),
+        message("gone", "q", "g", rank=3, deleted=True),
+        message("of-gone", "gone", "h", role="prompter"),
+        message("of-of-gone", "of-gone", "i", rank=0),
+        message("orphan", "nowhere", "j", rank=0),
+        message("q", None, "again", role="prompter"),
+        message("loop1", "loop2", "k", role="prompter"),
+        message("loop2", "loop1", "l", rank=0),
+        message("single", None, "m", role="prompter"),
+        message("bad", "q", None, rank=4),
+        message("odd", "q", "n", rank=5, role="moderator"),
+        message(["x"], "q", "o", rank=6),
+    ]
+    first, second = [U], [U, A, user("p")]
+    assert read("oasst_messages", *rows) == [
+        [],
+        [],
+        [(second, [assistant("d")], [assistant("e")])],
+        [(first, [A], [assistant("c")]), (first, [A], [B]), (first, [B], [assistant("c")])],
+        [],
+        [],
+        [],
+        ["no_rival"],
+        ["deleted"],
+        ["parent_missing"],
+        ["parent_missing"],
+        ["parent_missing"],
+        ["duplicate"],
+        ["parent_missing"],
+        ["parent_missing"],
+        ["no_rival"],
+        ["not_text"],
+        ["unknown_role"],
+        ["not_text"],
+    ]
+    assert find_layout(SOURCE, rows, PREFERENCE_LAYOUTS)[0] == "oasst_messages"
+
+
+def test_ranks_count_as_differences_and_have_no_ratio():
+    rows = [
+        message("q", None, "q", role="prompter"),
+        *(message(f"a{i}", "q", text, rank=i) for i, text in enumerate("abc")),
+    ]
+    far = [([U], [A], [assistant("c")])]
+    assert read("oasst_messages", *rows, min_score_difference=2) == [[*far, "too_close", "too_close"], [], [], []]
+    assert read("oasst_messages", *rows, max_pairs_per_prompt=1) == [
+        [*far, "over_max_pairs", "over_max_pairs"],
+        [],
+        [],
+        [],
+    ]
+    with pytest.raises(UserError, match=r"a score is below 0, .* set min_score_difference"):
+        read("oasst_messages", *rows, min_score_ratio=2)
+
+
+def test_languages_can_be_chosen():
+    german = [message("f", None, "frage", role="prompter", lang="de"), message("g", "f", "gut", rank=0, lang="de")]
+    assert read("oasst_messages", *german, languages=["en"]) == [["other_language"]] * 2
+    assert read("oasst_trees", TREE, languages=["de", "fr"]) == [["other_language"]]
+    assert len(read("oasst_trees", TREE, languages=["en"])[0]) == 4
+    assert read("chatbot_arena", ARENA | {"winner": "model_a"}, languages=["German"]) == [["other_language"]]
+    with pytest.raises(UserError, match=r"languages is set, but no row says .* `columns: {lang: <column>}`"):
+        check_columns(Source(path="x", languages=["en"]), [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+
+
+def test_scores_must_be_far_enough_apart():
+    pair = [([user("How do I seed raspberries?")], [assistant("Use a sieve.")], [assistant("Do not.")])]
+    assert read("shp", SHP, min_score_ratio=2) == [pair]
+    assert read("shp", SHP, min_score_ratio=2.1) == [["too_close"]]
+    assert read("shp", SHP, min_score_difference=174) == [pair]
+    assert read("shp", SHP, min_score_difference=175) == [["too_close"]]
+    assert [isinstance(item, str) for item in read("ultrafeedback", ULTRA, min_score_difference=1.5)[0]] == [
+        False
+    ] * 3 + [True] * 2
+    with pytest.raises(UserError, match=r"min_score_ratio is set, but its rows have no scores, .*: drop it"):
+        read("explicit", {"prompt": "q", "chosen": "a", "rejected": "b"}, min_score_ratio=2)
+
+
+def test_a_prompt_has_at_most_so_many_pairs():
+    rows = [SHP | {"human_ref_A": f"answer {i}"} for i in range(3)] + [SHP | {"history": "another post"}]
+    found = read("shp", *rows, max_pairs_per_prompt=2)
+    assert [items[0] if isinstance(items[0], str) else "pair" for items in found] == [
+        "pair",
+        "pair",
+        "over_max_pairs",
+        "pair",
+    ]
+    (found,) = read("ultrafeedback", ULTRA, max_pairs_per_prompt=1)
+    assert found == [([U], [assistant("best")], [assistant("worst")]), *["over_max_pairs"] * 4]
+
+
+def test_tools_are_kept_as_json_whatever_they_come_as():
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}
+    filled = {
+        "function": {"parameters": {"city": {"type": "string", "enum": None}}, "name": "weather"},
+        "type": "function",
+    }
+    expected = json.dumps([tool], sort_keys=True)
+    for tools in ([tool], json.dumps([tool]), [filled]):
+        assert as_tools({"tools": tools}) == expected
+    for none in ({}, {"tools": None}, {"tools": []}, {"tools": " "}, {"tools": "[]"}):
+        assert as_tools(none) is None
+    for bad in ("{", 3, ["weather"], {"name": "x"}, [{"x": b"y"}], [{"x": float("nan")}], [{"x": "\ud800"}]):
+        with pytest.raises(Unusable, match="bad_tools"):
+            as_tools({"tools": bad})
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_layout_is_a_module_with_samples(name):
+    """What the README says of adding one: a file with these names, and a case here."""
+    layout = LAYOUTS[name]
+    assert layout.__doc__
+    assert layout.COLUMNS
+    assert hasattr(layout, "parse") != hasattr(layout, "group")
+    assert name == "oasst_messages" or any(
+        case[0] == name and not isinstance(case[2], str) for case in PAIRS + EXAMPLES
+    )
+
+
+NAMES = sorted(COLUMNS | {"deleted", "winner", "annotator2", "prediction 2", "m1"})
+MESSAGE = st.sampled_from(
+    [U, A, system("s"), {"role": "tool", "content": "q"}, {"role": "user"}, {}, SG_U, SG_A, node("a", rank=0)]
 )
-def test_no_row_breaks_a_layout(row, layout):
-    found = outcome(layout, row)
-    assert isinstance(found, tuple) or found in REASONS
+SCALAR = st.sampled_from(
+    [None, float("nan"), float("inf"), 0, 1, 2, True, b"x", "", " ", "q", "q a", "\n\nHuman: q\n\nAssistant: a", "\ud800",
+     "😀", "a\r\nb", "model_a", "tie", 10**400, {"is_correct": True, "solution": "a"}, TREE["prompt"], {"response": "x"}]
+)  # fmt: skip
+VALUE = SCALAR | st.lists(SCALAR | MESSAGE | st.lists(SCALAR, max_size=2), max_size=4)
+ROW = st.none() | st.dictionaries(st.sampled_from(NAMES), VALUE)
+
+
+def dirty(sample):
+    """A good row in which some columns have come to hold anything."""
+    return st.dictionaries(st.sampled_from(sorted(sample)), VALUE, max_size=3).map(lambda changes: sample | changes)
+
+
+SAMPLES = {layout: row for layout, row, expected in PAIRS + EXAMPLES if not isinstance(expected, str)}
+SAMPLES["oasst_messages"] = message("q", None, "q")
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data(), st.sampled_from(sorted(LAYOUTS)))
+def test_no_row_breaks_a_layout_or_is_lost(data, layout):
+    """Whatever rows hold, each is answered for once, by usable pairs or by a known reason; `read` asserts the former."""
+    rows = data.draw(st.lists(ROW | dirty(SAMPLES[layout]), max_size=6))
+    limits = data.draw(st.sampled_from([{}, {"max_pairs_per_prompt": 1}]))
+    for items in read(layout, *rows, **limits):
+        assert items or layout == "oasst_messages"
+        assert all(isinstance(item, tuple) or item in REASONS for item in items)

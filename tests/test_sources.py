@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from posttrain.config import Source
 from posttrain.data import demo
@@ -20,10 +23,15 @@ from posttrain.errors import UserError
 ROWS = [{"prompt": f"Wer ist {i}?", "chosen": "Grüße, 你好", "rejected": 'a "b",\nc'} for i in range(3)]
 
 
+def compress(path, data):
+    if path.suffix == ".gz":
+        return gzip.compress(data)
+    return pa.compress(data, codec="zstd", asbytes=True) if path.suffix == ".zst" else data
+
+
 def write_lines(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    path.write_bytes(compress(path, "".join(json.dumps(row) + "\n" for row in rows).encode()))
     return path
 
 
@@ -31,36 +39,53 @@ def write(path, rows):
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif ".csv" in path.name:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows, indent=1))
-    else:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+        path.write_bytes(compress(path, text.getvalue().encode()))
+    elif ".jsonl" in path.name or ".ndjson" in path.name:
         write_lines(path, rows)
+    else:
+        path.write_bytes(compress(path, json.dumps(rows, indent=1).encode()))
     return path
 
 
-def read(path, **settings):
-    return list(open_source(Source(path=str(path), **settings)).read())
+def read(path, **options):
+    return list(open_source(Source(path=str(path), **options)).read())
 
 
-def n_by_split(path, **settings):
-    records = read(path, **settings)
+def n_by_split(path, **options):
+    records = read(path, **options)
     counts = {split: sum(record.split == split for record in records) for split in ("train", "validation", "test")}
-    counted = count_rows(Source(path=str(path), **settings))
+    counted = count_rows(Source(path=str(path), **options))
     assert counted == {split: n for split, n in counts.items() if n}
     return tuple(counts.values())
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.csv.gz", "a.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jsonl",
+        "a.jsonl.gz",
+        "a.jsonl.zst",
+        "a.ndjson",
+        "a.json",
+        "a.json.zst",
+        "a.csv",
+        "a.csv.gz",
+        "a.csv.zst",
+        "a.parquet",
+    ],
+)
 def test_every_kind_of_file_gives_its_rows_in_order(tmp_path, name):
     path = write(tmp_path / name, ROWS)
     assert [record.values for record in read(path)] == ROWS
     assert count_rows(Source(path=str(path))) == {"train": 3}
     assert [record.values for record in read(path, limit=2)] == ROWS[:2]
     assert count_rows(Source(path=str(path), limit=2)) == {"train": 2}
+    assert [record.values for record in read(f"{path}:2")] == ROWS[:2]
+    assert count_rows(Source(path=f"{path}:2")) == {"train": 2}
 
 
 def test_json_lines_may_be_called_json(tmp_path):
@@ -152,10 +177,71 @@ def test_a_file_cut_short_is_named(tmp_path):
     path.write_text("not gzip")
     with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read"):
         read(path)
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(compress(path, "".join(f"{i}\n" for i in range(9999)).encode())[:-500])
+    with pytest.raises(UserError, match=r"a\.jsonl\.zst: cannot be read to its end .*: copy or download"):
+        read(path)
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"a\.parquet: is not a readable Parquet file"):
         read(path)
+
+
+def test_a_repeated_column_does_not_hide_another(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,chosen,chosen\n1,2,3\n")
+    with pytest.raises(UserError, match=r"its header has 'chosen' more than once, .* rename or drop one"):
+        read(path)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), path)
+    with pytest.raises(UserError, match="two of its columns have the same name"):
+        read(path)
+
+
+def test_a_setting_that_only_the_hub_heeds_is_refused_elsewhere(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", ROWS)
+    for name in ("revision", "subset", "data_dir"):
+        for where in (str(path), "demo"):
+            with pytest.raises(UserError, match=f"{name} 'x' is for datasets on the Hub, .*: drop it"):
+                open_source(Source(path=where, **{name: "x"}))
+
+
+HOSTILE_LINES = st.lists(
+    st.sampled_from(
+        [b'{"a": 1}', b'{"a": NaN}', b"{}", b"[1]", b"nonsense", b"", b" ", b"\xff\xfe", b'{"a": "\xed\xa0\xbd"}', b"a;b;c",
+         b'{"a": "\\ud83d"}', '{"a": "😀"}'.encode(), b'"' + b"x" * 70_000 + b'"', b"[" * 5000, b"1" * 5000, b'a,b\n"x', b"\x00"]
+    )
+    | st.binary(max_size=40).filter(lambda line: b"\n" not in line and b"\r" not in line),
+    max_size=8,
+)  # fmt: skip
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    HOSTILE_LINES,
+    st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.jsonl.gz", "a.csv.zst", "a.parquet"]),
+    st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
+    st.booleans(),
+)
+def test_no_file_breaks_a_reader_nor_loses_a_row(tmp_path, lines, name, end, is_cut):
+    """Every line that is not blank comes back as a row or as an unreadable one, or one line of text says what is wrong."""
+    path = tmp_path / name
+    content = compress(path, end.join(lines) + end)
+    path.write_bytes(content[: len(content) // 2] if is_cut else content)
+    try:
+        records = read(path)
+    except UserError as error:
+        answer = str(error)
+    else:
+        answer = None
+    if answer is not None:
+        assert "\n" not in answer
+        assert name in answer
+        return
+    assert count_rows(Source(path=str(path))) == {"train": len(records)}
+    if name == "a.jsonl" and not is_cut:
+        text = (end.join(lines) + end).decode("utf-8-sig", errors="surrogateescape")
+        assert len(records) == sum(not line.isspace() for line in io.StringIO(text, newline=""))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +251,8 @@ def test_a_file_cut_short_is_named(tmp_path):
         ("*.jsonl", "there is no such file"),
         (".", "there is no such file"),
         ("missing", "no Hub id, which has the form organisation/name"),
-        ("s3://bucket/a", "no Hub id"),
+        ("gs://bucket/a.jsonl", "no Hub id"),
+        ("hh-rlhf:0", "no Hub id"),
         ("notes.txt", r"must end in \.jsonl"),
     ],
 )
@@ -211,6 +298,54 @@ def test_a_hub_dataset_is_read_at_the_commit_that_is_recorded(hub):
     assert [record.split for record in records] == ["train"] * 3 + ["test"]
     assert records[0] == ("org/pairs/en/harmless", "train", "org/pairs/en/harmless:train:1", ROWS[0])
     assert count_rows(Source(path="org/pairs")) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "dataset_id"),
+    [
+        ("hh-rlhf:2", "Anthropic/hh-rlhf"),
+        ("oasst1", "OpenAssistant/oasst1"),
+        ("shp", "stanfordnlp/SHP"),
+        ("ultrafeedback", "HuggingFaceH4/ultrafeedback_binarized"),
+    ],
+)
+def test_well_known_sets_have_short_names(hub, path, dataset_id):
+    opened = open_source(Source(path=path))
+    assert hub == [(dataset_id, None, None, "c0ffee")]
+    records = list(opened.read())
+    assert [record.split for record in records] == ["train"] * (2 if ":" in path else 3) + ["test"]
+    assert {record.source for record in records} == {dataset_id}
+
+
+def test_a_folder_of_a_short_name_comes_first(hub, tmp_path, monkeypatch):
+    write_lines(tmp_path / "shp" / "train.jsonl", ROWS)
+    monkeypatch.chdir(tmp_path)
+    assert len(read("shp")) == 3
+    assert hub == []
+
+
+def test_ultrafeedback_has_splits_of_its_own_names(hub, monkeypatch):
+    import datasets
+
+    splits = {
+        name: datasets.Dataset.from_list(ROWS[:n])
+        for name, n in {"train_sft": 3, "train_prefs": 2, "test_prefs": 1}.items()
+    }
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(splits))
+    assert [record.split for record in read("ultrafeedback")] == ["train", "train", "test"]
+    assert [record.split for record in read("ultrafeedback", train_split="train_sft")] == ["train"] * 3
+
+
+def test_a_hub_row_that_cannot_be_decoded_is_one_line(hub, monkeypatch):
+    import datasets
+
+    binary = pa.table({"prompt": pa.array([b"good", b"\xff"])})
+    broken = pa.Table.from_arrays([binary["prompt"].chunk(0).view(pa.string())], names=["prompt"])
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict({"train": datasets.Dataset(broken)})
+    )
+    with pytest.raises(UserError, match=r"org/pairs: cannot be read after row \d of train .*hf cache"):
+        read("org/pairs")
 
 
 def test_a_hub_out_of_reach_is_one_line(hub):

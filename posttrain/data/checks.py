@@ -32,10 +32,26 @@ REASONS = {
     "near_held_out": "the prompt is nearly one of the validation or test split of the preferences",
     "contaminated": "the row holds a prompt of an evaluation set that data.contamination names",
     "near_duplicate": "an earlier row has nearly the same prompt and responses",
+    "unknown_label": "the label, rank or score is none that the layout knows",
+    "tool_call": "a message calls a tool, which cannot be trained on yet",
+    "bad_tools": "the column `tools` is neither a list of tools nor JSON of one",
+    "tie": "no answer is ranked above another",
+    "too_close": "the answers' scores are nearer to each other than min_score_ratio or min_score_difference",
+    "over_max_pairs": "the prompt has max_pairs_per_prompt pairs without it",
+    "other_language": "the row is in none of `languages`",
+    "deleted": "the message was deleted by those who collected it",
+    "parent_missing": "a message that this one follows was deleted, cannot be used or is not there",
+    "no_rival": "no other answer was ranked beside it, nor beside one that follows",
+    "not_sampled": "left out for the source to have the share that its weight says",
     "length_bias": "in a source, preferring the longer response is right more often than data.max_length_bias",
     "truncated": "tokens of a prompt or a response do not fit into dpo.max_length and dpo.max_prompt_length",
 }
 """Everything that is checked, and what it means of a row (the last two: of a source, of the tokens)."""
+
+DELIBERATE = frozenset(
+    "tie too_close over_max_pairs other_language deleted parent_missing no_rival not_sampled".split()
+)
+"""Reasons that are a dataset's design, or asked for: they say nothing against the source, whatever their share."""
 
 DROP_OR_FAIL = ("drop", "fail")
 POLICIES = {

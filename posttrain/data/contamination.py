@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
+from typing import Any
 
 from posttrain.config import Source
 from posttrain.data.checks import Turn, Unusable
-from posttrain.data.formats import INSTRUCTION_LAYOUTS, PREFERENCE_LAYOUTS, check_columns, find_layout, rename
+from posttrain.data.formats import (
+    INSTRUCTION_LAYOUTS,
+    PREFERENCE_LAYOUTS,
+    check_columns,
+    find_layout,
+    read_rows,
+    rename,
+)
 from posttrain.data.formats.layout import as_turns
 from posttrain.data.near import words
-from posttrain.data.sources import Record, open_source
+from posttrain.data.sources import open_source
 from posttrain.errors import UserError
 
 N_WORDS = 8
@@ -62,26 +70,23 @@ def _runs(found: Sequence[str]) -> set[int]:
 
 
 def _read_prompts(source: Source) -> Iterator[str]:
-    """The last thing that the user says in each readable row."""
+    """The last thing that the user says in each row that can be read."""
     records = open_source(source).read()
     head = list(islice(records, N_HEAD_ROWS))
-    rows = [record.values for record in head if record.values is not None]
+    rows = [rename(record.values, source.columns) for record in head if record.values is not None]
     if not rows:
         raise UserError(f"{source.path}: has no readable row, so nothing can be looked for: correct data.contamination")
-    check_columns(source, rows)
-    renamed = [rename(values, source.columns) for values in rows]
-    if any("prompt" in values for values in renamed):
-        parse = None
+    check_columns(source, [record.values for record in head if record.values is not None])
+    every = (rename(record.values, source.columns) for record in chain(head, records) if record.values is not None)
+    prompts: Iterator[list[Turn]]
+    if any("prompt" in values for values in rows):
+        prompts = (_as_prompt(values.get("prompt")) for values in every)
     else:
-        parse = find_layout(source, renamed, {**PREFERENCE_LAYOUTS, **INSTRUCTION_LAYOUTS})[1].parse
+        _, layout = find_layout(source, rows, {**PREFERENCE_LAYOUTS, **INSTRUCTION_LAYOUTS})
+        found = read_rows(source, layout, ((None, values) for values in every))
+        prompts = (item.prompt for _, items in found for item in items if not isinstance(item, Unusable))
     n_found = 0
-    for record in chain(head, records):
-        try:
-            turns = (
-                _turns(record, source) if parse is None else parse(rename(record.values or {}, source.columns)).prompt
-            )
-        except Unusable:
-            continue
+    for turns in prompts:
         asked = [turn["content"] for turn in turns if turn["role"] == "user" and turn["content"].strip()]
         if asked:
             n_found += 1
@@ -90,5 +95,8 @@ def _read_prompts(source: Source) -> Iterator[str]:
         raise UserError(f"{source.path}: holds no prompt, so nothing can be looked for: name its column with `columns`")
 
 
-def _turns(record: Record, source: Source) -> list[Turn]:
-    return as_turns(rename(record.values or {}, source.columns).get("prompt"), "user")
+def _as_prompt(value: Any) -> list[Turn]:
+    try:
+        return as_turns(value, "user")
+    except Unusable:
+        return []

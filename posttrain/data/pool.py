@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -64,27 +64,27 @@ class Pool:
         """Takes prompts that no row here may have, and that count as the test's."""
         self._held_out = rows
         for i, prompt in enumerate(rows["prompt"]):
-            self._add_prompt(prompt, -1 - i)
+            self._add_prompt(prompt_key(prompt), prompt, -1 - i)
         self.n_held_out = len(self._prompts)
 
     def add(self, row: dict[str, Any], split: str) -> None:
         """Takes the next row: the schema's columns, `where`, and `annotators_agree` where that is known."""
         i = self._spool.n_rows
-        prompt = self._add_prompt(row["prompt"], i)
+        key = prompt_key(row["prompt"])
+        prompt = self._add_prompt(key, row["prompt"], i)
         responses = [canonical(row[name]) for name in self._columns[1:]]
         self._row_prompts.append(prompt)
         self._codes.append(OWNERS.index(split))
         self._sources.append(self._tally.n_sources - 1)
-        self._pairs.append(_identity(prompt, responses))
-        self._swapped.append(_identity(prompt, responses[::-1]))
+        self._pairs.append(_identity(key, responses))
+        self._swapped.append(_identity(key, responses[::-1]))
         self._new_rows.append([word for name in self._columns for word in _words(row[name])])
         self.has_annotators |= row.get("annotators_agree") is not None
         self._spool.add({**row, "where": printable(row["where"]), "source": printable(row["source"])})
         if len(self._new_rows) == 1000:
             self._sketch()
 
-    def _add_prompt(self, prompt: list[Turn], row: int) -> int:
-        key = prompt_key(prompt)
+    def _add_prompt(self, key: bytes, prompt: list[Turn], row: int) -> int:
         if key not in self._prompts:
             self._prompts[key] = len(self._prompts)
             self._prompt_rows.append(row)
@@ -187,6 +187,16 @@ class Pool:
                     self._mark(i, reason)
             start += batch.num_rows
 
+    def staying_to_train(self) -> tuple[list[int], list[int], list[bytes]]:
+        """The training rows that stay so far: their positions, their sources', and what tells their contents apart."""
+        staying = [i for i in self._staying() if self._code[i] == TRAIN]
+        return staying, [self._sources[i] for i in staying], [self._pairs[i] for i in staying]
+
+    def mark(self, rows: Iterable[int], reason: str) -> None:
+        """Marks rows for a reason found elsewhere."""
+        for row in rows:
+            self._mark(row, reason)
+
     def sort(self) -> tuple[dict[str, pa.Table], Figures]:
         """The rows of each split that stay, in the order in which they came, and what they look like.
 
@@ -229,5 +239,5 @@ def _words(turns: list[Turn]) -> list[str]:
     return words(turn["content"] for turn in turns)
 
 
-def _identity(prompt: int, responses: Sequence[bytes]) -> bytes:
-    return hashlib.blake2b(b"%d" % prompt + b"\0".join(responses), digest_size=16).digest()
+def _identity(key: bytes, responses: Sequence[bytes]) -> bytes:
+    return hashlib.blake2b(key + b"\0".join(responses), digest_size=16).digest()

@@ -20,13 +20,22 @@ from posttrain.config import DataSection, Source
 from posttrain.data import demo
 from posttrain.data.checks import Unusable, check_row, find_bad_characters, fix_characters
 from posttrain.data.contamination import EvaluationPrompts
-from posttrain.data.formats import INSTRUCTION_LAYOUTS, PREFERENCE_LAYOUTS, check_columns, find_layout, rename
-from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values
+from posttrain.data.formats import (
+    INSTRUCTION_LAYOUTS,
+    PREFERENCE_LAYOUTS,
+    check_columns,
+    find_layout,
+    read_rows,
+    rename,
+)
+from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values, as_tools
+from posttrain.data.mixture import find_left_out
 from posttrain.data.pool import LEAKS, NEAR_LEAKS, TEST, Pool, canonical
 from posttrain.data.report import DataReport, Tally
 from posttrain.data.sources import DEMO, OpenSource, Record, count_rows, open_source
 from posttrain.data.splits import SPLITS, choose_split, prompt_key
 from posttrain.data.spool import BATCH_ROWS
+from posttrain.data.statistics import agreement
 from posttrain.errors import UserError
 from posttrain.progress import progress_bar
 
@@ -38,11 +47,21 @@ PAIR_SCHEMA = pa.schema(
         ("prompt", _TURNS),
         ("chosen", _TURNS),
         ("rejected", _TURNS),
+        ("tools", pa.string()),
         ("true_margin", pa.float64()),
     ]
 )
-"""A preference pair. `true_margin`: hidden reward of chosen less that of rejected, known for the demo only."""
-EXAMPLE_SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("prompt", _TURNS), ("completion", _TURNS)])
+"""A preference pair. `tools`: JSON of the tools that the template is given, null for none. `true_margin`: hidden reward of
+chosen less that of rejected, known for the demo only."""
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("prompt", _TURNS),
+        ("completion", _TURNS),
+        ("tools", pa.string()),
+    ]
+)
 """An instruction and its response."""
 
 N_HEAD_ROWS = 64
@@ -124,9 +143,9 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
                         prompt_key(pair.prompt), data.seed, data.test_size, data.validation_size
                     )
                     split = "train" if chosen_split in opened.splits else chosen_split
-                true_margin = values["true_margin"] if source.path == DEMO else None
-                agreement = {"annotators_agree": _share(values.get("annotators_agree"))}
-                pool.add({**_row(record, pair), "true_margin": true_margin, **agreement}, split)
+                true_margin = values["true_margin"] if source.location == DEMO else None
+                row = {**_row(record, pair, values), "true_margin": true_margin}
+                pool.add({**row, "annotators_agree": agreement(values)}, split)
         pool.finish()
         pool.mark_leaks(LEAKS, NEAR_LEAKS, data.near_threshold)
         pool.mark_repeats()
@@ -134,7 +153,8 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
             pool.mark_where("contaminated", lambda row: evaluation_prompts.are_in(_texts(row)), is_held_out_free=True)
         pool.mark_near_repeats(data.near_threshold)
         if pool.has_annotators:
-            pool.mark_where("disputed", lambda row: (row["annotators_agree"] or 1) < data.min_agreement)
+            pool.mark_where("disputed", lambda row: _or(row["annotators_agree"], 1.0) < data.min_agreement)
+        _mark_not_sampled(pool, data)
         tables, figures = pool.sort()
     tally.check_policies()
     tally.check_share(data.max_drop_share)
@@ -163,8 +183,8 @@ def load_instructions(source: Source, held_out: Preferences, data: DataSection) 
         pool = Pool(EXAMPLE_SCHEMA, ("prompt", "completion"), folder, tally)
         pool.hold_out(concatenate_datasets([held_out.validation, held_out.test]))
         opened = open_source(source)
-        for record, _, example in _read(source, opened, INSTRUCTION_LAYOUTS, data, tally, train_only=True):
-            pool.add(_row(record, example), "train")
+        for record, values, example in _read(source, opened, INSTRUCTION_LAYOUTS, data, tally, train_only=True):
+            pool.add(_row(record, example, values), "train")
         pool.finish()
         pool.mark_leaks({TEST: "held_out"}, {TEST: "near_held_out"}, data.near_threshold)
         pool.mark_repeats()
@@ -204,28 +224,38 @@ def _read(
         )
     check_columns(source, readable)
     name, layout = find_layout(source, [rename(values, source.columns) for values in readable], layouts)
-    tally.begin_source(path=source.path, format=name, revision=opened.revision, digest=opened.digest)
+    tally.begin_source(
+        path=source.path, format=name, revision=opened.revision, digest=opened.digest, objects=opened.objects
+    )
+    renamed = (
+        ((record, values), values)
+        for record in chain(head, records)
+        for values in [None if record.values is None else rename(record.values, source.columns)]
+    )
     with progress_bar(_count(source, train_only), f"Reading {source.path}", " rows") as bar:
-        for record in chain(head, records):
-            tally.read()
+        for (record, values), found in read_rows(source, layout, renamed):
+            tally.read_row()
             bar.update()
-            try:
-                if record.values is None:
-                    raise Unusable("unparsable")
-                values = rename(record.values, source.columns)
-                parsed = _mend(layout.parse(values), record, tally)
-                check_row(parsed.prompt, list(parsed[1:]), data.max_chars)
-            except Unusable as unusable:
-                tally.drop(unusable.reason, record.where, record.values)
-            else:
-                yield record, values, parsed
+            for parsed in found:
+                tally.read()
+                try:
+                    if isinstance(parsed, Unusable):
+                        raise parsed
+                    assert values is not None, "a row that cannot be read gave a pair"
+                    usable = _mend(parsed, record, tally)
+                    check_row(usable.prompt, list(usable[1:]), data.max_chars)
+                    as_tools(values)
+                except Unusable as unusable:
+                    tally.drop(unusable.reason, record.where, record.values)
+                else:
+                    yield record, values, usable
 
 
 def _count(source: Source, train_only: bool) -> int | None:
     counts = count_rows(source)
     if counts is None:
         return None
-    return counts["train"] if train_only else sum(counts.values())
+    return counts.get("train") if train_only else sum(counts.values())
 
 
 def _mend(parsed: Parsed, record: Record, tally: Tally) -> Parsed:
@@ -263,18 +293,28 @@ def _scratch_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _row(record: Record, parsed: Pair | Example) -> dict[str, Any]:
-    row_id = hashlib.sha256(canonical(list(parsed))).hexdigest()[:16]
-    return {"id": row_id, "source": record.source, "where": record.where, **parsed._asdict()}
+def _mark_not_sampled(pool: Pool, data: DataSection) -> None:
+    """Marks training pairs that stay so far, where their source has more of them than its weight says."""
+    weights = [source.weight for source in data.sources if source.weight is not None]
+    if weights:
+        staying, sources, identities = pool.staying_to_train()
+        left_out = find_left_out(sources, identities, weights, [source.path for source in data.sources], data.seed)
+        pool.mark([staying[place] for place in left_out], "not_sampled")
+
+
+def _row(record: Record, parsed: Pair | Example, values: Values) -> dict[str, Any]:
+    row: dict[str, Any] = {**parsed._asdict(), "tools": as_tools(values)}
+    content = [*parsed, row["tools"]] if row["tools"] else list(parsed)
+    row_id = hashlib.sha256(canonical(content)).hexdigest()[:16]
+    return {"id": row_id, "source": record.source, "where": record.where, **row}
 
 
 def _texts(row: dict[str, Any]) -> Iterator[str]:
     return (turn["content"] for part in row.values() if isinstance(part, list) for turn in part)
 
 
-def _share(value: Any) -> float | None:
-    """The value, if it is a share."""
-    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def _digest(splits: dict[str, Dataset]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from posttrain.data.checks import REASONS, policy_of
+from posttrain.data.checks import DELIBERATE, REASONS, policy_of
 from posttrain.data.statistics import Figures
 from posttrain.errors import UserError
 
@@ -24,8 +24,13 @@ class SourceReport(BaseModel):
     revision: str | None
     """Commit on the Hub."""
     digest: str | None
-    """sha256 over local files."""
+    """sha256 over files."""
+    objects: dict[str, str] = {}
+    """URL of each object in S3 that was read: its version id, else its ETag."""
+    n_rows: int
+    """Rows of the source."""
     n_read: int
+    """What is in them: a pair for most layouts, several or a part of one for some, or a reason why there is none."""
     n_kept: int
     dropped: dict[str, int]
     """Rows by reason, the commonest first."""
@@ -36,7 +41,10 @@ class DataReport(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    n_rows: int
+    """Rows of all sources; each was answered for by the pairs in it, by a reason, or by another row's pair that it is in."""
     n_read: int
+    """Pairs in these rows, and rows without any; the same as `n_rows` for layouts of a pair a row."""
     n_kept: int
     n_dropped: int
     dropped: dict[str, int]
@@ -69,6 +77,7 @@ class Tally:
             policies: what is to be done about rows that fail a check, where it is not the default.
         """
         self._policies = policies
+        self._rows: list[int] = []
         self._read: list[int] = []
         self._dropped: list[Counter[str]] = []
         self._sources: list[dict[str, Any]] = []
@@ -92,13 +101,18 @@ class Tally:
         return len(self._sources)
 
     def begin_source(self, **about: Any) -> None:
-        """From here on `read` counts the rows of this source: `path`, `format`, `revision`, `digest`."""
+        """From here on rows are of this source: `path`, `format`, `revision`, `digest`, `objects`."""
         self._sources.append(about)
+        self._rows.append(0)
         self._read.append(0)
         self._dropped.append(Counter())
 
-    def read(self) -> None:
+    def read_row(self) -> None:
         """Counts a row of the latest source."""
+        self._rows[-1] += 1
+
+    def read(self) -> None:
+        """Counts what is in a row of the latest source: a pair, or a reason why there is none."""
         self._read[-1] += 1
 
     def policy(self, reason: str) -> str:
@@ -158,8 +172,8 @@ class Tally:
         Raises:
             UserError: a larger share than `max_drop_share` was.
         """
-        n_dropped = self.dropped.total()
-        share = n_dropped / self.n_read
+        n_dropped = sum(n for reason, n in self.dropped.items() if reason not in DELIBERATE)
+        share = n_dropped / max(self.n_read, 1)
         if share > max_drop_share:
             raise UserError(
                 f"{self._paths()}: {n_dropped} of {self.n_read} rows ({share:.1%}) "
@@ -195,18 +209,19 @@ class Tally:
             for reason, n in (self.dropped if counts is None else counts).most_common(3)
         )
 
-    def report(self, n_rows: dict[str, int], digest: str, figures: Figures, ceiling: float | None = None) -> DataReport:
+    def report(self, splits: dict[str, int], digest: str, figures: Figures, ceiling: float | None = None) -> DataReport:
         """The finished report.
 
         Args:
-            n_rows: rows that were kept, by split.
+            splits: rows that were kept, by split.
             digest: of these rows.
             figures: of these rows.
             ceiling: of the demo's test pairs.
         """
-        n_kept, dropped = sum(n_rows.values()), self.dropped
+        n_kept, dropped = sum(splits.values()), self.dropped
         assert self.n_read == n_kept + dropped.total(), "a row was lost without being counted"
         return DataReport(
+            n_rows=sum(self._rows),
             n_read=self.n_read,
             n_kept=n_kept,
             n_dropped=dropped.total(),
@@ -214,10 +229,12 @@ class Tally:
             fixed=dict(self.fixed.most_common()),
             flagged={reason: n for reason, n in self.flagged.most_common() if n},
             examples=dict(self.examples),
-            splits=n_rows,
+            splits=splits,
             sources=[
-                SourceReport(**about, n_read=n, n_kept=n - lost.total(), dropped=dict(lost.most_common()))
-                for about, n, lost in zip(self._sources, self._read, self._dropped, strict=True)
+                SourceReport(
+                    **about, n_rows=n_rows, n_read=n, n_kept=n - lost.total(), dropped=dict(lost.most_common())
+                )
+                for about, n_rows, n, lost in zip(self._sources, self._rows, self._read, self._dropped, strict=True)
             ],
             figures=figures,
             ceiling=ceiling,

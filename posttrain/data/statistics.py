@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,6 +173,18 @@ class Gatherer:
             user_turns=dict(sorted(self._turns.items())),
             n_with_system=self._n_with_system,
         )
+
+
+def agreement(values: Mapping[str, Any]) -> float | None:
+    """The share of a row's annotators that agree with its label; None where the row says nothing of them.
+
+    It stands in the column `annotators_agree`, or follows from columns `annotator1`, `annotator2` and so on.
+    """
+    share = values.get("annotators_agree")
+    if isinstance(share, int | float) and 0 <= share <= 1:
+        return float(share)
+    votes = [str(vote) for name, vote in values.items() if re.fullmatch(r"annotator_?\d+", name)]
+    return Counter(votes).most_common(1)[0][1] / len(votes) if len(votes) > 1 else None
 
 
 def languages(texts: list[str]) -> dict[str, float]:

@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
-from posttrain.config import Column, Source
-from posttrain.data.formats import (
-    alpaca,
-    conversational,
-    explicit,
-    hh_rlhf,
-    implicit,
-    messages,
-    prompt_completion,
-)
+from posttrain.config import InstructionFormat, PreferenceFormat, Source
 from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values
+from posttrain.data.formats.reading import language, read_rows
 from posttrain.errors import UserError
 
-# In the order in which they are tried: the more special before the more general.
-PREFERENCE_LAYOUTS: dict[str, Layout[Pair]] = {
-    "hh_rlhf": hh_rlhf,
-    "conversational": conversational,
-    "explicit": explicit,
-    "implicit": implicit,
+__all__ = [
+    "COLUMNS", "INSTRUCTION_LAYOUTS", "PREFERENCE_LAYOUTS", "check_columns", "find_layout", "read_rows", "rename",
+]  # fmt: skip
+
+
+def _modules(names: Sequence[str]) -> dict[str, Any]:
+    return {name: importlib.import_module(f"posttrain.data.formats.{name}") for name in names}
+
+
+PREFERENCE_LAYOUTS: dict[str, Layout[Pair]] = _modules(get_args(PreferenceFormat))
+INSTRUCTION_LAYOUTS: dict[str, Layout[Example]] = _modules(get_args(InstructionFormat))
+"""Name and module of each layout, in the order in which they are tried."""
+
+_OPTIONAL = {"input", "system", "tools", "lang", "language", "score_A", "score_B"}
+_LAYOUTS: tuple[Layout[Any], ...] = (*PREFERENCE_LAYOUTS.values(), *INSTRUCTION_LAYOUTS.values())
+COLUMNS = frozenset(_OPTIONAL.union(*(layout.COLUMNS for layout in _LAYOUTS)))
+"""Every column that a layout reads and that `columns` may map."""
+
+_SYNONYMS = {
+    "prompt": "question query instruction input text post history context",
+    "chosen": "good better preferred accepted positive winner best response_chosen chosen_response",
+    "rejected": "bad worse dispreferred refused negative loser worst response_rejected rejected_response",
+    "completion": "answer response output reply target",
+    "output": "answer response completion reply target",
+    "instruction": "prompt question query",
+    "messages": "conversation dialogue dialog turns",
+    "conversations": "conversation dialogue dialog turns",
+    "response_1": "response1 response_a answer_1 answer1 answer_a output_1 output_a completion_a",
+    "response_2": "response2 response_b answer_2 answer2 answer_b output_2 output_b completion_b",
+    "label": "winner preference preferred better",
 }
-INSTRUCTION_LAYOUTS: dict[str, Layout[Example]] = {
-    "messages": messages,
-    "prompt_completion": prompt_completion,
-    "alpaca": alpaca,
-}
+"""What the columns of layouts are often called."""
 
 
 def find_layout(
@@ -59,7 +73,7 @@ def find_layout(
     raise UserError(_mismatch(source, columns, layouts))
 
 
-def rename(row: Values, columns: Mapping[Column, str]) -> Values:
+def rename(row: Values, columns: Mapping[str, str]) -> Values:
     """The row with columns called as layouts call them.
 
     Args:
@@ -73,7 +87,7 @@ def rename(row: Values, columns: Mapping[Column, str]) -> Values:
 
 
 def check_columns(source: Source, rows: Sequence[Values]) -> None:
-    """Nothing, if each column that `source.columns` names is there.
+    """Nothing, if each column that the source's settings speak of is there.
 
     Raises:
         UserError: one is in none of the first rows.
@@ -84,22 +98,52 @@ def check_columns(source: Source, rows: Sequence[Values]) -> None:
             near = difflib.get_close_matches(theirs, sorted(found), n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(sorted(found))}"
             raise UserError(f"{source.path}: columns: {ours}: there is no column '{theirs}' ({hint})")
+    if source.languages is not None and all(language(rename(row, source.columns)) is None for row in rows):
+        raise UserError(
+            f"{source.path}: languages is set, but no row says in a column `lang` or `language` what it is in, so all would be "
+            "dropped: map the column with `columns: {lang: <column>}`, or drop languages"
+        )
 
 
 def _mismatch(source: Source, columns: set[str], layouts: dict[str, Layout[Parsed]]) -> str:
     """What to say of columns that fit none of the layouts: the nearest one, and how to map the columns to it."""
 
-    def nearness(name: str) -> tuple[float, int]:
+    def nearness(name: str) -> tuple[float, bool]:
         needed = layouts[name].COLUMNS
-        return len(columns.intersection(needed)) / len(needed), len(needed)
+        n_near = len(columns.intersection(needed)) + 0.9 * len(_guess(needed, columns))
+        return n_near / len(needed), name in ("explicit", "prompt_completion")
 
-    nearest = max((name for name in layouts if not columns.issuperset(layouts[name].COLUMNS)), key=nearness)
-    missing = [column for column in layouts[nearest].COLUMNS if column not in columns]
+    nearest = max(
+        (name for name in layouts if not columns.issuperset(layouts[name].COLUMNS)), key=nearness, default=None
+    )
+    listed = ", ".join(sorted(columns)) or "none"
+    if nearest is None:
+        return (
+            f"{source.path}: its columns ({listed}) are those of {', '.join(layouts)}, but not their values: such are a prompt "
+            "that chosen and rejected share, or lists of messages; mend the rows, or name the layout with `format`"
+        )
+    needed = layouts[nearest].COLUMNS
+    missing = [column for column in needed if column not in columns]
     verdict = (
         f"fit no layout; the nearest, {nearest}," if source.format == "auto" else f"are not those of {nearest}, which"
     )
-    mapping = ", ".join(f"{column}: <column>" for column in missing)
+    guess = _guess(needed, columns)
+    mapping = ", ".join(f"{column}: {guess.get(column, '<column>')}" for column in missing)
+    hint = ""
+    if len(columns) == 1 and any(sign in listed for sign in ";\t|"):
+        hint = ". Its one column looks like several: a CSV file must have commas between them"
     return (
-        f"{source.path}: its columns ({', '.join(sorted(columns)) or 'none'}) {verdict} also needs "
-        f"{', '.join(missing)}. If they are called otherwise, say so with `columns: {{{mapping}}}`"
+        f"{source.path}: its columns ({listed}) {verdict} also needs {', '.join(missing)}. If they are called otherwise, say "
+        f"so with `columns: {{{mapping}}}`{hint}"
     )
+
+
+def _guess(needed: Sequence[str], columns: set[str]) -> dict[str, str]:
+    """Columns that a layout misses: those that are there, and probably what it means."""
+    free = {column.lower(): column for column in sorted(columns.difference(needed), reverse=True)}
+    found = dict[str, str]()
+    for ours in needed:
+        synonyms = _SYNONYMS.get(ours, "").split()
+        if ours not in columns and (theirs := next((name for name in synonyms if name in free), None)):
+            found[ours] = free.pop(theirs)
+    return found

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from posttrain.data.checks import Unusable
-from posttrain.data.formats.layout import Example, Values, as_text
+from posttrain.data.formats.layout import Example, Values, answer, instruct
 
 COLUMNS = ("instruction", "output")
 
@@ -17,9 +16,4 @@ def matches(columns: set[str], rows: Sequence[Values]) -> bool:
 
 def parse(row: Values) -> Example:
     """The example in a row; an input follows its instruction after a blank line."""
-    instruction, output = (as_text(row.get(name)) for name in COLUMNS)
-    given = as_text(row.get("input") or "")
-    if not instruction.strip():
-        raise Unusable("empty")
-    prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
-    return Example([{"role": "user", "content": prompt}], [{"role": "assistant", "content": output}])
+    return Example(instruct(row.get("instruction"), row.get("input")), answer(row.get("output")))

@@ -1,0 +1,27 @@
+"""Two whole conversations with the same user and a winner, as in Chatbot Arena and MT-bench's human judgements.
+
+Source: Zheng et al. 2023, lmsys/chatbot_arena_conversations: `winner` is model_a, model_b, tie or tie (bothbad).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from posttrain.data.checks import Unusable
+from posttrain.data.formats.layout import Pair, Values, as_turns, by_label, split_off_shared_prompt
+
+COLUMNS = ("conversation_a", "conversation_b", "winner")
+
+
+def matches(columns: set[str], rows: Sequence[Values]) -> bool:
+    """Whether these columns and first rows have this layout."""
+    return columns.issuperset(COLUMNS)
+
+
+def parse(row: Values) -> Pair:
+    """The pair in a row; of several turns, those before the last must be the same in both conversations."""
+    first, second = row.get("conversation_a"), row.get("conversation_b")
+    if not isinstance(first, list) or not isinstance(second, list):
+        raise Unusable("not_text")
+    _, chosen, rejected = by_label([], as_turns(first, "user"), as_turns(second, "user"), row.get("winner"))
+    return split_off_shared_prompt(chosen, rejected)

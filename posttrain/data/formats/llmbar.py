@@ -1,0 +1,23 @@
+"""An input, two outputs and the number of the better one, as in LLMBar.
+
+Source: Zeng et al. 2023, https://github.com/princeton-nlp/LLMBar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from posttrain.data.formats.layout import Pair, Values, answer, as_turns, by_label
+
+COLUMNS = ("input", "output_1", "output_2", "label")
+
+
+def matches(columns: set[str], rows: Sequence[Values]) -> bool:
+    """Whether these columns and first rows have this layout."""
+    return columns.issuperset(COLUMNS)
+
+
+def parse(row: Values) -> Pair:
+    """The pair in a row."""
+    first, second = answer(row.get("output_1")), answer(row.get("output_2"))
+    return by_label(as_turns(row.get("input"), "user"), first, second, row.get("label"))

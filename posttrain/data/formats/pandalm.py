@@ -1,0 +1,31 @@
+"""Two responses to an instruction, and what each of several annotators made of them, as in PandaLM's test set.
+
+Source: Wang et al. 2023, https://github.com/WeOpenML/PandaLM: 1 and 2 are for that response, 0 is a tie.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from posttrain.data.checks import Unusable
+from posttrain.data.formats.layout import Pair, Values, answer, as_number, by_label, instruct
+
+COLUMNS = ("instruction", "response1", "response2", "annotator1")
+
+
+def matches(columns: set[str], rows: Sequence[Values]) -> bool:
+    """Whether these columns and first rows have this layout."""
+    return columns.issuperset(COLUMNS)
+
+
+def parse(row: Values) -> Pair:
+    """The pair in a row, as more than half of its annotators rank it; without such a majority it is a tie."""
+    votes = [as_number(row[name]) for name in row if name.startswith("annotator")]
+    if not votes or not set(votes) <= {0, 1, 2}:
+        raise Unusable("unknown_label")
+    vote, n = Counter(votes).most_common(1)[0]
+    if vote == 0 or 2 * n <= len(votes):
+        raise Unusable("tie")
+    prompt = instruct(row.get("instruction"), row.get("input"))
+    return by_label(prompt, answer(row.get("response1")), answer(row.get("response2")), vote)

@@ -1,0 +1,46 @@
+"""A question, passages to answer it from, four predictions and six comparisons of them, as in Fine-Grained RLHF.
+
+Source: Wu et al. 2023, https://github.com/allenai/FineGrainedRLHF: `preference` compares (1, 2), (1, 3), (1, 4), (2, 3), (2, 4)
+and (3, 4); 1 is for the first of the two, 2 for the second, 0 is a tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from posttrain.data.checks import Turn, Unusable
+from posttrain.data.formats.layout import Pair, Values, answer, as_text, by_label
+
+COLUMNS = ("question", "passages", "prediction 1", "preference")
+
+
+def matches(columns: set[str], rows: Sequence[Values]) -> bool:
+    """Whether these columns and first rows have this layout."""
+    return columns.issuperset(COLUMNS)
+
+
+def parse(row: Values) -> list[Pair]:
+    """The pairs of a row's predictions, but for its ties."""
+    predictions = [answer(row[name]) for name in sorted(row) if name.startswith("prediction ")]
+    compared, verdicts = list(combinations(predictions, 2)), row.get("preference")
+    if not isinstance(verdicts, list) or len(verdicts) != len(compared):
+        raise Unusable("unknown_label")
+    prompt = _prompt(row)
+    pairs = [
+        by_label(prompt, first, second, verdict)
+        for (first, second), verdict in zip(compared, verdicts, strict=True)
+        if verdict != 0
+    ]
+    if not pairs:
+        raise Unusable("tie")
+    return pairs
+
+
+def _prompt(row: Values) -> list[Turn]:
+    """The question, and after it each passage under its title."""
+    question, passages = as_text(row.get("question")), row.get("passages")
+    if not isinstance(passages, list) or not all(isinstance(passage, list) and passage for passage in passages):
+        raise Unusable("not_text")
+    texts = [f"{as_text(title)}\n{' '.join(map(as_text, sentences))}" for title, *sentences in passages]
+    return [{"role": "user", "content": "\n\n".join([question, *texts])}]

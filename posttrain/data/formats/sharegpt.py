@@ -1,0 +1,29 @@
+"""Instruction sets as in ShareGPT: `conversations` of `from` (human, gpt, system) and `value`, perhaps a `system` beside.
+
+The response to the user's last turn is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from posttrain.data.checks import Unusable
+from posttrain.data.formats.layout import Example, Values, as_text, as_turns, split_off_response
+
+COLUMNS = ("conversations",)
+
+
+def matches(columns: set[str], rows: Sequence[Values]) -> bool:
+    """Whether these columns and first rows have this layout."""
+    return columns.issuperset(COLUMNS)
+
+
+def parse(row: Values) -> Example:
+    """The example in a row; a system prompt in a column of its own comes first."""
+    if not isinstance(row.get("conversations"), list):
+        raise Unusable("not_text")
+    turns = as_turns(row["conversations"], "user")
+    system = as_text(row.get("system") or "")
+    if system.strip() and turns and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": system})
+    return split_off_response(turns)

@@ -1,0 +1,21 @@
+"""A prompt, two responses, and a label that says which is better: 1 or 2, a or b, model_a or model_b, tie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from posttrain.data.formats.layout import Pair, Values, as_turns, by_label
+
+COLUMNS = ("prompt", "response_1", "response_2", "label")
+
+
+def matches(columns: set[str], rows: Sequence[Values]) -> bool:
+    """Whether these columns and first rows have this layout."""
+    return columns.issuperset(COLUMNS)
+
+
+def parse(row: Values) -> Pair:
+    """The pair in a row."""
+    prompt = as_turns(row.get("prompt"), "user")
+    first, second = (as_turns(row.get(name), "assistant") for name in ("response_1", "response_2"))
+    return by_label(prompt, first, second, row.get("label"))

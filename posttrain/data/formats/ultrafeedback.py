@@ -1,0 +1,43 @@
+"""An instruction and several answers with ratings, as in UltraFeedback before it was binarized.
+
+Source: Cui et al. 2023, openbmb/UltraFeedback. An answer's score is its `fine-grained_score`, the mean of four ratings from 1
+to 5; its `overall_score` counts only where that is missing, for it was wrong in the first release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from posttrain.data.checks import Unusable
+from posttrain.data.formats.layout import Scored, Values, as_number, as_text, as_turns, ranked_pairs
+
+COLUMNS = ("instruction", "completions")
+
+
+def matches(columns: set[str], rows: Sequence[Values]) -> bool:
+    """Whether these columns and first rows have this layout."""
+    return columns.issuperset(COLUMNS)
+
+
+def parse(row: Values) -> list[Scored]:
+    """All pairs of a row's answers with unequal scores; an answer without text or score is passed over."""
+    completions = row.get("completions")
+    if not isinstance(completions, list):
+        raise Unusable("not_text")
+    answers = []
+    for completion in completions:
+        try:
+            answers.append(_scored(completion))
+        except Unusable:
+            continue
+    if completions and not answers:
+        _scored(completions[0])
+    return ranked_pairs(as_turns(row.get("instruction"), "user"), answers)
+
+
+def _scored(completion: Any) -> tuple[str, float]:
+    if not isinstance(completion, Mapping):
+        raise Unusable("not_text")
+    score = completion.get("fine-grained_score")
+    return as_text(completion.get("response")), as_number(completion.get("overall_score") if score is None else score)

@@ -1,0 +1,162 @@
+"""Files on this machine: which there are, which split each is of, and their rows."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePath
+
+from posttrain.config import Source
+from posttrain.data.sources import readers
+from posttrain.data.sources.readers import SUFFIX, SUFFIXES
+from posttrain.data.sources.records import OpenSource, Record, split_names
+from posttrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of a source, wherever the source is."""
+
+    shown: str
+    """Its path or URL, for people."""
+    path: PurePath
+    """Its path where it is from, of which the last parts name its rows' source."""
+    below: PurePath
+    """As much of it as is below the source's own path: its name, and folders that may tell the split."""
+    local: Path
+    """Where its bytes are on this machine."""
+
+
+def is_local(location: str) -> bool:
+    """Whether a path is one of files, there or not."""
+    return "://" not in location and (
+        Path(location).expanduser().exists() or glob.has_magic(location) or SUFFIX.search(location) is not None
+    )
+
+
+def open_files(source: Source) -> OpenSource:
+    """Files on this machine, found by a path, a folder or a glob."""
+    return open_found(source, find_files(source.location))
+
+
+def open_found(source: Source, found: Iterable[DataFile], objects: dict[str, str] | None = None) -> OpenSource:
+    """The files of a source, ready to be read.
+
+    Args:
+        source: its settings tell the splits apart.
+        found: the files, in the order of reading.
+        objects: their versions, where they are from S3.
+    """
+    by_split = _by_split(source, found)
+
+    def read() -> Iterator[Record]:
+        for split, files in by_split.items():
+            yield from islice(_records(files, split, source), source.row_limit)
+
+    return OpenSource(frozenset(by_split), _digest(by_split), revision=None, read=read, objects=objects or {})
+
+
+def count_rows(source: Source) -> dict[str, int]:
+    """The number of rows in each split, whatever the limit."""
+    by_split = _by_split(source, find_files(source.location))
+    return {
+        split: sum(readers.count_rows(file.local, file.shown) for file in files) for split, files in by_split.items()
+    }
+
+
+def find_files(location: str) -> list[DataFile]:
+    """The data files at a path, in a folder or under a glob, in the order of their paths.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = Path(location).expanduser()
+    if root.is_file():
+        if not SUFFIX.search(root.name):
+            raise UserError(f"{location}: must end in {SUFFIXES}: rename or convert it")
+        return [DataFile(str(root), root, PurePath(root.name), root)]
+    candidates = root.rglob("*") if root.is_dir() else map(Path, glob.iglob(str(root), recursive=True))
+    files = sorted(
+        file for file in candidates if SUFFIX.search(file.name) and file.is_file() and not _is_hidden(file, root)
+    )
+    if not files:
+        raise UserError(f"{location}: there is no such file, and no file there ends in {SUFFIXES}: correct it")
+    while glob.has_magic(str(root)):
+        root = root.parent
+    return [DataFile(str(file), file, file.relative_to(root), file) for file in files]
+
+
+def _is_hidden(file: Path, root: Path) -> bool:
+    """Whether a file found under a folder is a tool's own, such as `.cache/x.json`."""
+    return root.is_dir() and any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _records(files: list[DataFile], split: str, source: Source) -> Iterator[Record]:
+    for file in files:
+        label = _label(file.path, source)
+        for where, values in readers.read_rows(file.local, file.shown):
+            yield Record(label, split, f"{file.shown}:{where}", values)
+
+
+def _by_split(source: Source, found: Iterable[DataFile]) -> dict[str, list[DataFile]]:
+    """The files of each split that the source has, train first.
+
+    A file is of the split that is a word of its name, or else the name of a folder that it is in below the source's own.
+    Files named after no split are for training, unless the user chose a `train_split` of another name than train.
+    """
+    names = split_names(source)
+    by_split: dict[str, list[DataFile]] = {"train": [], "validation": [], "test": []}
+    passed_over = []
+    for file in found:
+        split_name = _split_name(file.below, names | {"test": "test", "train": "train"})
+        if split_name is None and source.train_split == "train":
+            split_name = "train"
+        if split := names.get(split_name or ""):
+            by_split[split].append(file)
+        else:
+            passed_over.append(file.path.name)
+    if not by_split["train"]:
+        names_found = {file.path.name for files in by_split.values() for file in files} | set(passed_over)
+        raise UserError(
+            f"{source.path}: has no file for training, only {', '.join(sorted(names_found))}: nothing can be learned. A "
+            f"file's name tells its split; name the one to train on with `train_split` (it is {source.train_split!r})"
+        )
+    return {split: files for split, files in by_split.items() if files}
+
+
+def _split_name(below: PurePath, names: Iterable[str]) -> str | None:
+    """The first of the names that is a word of the file's name, else of its nearest folder; case is ignored."""
+    for part in reversed(below.parts):
+        found = [(match.start(), -len(name), name) for name in names if (match := _as_word(name).search(part))]
+        if found:
+            return min(found)[2]
+    return None
+
+
+def _as_word(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![a-z]){re.escape(name)}(?![a-z])", re.IGNORECASE)
+
+
+def _label(path: PurePath, source: Source) -> str:
+    """The last two parts of a file's path without suffix, less the last if it only tells the split.
+
+    Examples: `hh-rlhf/harmless-base/train.jsonl.gz` is `hh-rlhf/harmless-base`, `pairs.jsonl` is `pairs`.
+    """
+    stem = SUFFIX.sub("", path.name)
+    folders = [part for part in path.parts[:-1] if part not in ("/", "..", ".")]
+    tells_split_only = any(_as_word(name).match(stem) for name in split_names(source))
+    return "/".join((folders if tells_split_only and folders else [*folders, stem])[-2:])
+
+
+def _digest(by_split: dict[str, list[DataFile]]) -> str:
+    """sha256 over the files' bytes and splits, whatever the files are called."""
+    digest = hashlib.sha256()
+    for split, files in by_split.items():
+        for file in files:
+            with readers.reading(file.shown), file.local.open("rb") as content:
+                digest.update(f"{split} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

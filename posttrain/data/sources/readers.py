@@ -1,0 +1,202 @@
+"""The rows of one file: JSON, JSON lines, CSV or Parquet, the first three also compressed."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from posttrain.errors import UserError
+
+SUFFIX = re.compile(r"\.(?:(jsonl|ndjson|json|csv)(\.gz|\.zst)?|(parquet))$", re.IGNORECASE)
+"""How a data file's name ends."""
+SUFFIXES = ".jsonl, .ndjson, .json, .csv (.gz or .zst may follow) or .parquet"
+
+_MISSING_CELLS = ("nan", "NaN")
+
+Row = tuple[str, dict[str, Any] | None]
+"""Where a row is inside its file, and its values; None where it cannot be read."""
+
+
+@contextmanager
+def reading(shown: str) -> Iterator[None]:
+    """Turns what goes wrong while a file is read into an answer that names it as `shown`."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:  # Arrow's decompression raises OSError
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{shown}: cannot be read to its end ({why}): copy or download it again") from error
+
+
+def read_rows(file: Path, shown: str) -> Iterator[Row]:
+    """A file's rows.
+
+    Args:
+        file: the file.
+        shown: what to call it in an error.
+
+    Raises:
+        UserError: it cannot be read to its end, or no row of it could be told from another.
+    """
+    kind = _kind(file)
+    if kind == "parquet":
+        yield from _parquet_rows(file, shown)
+        return
+    with reading(shown), _open_text(file) as text:
+        if kind == "csv":
+            yield from _csv_rows(text, shown)
+        elif kind == "json" and _begins_array(file):
+            yield from _json_array_rows(text)
+        else:
+            yield from _json_line_rows(text)
+
+
+def count_rows(file: Path, shown: str) -> int:
+    """The number of rows that `read_rows` gives, found as cheaply as the file's kind allows."""
+    kind = _kind(file)
+    if kind == "parquet":
+        return int(_parquet_file(file, shown).metadata.num_rows)
+    if kind in ("jsonl", "ndjson"):
+        with reading(shown), _open_text(file) as text:
+            return sum(1 for line in text if not line.isspace())
+    return sum(1 for _ in read_rows(file, shown))
+
+
+def _kind(file: Path) -> str:
+    match = SUFFIX.search(file.name)
+    assert match is not None, f"{file} was not chosen by its suffix"
+    return (match.group(1) or match.group(3)).lower()
+
+
+def _open_text(file: Path) -> TextIO:
+    """The file as text. A byte that is not UTF-8 becomes a lone surrogate, for which its row is dropped later."""
+    suffix = file.suffix.lower()
+    binary: Any
+    if suffix == ".zst":
+        import pyarrow as pa
+
+        binary = io.BufferedReader(_ArrowBytes(pa.input_stream(str(file), compression="zstd")))
+    else:
+        binary = gzip.open(file) if suffix == ".gz" else file.open("rb")  # noqa: SIM115 (closed with the text)
+    return io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+class _ArrowBytes(io.RawIOBase):
+    """An Arrow stream as the kind of stream that Python's own can read text from."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _json_line_rows(text: TextIO) -> Iterator[Row]:
+    for n, line in enumerate(text, start=1):
+        if not line.isspace():
+            yield str(n), _as_values(_parse_json(line))
+
+
+def _json_array_rows(text: TextIO) -> Iterator[Row]:
+    rows = _parse_json(text.read())
+    if not isinstance(rows, list):
+        yield "1", None
+        return
+    for n, row in enumerate(rows, start=1):
+        yield f"[{n}]", _as_values(row)
+
+
+def _begins_array(file: Path) -> bool:
+    with _open_text(file) as text:
+        return text.read(4096).lstrip().startswith("[")
+
+
+def _parse_json(text: str) -> Any:
+    """The value, or None where it is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _as_values(value: Any) -> dict[str, Any] | None:
+    return value if isinstance(value, dict) else None
+
+
+def _csv_rows(text: TextIO, shown: str) -> Iterator[Row]:
+    """The rows under a header. A cell that pandas wrote for a missing value is None."""
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(text, strict=True)
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise UserError(f"{shown}: its header cannot be read ({error}): correct the first line") from error
+    repeated = [name for name, n in Counter(header).items() if n > 1]
+    if repeated:
+        raise UserError(
+            f"{shown}: its header has {', '.join(map(repr, repeated))} more than once, so one column would hide another: "
+            "rename or drop one"
+        )
+    while True:
+        where = str(reader.line_num + 1)
+        try:
+            cells = next(reader, None)
+        except csv.Error:
+            yield where, None
+            continue
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            yield where, None
+        else:
+            yield (
+                where,
+                {name: None if cell in _MISSING_CELLS else cell for name, cell in zip(header, cells, strict=True)},
+            )
+
+
+def _parquet_file(file: Path, shown: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{shown}: is not a readable Parquet file ({error}): copy or download it again") from error
+
+
+def _parquet_rows(file: Path, shown: str) -> Iterator[Row]:
+    import pyarrow as pa
+
+    parquet, n = _parquet_file(file, shown), 0
+    names = parquet.schema_arrow.names
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"{shown}: two of its columns have the same name, so one would hide the other: rename or drop one"
+        )
+    try:
+        for batch in parquet.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                n += 1
+                yield str(n), row
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{shown}: cannot be read after row {n} ({error}): copy or download it again") from error

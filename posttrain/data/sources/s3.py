@@ -1,0 +1,48 @@
+"""Objects in S3 or what speaks its language: an object, a prefix or a glob, read as files are."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from posttrain.config import Source
+from posttrain.data.sources.files import DataFile, open_found
+from posttrain.data.sources.readers import SUFFIX, SUFFIXES
+from posttrain.data.sources.records import OpenSource
+from posttrain.errors import UserError
+
+SCHEME = "s3://"
+
+
+def is_url(location: str) -> bool:
+    """Whether a source's path is in S3."""
+    return location.startswith(SCHEME)
+
+
+def open_objects(source: Source) -> OpenSource:
+    """Objects in S3, in the order of their keys, downloaded where this machine does not have that very version.
+
+    Raises:
+        UserError: there is none, or the store does not give it.
+    """
+    from posttrain import storage  # boto3 takes a third of a second to import
+
+    store = storage.ObjectStore()
+    found, root = store.find(source.location)
+    if len(found) > 1:  # beside the data there may be anything; an object named by itself must be data
+        found = [item for item in found if SUFFIX.search(item.key) and not _is_hidden(item.key, root)]
+    if not found or not SUFFIX.search(found[0].key):
+        raise UserError(f"{source.path}: no object there ends in {SUFFIXES}: correct it, or rename the objects")
+    files = [
+        DataFile(
+            shown=item.url,
+            path=PurePosixPath(item.bucket, item.key),
+            below=PurePosixPath(item.key[len(root) :] or PurePosixPath(item.key).name),
+            local=store.fetch(item),
+        )
+        for item in found
+    ]
+    return open_found(source, files, objects={item.url: item.version for item in found})
+
+
+def _is_hidden(key: str, root: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(key[len(root) :]).parts)

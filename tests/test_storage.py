@@ -1,0 +1,214 @@
+"""Objects in S3 are read whole, in the version that is recorded, from a real server on this machine."""
+
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+
+import boto3
+import pytest
+
+from posttrain import storage
+from posttrain.config import DataSection, Source
+from posttrain.data.preferences import load_preferences
+from posttrain.data.sources import count_rows, open_source
+from posttrain.errors import UserError
+
+
+def lines(n, start=0):
+    rows = [{"prompt": f"question {i}", "chosen": "yes", "rejected": "no"} for i in range(start, start + n)]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """The address of an S3 server: `$TEST_S3_ENDPOINT` with the keys around it, else moto's, in a process of its own."""
+    if given := os.environ.get("TEST_S3_ENDPOINT"):
+        yield given
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(address, timeout=1)
+                break
+            except OSError:
+                assert server.poll() is None, "moto's server ended"
+                time.sleep(0.1)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.fixture
+def s3(endpoint, tmp_path, monkeypatch):
+    """A client of that server, which boto3 finds as a user's would be found, and an empty cache."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", os.environ.get("AWS_ACCESS_KEY_ID", "test"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", os.environ.get("AWS_SECRET_ACCESS_KEY", "test"))
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
+    return boto3.client("s3")
+
+
+@pytest.fixture
+def bucket(s3):
+    """An empty bucket."""
+    name = f"posttrain-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=name)
+    return name
+
+
+def put(s3, bucket, key, body):
+    return s3.put_object(Bucket=bucket, Key=key, Body=body)
+
+
+def n_by_split(url, **settings):
+    records = list(open_source(Source(path=url, **settings)).read())
+    return {split: sum(record.split == split for record in records) for split in {record.split for record in records}}
+
+
+def test_an_object_a_prefix_and_a_glob_give_their_rows(s3, bucket):
+    put(s3, bucket, "hh/harmless/train.jsonl.gz", gzip.compress(lines(3)))
+    put(s3, bucket, "hh/harmless/test.jsonl", lines(2))
+    put(s3, bucket, "hh/helpful/deep/train.jsonl", lines(4))
+    put(s3, bucket, "hh/.cache/train.jsonl", lines(50))
+    put(s3, bucket, "hh/README.md", b"no rows")
+    put(s3, bucket, "hhh/train.jsonl", lines(50))
+    assert n_by_split(f"s3://{bucket}/hh/harmless/train.jsonl.gz") == {"train": 3}
+    for prefix in ("hh", "hh/"):
+        assert n_by_split(f"s3://{bucket}/{prefix}") == {"train": 7, "test": 2}
+    assert n_by_split(f"s3://{bucket}/hh/*/t*.jsonl*") == {"train": 3, "test": 2}
+    assert n_by_split(f"s3://{bucket}/hh/**/train.*") == {"train": 7}
+    assert n_by_split(f"s3://{bucket}/hh:2") == {"train": 2, "test": 2}
+    records = list(open_source(Source(path=f"s3://{bucket}/hh")).read())
+    assert {record.source for record in records} == {"hh/harmless", "helpful/deep"}
+    assert records[0].where == f"s3://{bucket}/hh/harmless/train.jsonl.gz:1"
+    assert records[0].values == {"prompt": "question 0", "chosen": "yes", "rejected": "no"}
+    assert count_rows(Source(path=f"s3://{bucket}/hh")) is None
+
+
+def test_a_file_is_the_same_source_in_s3_and_here(s3, bucket, tmp_path):
+    (tmp_path / "pairs.jsonl").write_bytes(lines(5))
+    put(s3, bucket, "pairs.jsonl", lines(5))
+    here = open_source(Source(path=str(tmp_path / "pairs.jsonl")))
+    there = open_source(Source(path=f"s3://{bucket}/pairs.jsonl"))
+    assert here.digest == there.digest
+    assert [record.values for record in here.read()] == [record.values for record in there.read()]
+
+
+def cached(folder):
+    return {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*") if path.is_file()}
+
+
+def test_an_unchanged_object_is_downloaded_once(s3, bucket, tmp_path):
+    url = f"s3://{bucket}/pairs.jsonl"
+    etag = put(s3, bucket, "pairs.jsonl", lines(3))["ETag"].strip('"')
+    opened = open_source(Source(path=url))
+    assert opened.objects == {url: etag}
+    before = cached(tmp_path)
+    assert open_source(Source(path=url)).digest == opened.digest
+    assert cached(tmp_path) == before
+    assert len(before) == 1
+
+
+def test_the_etag_tells_that_an_object_changed(s3, bucket):
+    url = f"s3://{bucket}/pairs.jsonl"
+    put(s3, bucket, "pairs.jsonl", lines(3))
+    first = open_source(Source(path=url))
+    put(s3, bucket, "pairs.jsonl", lines(3, start=7))
+    second = open_source(Source(path=url))
+    assert first.objects[url] != second.objects[url]
+    assert first.digest != second.digest
+    assert [record.values["prompt"] for record in second.read()] == ["question 7", "question 8", "question 9"]
+    assert next(first.read()).values["prompt"] == "question 0"  # what was opened stays what it was
+
+
+def test_a_bucket_with_versions_gives_the_version_id(s3, bucket):
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    url = f"s3://{bucket}/pairs.jsonl"
+    versions = [put(s3, bucket, "pairs.jsonl", lines(3))["VersionId"] for _ in range(2)]
+    assert versions[0] != versions[1]
+    assert open_source(Source(path=url)).objects == {url: versions[1]}
+
+
+def test_the_report_says_which_objects_were_read(s3, bucket):
+    etag = put(s3, bucket, "pairs.jsonl", lines(200))["ETag"].strip('"')
+    url = f"s3://{bucket}/pairs.jsonl"
+    _, report = load_preferences(DataSection(sources=[Source(path=url)]))
+    assert (report.n_rows, report.n_read, report.n_kept) == (200, 200, 200)
+    assert report.sources[0].objects == {url: etag}
+
+
+def test_an_object_overwritten_while_it_is_read_is_not_taken(s3, bucket, tmp_path):
+    put(s3, bucket, "pairs.jsonl", lines(3))
+    store = storage.ObjectStore()
+    (found,), _ = store.find(f"s3://{bucket}/pairs.jsonl")
+    put(s3, bucket, "pairs.jsonl", lines(3, start=7))
+    with pytest.raises(UserError, match="was overwritten while it was read: run again"):
+        store.fetch(found)
+    assert cached(tmp_path) == {}
+
+
+def test_keys_may_hold_what_paths_may(s3, bucket):
+    key = "a b/ü+%20=&?/pairs.jsonl"
+    put(s3, bucket, key, lines(3))
+    assert n_by_split(f"s3://{bucket}/a b/") == {"train": 3}
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("s3://", "has no bucket"),
+        ("s3://{bucket}/missing.jsonl", "there is no such object"),
+        ("s3://{bucket}/x*.jsonl", "there is no such object"),
+        ("s3://{bucket}/notes.txt", r"no object there ends in \.jsonl"),
+        ("s3://{bucket}-missing/a.jsonl", "no such object|refuses it"),
+        ("s3://{bucket}-missing/", r"refuses it \(NoSuchBucket, status 404\): correct the bucket"),
+        ("s3://{bucket}/cut.jsonl.gz", r"cut\.jsonl\.gz: cannot be read to its end"),
+        ("s3://{bucket}/test.jsonl", "no file for training, only test.jsonl"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(s3, bucket, path, words):
+    put(s3, bucket, "notes.txt", b"x")
+    put(s3, bucket, "cut.jsonl.gz", gzip.compress(lines(999))[:-200])
+    put(s3, bucket, "test.jsonl", lines(3))
+    with pytest.raises(UserError, match=words) as error:
+        list(open_source(Source(path=path.format(bucket=bucket))).read())
+    assert "\n" not in str(error.value)
+
+
+def test_a_store_out_of_reach_is_one_line(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"cannot be reached or read .*: check AWS_ENDPOINT_URL"):
+        open_source(Source(path="s3://bucket/a.jsonl"))
+
+
+def test_missing_credentials_are_named(s3, tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(UserError, match=r"no credentials were found .*: set AWS_ACCESS_KEY_ID"):
+        open_source(Source(path="s3://bucket/a.jsonl"))
+
+
+def test_hub_settings_on_an_object_are_refused(s3):
+    with pytest.raises(UserError, match="revision 'main' is for datasets on the Hub"):
+        open_source(Source(path="s3://bucket/a.jsonl", revision="main"))

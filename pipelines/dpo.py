@@ -11,6 +11,7 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     import materializers  # noqa: F401 (registers them)
     from pipelines._artifacts import existing_checkpoint
     from posttrain.reference import Lengths
+    from steps.check_tokens import check_tokens
     from steps.evaluate import evaluate
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences
@@ -24,6 +25,7 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     lengths = Lengths(max_length=dpo.max_length, max_prompt_length=dpo.max_prompt_length)
     preferences, _ = load_preferences(config.data)
     base = resolve_base(model)
+    check_tokens(preferences, base, model, lengths, config.data.checks)
     if dpo.sft_checkpoint:
         sft_checkpoint = existing_checkpoint(dpo.sft_checkpoint)
     else:

@@ -34,7 +34,7 @@ details { margin: .4rem 0; } summary { cursor: pointer; }
 svg { max-width: 100%; height: auto; } figure { margin: .6rem 0; display: inline-block; }
 .quiet { color: light-dark(#5b6068, #a2a7b0); }
 @media print { :root { color-scheme: light; } body { margin: 0; max-width: none; } h2, h3 { break-after: avoid; }
-  figure, tr, pre { break-inside: avoid; } }
+  figure, tr, pre { break-inside: avoid; } details::details-content { content-visibility: visible; height: auto; } }
 """
 
 
@@ -79,7 +79,7 @@ def preformatted(text: Any) -> str:
 
 
 def folded(summary: Any, html: str, is_open: bool = False) -> str:
-    """HTML behind a line of plain text that unfolds it; a printed page shows what is unfolded."""
+    """HTML behind a line of plain text that unfolds it; on paper all is unfolded."""
     return f"<details{' open' if is_open else ''}><summary>{_text(summary)}</summary>{html}</details>"
 
 

@@ -92,11 +92,12 @@ def report(run: str | None, as_json: bool) -> None:
 
 
 @main.command()
-def settings() -> None:
+@click.option("--checks", is_flag=True, help="The checks of the data instead.")
+def settings(checks: bool) -> None:
     """Print the table of all settings."""
-    from posttrain.settings import settings_table
+    from posttrain.settings import checks_table, settings_table
 
-    click.echo(settings_table())
+    click.echo(checks_table() if checks else settings_table())
 
 
 if __name__ == "__main__":

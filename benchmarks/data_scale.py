@@ -49,7 +49,7 @@ def measure(file: Path) -> dict[str, float]:
     from posttrain.data.preferences import load_preferences
 
     before_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    start_s = time.monotonic()
+    start_s, start_cpu_s = time.monotonic(), time.process_time()
     _, report = load_preferences(DataSection(sources=[Source(path=str(file))]))
     seconds = time.monotonic() - start_s
     return {
@@ -58,6 +58,7 @@ def measure(file: Path) -> dict[str, float]:
         **{f"n_{reason}": n for reason, n in report.dropped.items()},
         "file_gib": file.stat().st_size / 2**30,
         "seconds": seconds,
+        "cpu_seconds": time.process_time() - start_cpu_s,
         "rows_per_s": report.n_read / seconds,
         "imports_gib": before_gib,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

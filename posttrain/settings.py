@@ -1,4 +1,4 @@
-"""The table of every setting in the README, made from the models of `posttrain.config`."""
+"""The tables of every setting and every check in the README, made from the code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from posttrain.config import RunConfig
+from posttrain.data.checks import REASONS, allowed_policies
 
 Schema = dict[str, Any]
 
@@ -17,6 +18,16 @@ def settings_table() -> str:
     return "\n".join(
         ["| setting | takes | default | meaning |", "|---|---|---|---|", *_rows(schema, schema["$defs"], "")]
     )
+
+
+def checks_table() -> str:
+    """Every check as a row of a Markdown table: its name, what may be done about it, what it means."""
+    rows = (
+        f"| `{check}` | {', '.join([f'**{default}**', *others])} | {meaning} |"
+        for check, meaning in REASONS.items()
+        for default, *others in [allowed_policies(check)]
+    )
+    return "\n".join(["| check | policies (default first) | meaning |", "|---|---|---|", *rows])
 
 
 def _rows(section: Schema, sections: dict[str, Schema], prefix: str) -> Iterator[str]:

@@ -10,17 +10,17 @@ import numpy as np
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict
 
+from posttrain.bar import progress_bar
 from posttrain.chat import Chat, tokenise_pairs
 from posttrain.data.checks import policy_of
 from posttrain.data.preferences import Preferences
 from posttrain.data.statistics import Counting, Histogram, Share
 from posttrain.errors import UserError
-from posttrain.progress import progress_bar
 
 PARTS = ("prompt", "chosen", "rejected")
 BATCH_ROWS = 1000
 N_EXAMPLES = 10
-MAX_COUNTED = 20_000
+MAX_COUNTED = 5_000
 """Pairs from which on only every second, third and so on is counted, unless all must fit."""
 UNBOUNDED = 2**40
 

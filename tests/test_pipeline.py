@@ -158,7 +158,14 @@ def test_nothing_is_trained_twice(
 
     always = {"load_preferences", "resolve_base"}
     first = run(TINY)
-    assert worked(first) == always | {"check_tokens", "train_sft", "score_reference", "train_dpo", "evaluate", "promote"}
+    assert worked(first) == always | {
+        "check_tokens",
+        "train_sft",
+        "score_reference",
+        "train_dpo",
+        "evaluate",
+        "promote",
+    }
     assert n_versions() == 1
 
     again = run(TINY)

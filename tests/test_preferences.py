@@ -227,7 +227,9 @@ HH_RLHF = {
 @pytest.mark.parametrize("subset", HH_RLHF)
 def test_hh_rlhf_is_read_as_counted_by_hand(subset):
     n_rows, dropped, n_test = HH_RLHF[subset]
-    checks = dict.fromkeys(("near_test", "near_validation", "near_duplicate"), "keep")  # tests/test_checks.py counts these
+    checks = dict.fromkeys(
+        ("near_test", "near_validation", "near_duplicate"), "keep"
+    )  # tests/test_checks.py counts these
     preferences, report = load(SHARED_DATA / "hh-rlhf" / subset, checks=checks)
     assert report.sources[0].format == "hh_rlhf"
     assert report.n_read == n_rows

@@ -155,7 +155,11 @@ def _kept(report: DataReport) -> str:
                 of_source.n_rows,
                 _interval(of_source.longer_is_chosen),
                 "-" if of_source.agreement is None else f"{of_source.agreement:.1%} ({of_source.n_annotated:,} rows)",
-                ", ".join(f"{language} {share:.0%}" for language, share in list(of_source.languages.items())[:4]),
+                ", ".join(
+                    f"{language} {share:.0%}"
+                    for language, share in list(of_source.languages.items())[:4]
+                    if share >= 0.01
+                ),
             ]
             for name, of_source in figures.by_source.items()
         ],
@@ -199,7 +203,8 @@ def _tokens(tokens: TokenReport) -> str:
     )
     return (
         paragraph(
-            f"Chat template: {tokens.template}. Longer is chosen, in tokens: {_interval(tokens.longer_is_chosen)}."
+            f"{tokens.n_counted:,} of {tokens.n_pairs:,} pairs were tokenised. Chat template: {tokens.template}. "
+            f"Longer is chosen, in tokens: {_interval(tokens.longer_is_chosen)}."
         )
         + _lengths(tokens.lengths, "tokens", limits)
         + table(["pairs", "count", "share"], rows)
@@ -218,6 +223,7 @@ def _lengths(histograms: dict[str, Histogram], unit: str, limits: dict[str, int]
         axes.annotate(name, (limit, 1), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="right", fontsize=8,
                       color="#8a8f98")  # fmt: skip
     axes.set_xscale("log", base=2)
+    axes.margins(y=0.25)  # room for the names of the limits
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel(unit)
     axes.set_ylabel("pairs")

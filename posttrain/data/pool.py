@@ -164,7 +164,7 @@ class Pool:
     def mark_near_repeats(self, threshold: float) -> None:
         """Marks rows that stay so far, where an earlier one of their split is nearly the same in every part."""
         group = np.full(len(self._code), -1, np.int8)
-        staying = self._staying()
+        staying = [i for i in self._staying() if "duplicate" not in self._flags.get(i, ())]
         group[staying] = self._code[staying]
         candidates = self._row_sketches.candidates(group, group >= 0)
         parts = lru_cache(maxsize=4096)(

@@ -125,7 +125,7 @@ class Tally:
         Args:
             reason: one of `REASONS`.
             where: the row's file and line, or the like.
-            row: what there is of it; shown shortened.
+            row: what there is of it; shown shortened unless it is text.
             source: position of its source among those begun; the latest if not given.
         """
         self._dropped[source][reason] += 1
@@ -151,7 +151,8 @@ class Tally:
 
     def _show(self, reason: str, where: str, row: Any) -> None:
         if self.wants_example(reason):
-            self.examples[reason].append(f"{printable(where)}: {_SHORT.repr(row)}")
+            shown = row if isinstance(row, str) else _SHORT.repr(row)
+            self.examples[reason].append(f"{printable(where)}: {printable(shown)}")
 
     def check_policies(self) -> None:
         """Nothing, if no row was found that the config says to fail for.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 from rensa import RMinHash
@@ -54,7 +55,7 @@ class Sketches:
             return
         hashes = RMinHash.hash_token_sets([[*found, "", ""] for found in texts])
         ends = np.cumsum([len(row) for row in hashes])
-        flat = np.fromiter((value for row in hashes for value in row), np.uint64, ends[-1])
+        flat = np.fromiter(chain.from_iterable(hashes), np.uint64, ends[-1])
         # A triple's hash; the last two of a text reach into the next one and are left out.
         mixed = flat[:-2] * np.uint64(0x9E3779B97F4A7C15) + flat[1:-1] * np.uint64(0xC2B2AE3D27D4EB4F) + flat[2:]
         inside = np.ones(len(flat), bool)

@@ -28,9 +28,12 @@ LEAKS = {TEST: "prompt_in_test", VALIDATION: "prompt_in_validation"}
 NEAR_LEAKS = {TEST: "near_test", VALIDATION: "near_validation"}
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def canonical(value: Any) -> bytes:
     """JSON that is the same for the same content."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 class Pool:

@@ -203,5 +203,6 @@ def _n_characters(messages: pa.Array) -> np.ndarray:
 
 def _starts(messages: pa.Array) -> np.ndarray:
     """Where each conversation begins among all messages."""
-    n_messages: np.ndarray = pc.list_value_length(messages).to_numpy(zero_copy_only=False)
-    return np.cumsum(n_messages) - n_messages
+    n_messages = np.asarray(pc.list_value_length(messages))
+    starts: np.ndarray = np.cumsum(n_messages) - n_messages
+    return starts

@@ -15,7 +15,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from posttrain.config import Source
+from posttrain.config import Source, check_config
 from posttrain.data import demo
 from posttrain.data.sources import count_rows, open_source
 from posttrain.errors import UserError
@@ -385,3 +385,35 @@ def test_a_test_split_is_never_trained_on_for_the_way_it_is_named(tmp_path: Path
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     assert count_rows(Source(path=str(tmp_path))) == {"train": 1, "test": 1}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (
+            {"sources": [{"path": "x", "columns": {"promt": "a"}}]},
+            "no layout has a column 'promt' (did you mean 'prompt'?)",
+        ),
+        (
+            {"sources": [{"path": "x", "columns": {"prompt": "a", "chosen": "a"}}]},
+            "takes the column 'a' for two of ours",
+        ),
+        ({"sources": [{"path": "x:5", "limit": 3}]}, "path x:5 ends in a number of rows, and limit is 3: drop one"),
+        ({"sources": ["hh-rlhf:5", {"path": "shp", "weight": 2}]}, "hh-rlhf:5 has no weight, and others have one"),
+        ({"sources": [{"path": "shp", "weight": 0}]}, "data.sources.0.weight: 0 is not allowed"),
+        ({"sources": [{"path": "shp", "min_score_ratio": 0.5}]}, "data.sources.0.min_score_ratio: 0.5 is not allowed"),
+    ],
+)
+def test_settings_of_a_source_that_cannot_be_are_answered(data, words):
+    with pytest.raises(UserError) as error:
+        check_config({"data": data, "model": {"base": "x"}})
+    assert words in str(error.value)
+
+
+def test_a_text_is_a_source_and_a_path_may_end_in_a_number_of_rows():
+    first, second = check_config(
+        {"data": {"sources": ["hh-rlhf:50000", {"path": "s3://b/k:e:7"}]}, "model": {"base": "x"}}
+    ).data.sources
+    assert (first.location, first.row_limit, first.limit) == ("hh-rlhf", 50_000, None)
+    assert (second.location, second.row_limit) == ("s3://b/k:e", 7)
+    assert Source.model_validate(first.model_dump()) == first  # ZenML checks dumps again

@@ -1,11 +1,13 @@
 """Objects in S3 are read whole, in the version that is recorded, from a real server on this machine."""
 
 import gzip
+import http.server
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
@@ -158,7 +160,7 @@ def test_the_report_says_which_objects_were_read(s3, bucket):
 def test_an_object_overwritten_while_it_is_read_is_not_taken(s3, bucket, tmp_path):
     put(s3, bucket, "pairs.jsonl", lines(3))
     store = storage.ObjectStore()
-    (found,), _ = store.find(f"s3://{bucket}/pairs.jsonl")
+    (found,), _ = store.find(f"s3://{bucket}/pairs.jsonl", bool)
     put(s3, bucket, "pairs.jsonl", lines(3, start=7))
     with pytest.raises(UserError, match="was overwritten while it was read: run again"):
         store.fetch(found)
@@ -177,7 +179,8 @@ def test_keys_may_hold_what_paths_may(s3, bucket):
         ("s3://", "has no bucket"),
         ("s3://{bucket}/missing.jsonl", "there is no such object"),
         ("s3://{bucket}/x*.jsonl", "there is no such object"),
-        ("s3://{bucket}/notes.txt", r"no object there ends in \.jsonl"),
+        ("s3://{bucket}/notes.txt", r"notes\.txt: must end in \.jsonl"),
+        ("s3://{bucket}/n*", "none of the 1 objects there can be read"),
         ("s3://{bucket}-missing/a.jsonl", "no such object|refuses it"),
         ("s3://{bucket}-missing/", r"refuses it \(NoSuchBucket, status 404\): correct the bucket"),
         ("s3://{bucket}/cut.jsonl.gz", r"cut\.jsonl\.gz: cannot be read to its end"),
@@ -212,3 +215,45 @@ def test_missing_credentials_are_named(s3, tmp_path, monkeypatch):
 def test_hub_settings_on_an_object_are_refused(s3):
     with pytest.raises(UserError, match="revision 'main' is for datasets on the Hub"):
         open_source(Source(path="s3://bucket/a.jsonl", revision="main"))
+
+
+class HalfAnswers(http.server.BaseHTTPRequestHandler):
+    """A store that promises 1000 bytes and goes away after ten."""
+
+    def do_HEAD(self):
+        self.send_response(200)
+        for name, value in {
+            "ETag": '"e"',
+            "Content-Length": "1000",
+            "Last-Modified": "Sat, 21 Nov 2026 00:00:00 GMT",
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        self.wfile.write(b"0123456789")
+
+    def log_message(self, *_):
+        """Silence."""
+
+
+def test_half_a_download_is_none(s3, monkeypatch, tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HalfAnswers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    try:
+        with pytest.raises(UserError, match=r"s3://bucket/a\.jsonl: the object store cannot be reached or read"):
+            open_source(Source(path="s3://bucket/a.jsonl"))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert cached(tmp_path) == {}
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(s3, bucket, monkeypatch, tmp_path):
+    put(s3, bucket, "a.jsonl", lines(3))
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"a\.jsonl: cannot be kept in .*: make room there, or set POSTTRAIN_CACHE"):
+        open_source(Source(path=f"s3://{bucket}/a.jsonl"))

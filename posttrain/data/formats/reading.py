@@ -79,8 +79,8 @@ class _Limits:
         if (limit := self._source.max_pairs_per_prompt) is not None:
             try:
                 key = prompt_key(parsed.prompt)
-            except UnicodeEncodeError:
-                return Unusable("not_text")
+            except UnicodeEncodeError:  # which the checks will find
+                return parsed
             if self._n_pairs[key] == limit:
                 return Unusable("over_max_pairs")
             self._n_pairs[key] += 1
@@ -100,6 +100,5 @@ class _Limits:
                 f"{self._source.path}: min_score_ratio is set, but a score is below 0, as ranks are here, which have no "
                 "ratio: set min_score_difference"
             )
-        return item.chosen_score >= (ratio or 0) * item.rejected_score and (
-            item.chosen_score - item.rejected_score >= (difference or float("-inf"))
-        )
+        has_ratio = ratio is None or item.chosen_score >= ratio * item.rejected_score
+        return has_ratio and (difference is None or item.chosen_score - item.rejected_score >= difference)

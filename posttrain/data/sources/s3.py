@@ -27,16 +27,14 @@ def open_objects(source: Source) -> OpenSource:
     from posttrain import storage  # boto3 takes a third of a second to import
 
     store = storage.ObjectStore()
-    found, root = store.find(source.location)
-    if len(found) > 1:  # beside the data there may be anything; an object named by itself must be data
-        found = [item for item in found if SUFFIX.search(item.key) and not _is_hidden(item.key, root)]
-    if not found or not SUFFIX.search(found[0].key):
-        raise UserError(f"{source.path}: no object there ends in {SUFFIXES}: correct it, or rename the objects")
+    found, root = store.find(source.location, _is_data)
+    if not SUFFIX.search(found[0].key):
+        raise UserError(f"{source.path}: must end in {SUFFIXES}: rename or convert it")
     files = [
         DataFile(
             shown=item.url,
             path=PurePosixPath(item.bucket, item.key),
-            below=PurePosixPath(item.key[len(root) :] or PurePosixPath(item.key).name),
+            below=PurePosixPath(item.key[len(root) :]),
             local=store.fetch(item),
         )
         for item in found
@@ -44,5 +42,6 @@ def open_objects(source: Source) -> OpenSource:
     return open_found(source, files, objects={item.url: item.version for item in found})
 
 
-def _is_hidden(key: str, root: str) -> bool:
-    return any(part.startswith(".") for part in PurePosixPath(key[len(root) :]).parts)
+def _is_data(below: str) -> bool:
+    """Whether an object is a data file, and not a tool's own such as `.cache/x.json`."""
+    return SUFFIX.search(below) is not None and not any(part.startswith(".") for part in PurePosixPath(below).parts)

@@ -1,0 +1,85 @@
+"""Sources have the shares that their weights say, to the pair; what is left out is counted."""
+
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posttrain.config import DataSection, Source
+from posttrain.data.mixture import find_left_out
+from posttrain.data.preferences import load_preferences
+from posttrain.errors import UserError
+
+
+def left_out(counts, weights, seed=0, prefix=b""):
+    sources = [i for i, n in enumerate(counts) for _ in range(n)]
+    keys = [prefix + str(i).encode() for i in range(len(sources))]
+    gone = find_left_out(sources, keys, weights, [f"source {i}" for i in range(len(counts))], seed)
+    return [n - sum(sources[i] == source for i in gone) for source, n in enumerate(counts)], gone
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights", "kept"),
+    [
+        ((100, 100), (1, 1), [100, 100]),
+        ((100, 100), (3, 1), [100, 33]),
+        ((100, 900), (1, 1), [100, 100]),
+        ((100, 900), (0.5, 4.5), [100, 900]),
+        ((10, 70, 20), (0.1, 0.3, 0.6), [3, 10, 20]),  # 20 / 0.6 = 33.3 pairs to a weight of 1
+        ((3, 3), (0.3, 0.1), [3, 1]),
+        ((1000, 1), (1000, 1), [1000, 1]),
+        ((5, 5), (1000, 1), [5, 1]),  # a source that is named has a pair at least
+    ],
+)
+def test_weights_are_shares_and_the_scarcest_source_decides(counts, weights, kept):
+    assert left_out(counts, weights)[0] == kept
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.floats(0.01, 100)), min_size=1, max_size=4))
+def test_no_source_has_more_than_its_share_and_one_is_whole(sources):
+    counts, weights = zip(*sources, strict=True)
+    kept, _ = left_out(counts, weights)
+    unit = min(n / weight for n, weight in zip(counts, weights, strict=True))
+    assert any(n == n_kept for n, n_kept in zip(counts, kept, strict=True))
+    assert all(n == max(1, int(unit * weight + 1e-6)) for n, weight in zip(kept, weights, strict=True))
+
+
+def test_more_weight_only_adds_pairs_and_a_seed_chooses_others():
+    few, more, other = (
+        left_out((90, 90), (1, 3))[1],
+        left_out((90, 90), (2, 3))[1],
+        left_out((90, 90), (1, 3), seed=1)[1],
+    )
+    assert more < few
+    assert len(other) == len(few)
+    assert other != few
+
+
+def test_a_source_without_pairs_can_have_no_share():
+    with pytest.raises(UserError, match="source 1: no training pair of it is left"):
+        left_out((3, 0), (1, 1))
+
+
+def write(path, name, n):
+    rows = [{"prompt": f"{name} {i}", "chosen": "yes", "rejected": "no"} for i in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_mixture_is_mixed_and_counted(tmp_path):
+    paths = [write(tmp_path / f"{name}.jsonl", name, n) for name, n in {"a": 300, "b": 900}.items()]
+    (tmp_path / "a.jsonl").rename(tmp_path / "train.jsonl")
+    write(tmp_path / "test.jsonl", "t", 40)
+    sources = [Source(path=f"{tmp_path}/t*.jsonl", weight=0.75), Source(path=paths[1] + ":800", weight=0.25)]
+    preferences, report = load_preferences(DataSection(sources=sources, test_size=0.1, validation_size=0))
+    counts = Counter(preferences.train["source"])
+    assert len(counts) == 2
+    n_first, n_second = sorted(counts.values(), reverse=True)
+    assert n_second == n_first // 3
+    assert n_first == 300 - report.dropped.get("prompt_in_test", 0)  # the first has a test split of its own
+    assert report.splits["test"] > 40 + 40  # the second's held-out pairs are not thinned
+    assert report.n_rows == report.n_read == 300 + 40 + 800
+    assert report.n_read == report.n_kept + report.n_dropped
+    assert report.dropped["not_sampled"] == 800 - n_second - (report.splits["test"] - 40)

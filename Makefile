@@ -23,7 +23,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy posttrain pipelines steps materializers dpo_pipeline.py posttrain_cli.py
+	$(BIN)/mypy posttrain pipelines steps materializers dpo_pipeline.py sweep_pipeline.py posttrain_cli.py
 
 setup: $(VENV)/installed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import yaml
 
-from posttrain.config import load_config
+from posttrain.config import load_config, point_label
 from posttrain.errors import UserError
 
 
@@ -40,6 +40,8 @@ def check(config: Path) -> None:
             else f"about {stage.memory_gib:.1f} GiB for model and batch"
         )
         click.echo(f"{name}: {rows}, effective batch size {stage.effective_batch_size}, {steps}, {memory}")
+    if points := run.sweep_points():
+        click.echo(f"sweep: dpo {len(points)} times: {'; '.join(point_label(values) for values, _ in points)}")
 
 
 @main.command()

@@ -9,6 +9,7 @@ from materializers.evaluation import EvaluationMaterializer
 from materializers.preferences import InstructionsMaterializer, PreferencesMaterializer
 from materializers.records import RecordMaterializer
 from materializers.reference import ReferenceLogpsMaterializer
+from materializers.sweep import SweepOutcomeMaterializer, SweepPointMaterializer
 
 __all__ = [
     "CheckpointMaterializer",
@@ -18,4 +19,6 @@ __all__ = [
     "RecordMaterializer",
     "ReferenceLogpsMaterializer",
     "ReportMaterializer",
+    "SweepOutcomeMaterializer",
+    "SweepPointMaterializer",
 ]

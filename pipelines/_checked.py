@@ -16,7 +16,7 @@ from zenml.enums import ExecutionMode
 from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
-from pipelines._run_file import check_run_file
+from pipelines._run_file import check_run_file, settings_of_points
 from posttrain.errors import UserError
 from steps._code import code_digest
 
@@ -36,6 +36,7 @@ class CheckedPipeline(Pipeline):
         path = config_path or os.path.relpath(self.default_config)
         with clean_errors():
             options.setdefault("run_name", check_run_file(path))
+            options.setdefault("steps", settings_of_points(path))
         return super().with_options(config_path=path, execution_mode=_execution_mode(), **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> PipelineRunResponse | None:

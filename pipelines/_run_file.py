@@ -15,6 +15,8 @@ from posttrain.config import load_config
 from posttrain.errors import UserError
 
 STEPS = frozenset(module.name for module in pkgutil.iter_modules(steps.__path__) if not module.name.startswith("_"))
+ONLY_IN_A_SWEEP = {"train_point", "choose_point"}
+NOT_IN_A_SWEEP = {"train_dpo"}
 
 
 def check_run_file(path: str) -> str:
@@ -37,8 +39,11 @@ def check_run_file(path: str) -> str:
             f"{path}: enable_cache: true would also serve the data from the cache, though it may have changed: leave "
             "it out, steps are cached anyway (false runs all of them again)"
         )
+    known = STEPS - (NOT_IN_A_SWEEP if config.sweep else ONLY_IN_A_SWEEP)
     for name, options in (document.get("steps") or {}).items():
-        _check_step(f"{path}: steps.{name}", name, options or {})
+        if name not in known:
+            raise UserError(f"{path}: steps.{name}: unknown step (known: {', '.join(sorted(known))})")
+        _check_step(f"{path}: steps.{name}", options or {})
     if checked.schedule and not Client().active_stack.orchestrator.config.is_schedulable:
         stack = Client().active_stack_model.name
         raise UserError(
@@ -48,9 +53,15 @@ def check_run_file(path: str) -> str:
     return checked.run_name or f"{config.name}-{{date}}-{{time}}"
 
 
-def _check_step(where: str, name: str, options: dict[str, Any]) -> None:
-    if name not in STEPS:
-        raise UserError(f"{where}: unknown step (known: {', '.join(sorted(STEPS))})")
+def settings_of_points(path: str) -> dict[str, Any]:
+    """What a checked file says of `train_point`, for every further point: ZenML numbers the runs of a step within a run."""
+    document: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not (options := (document.get("steps") or {}).get("train_point")):
+        return {}
+    return {f"train_point_{i}": options for i in range(2, len(load_config(path).sweep_points()) + 1)}
+
+
+def _check_step(where: str, options: dict[str, Any]) -> None:
     if "parameters" in options:
         raise UserError(f"{where}.parameters: not allowed: a step's settings go under `parameters: config:`")
     if unknown := options.keys() - StepConfigurationUpdate.model_fields.keys():

@@ -35,12 +35,13 @@ def read_report(run: str | UUID | None = None) -> Report:
     steps = found.steps
     if "promote" not in steps:
         raise UserError(f"run {found.name} is not of {PIPELINE}: name another run (`zenml pipeline runs list`)")
-    newest = steps.get("train_dpo") or steps["train_sft"]
+    newest = steps.get("choose_point") or steps.get("train_dpo") or steps["train_sft"]
     return Report(
         run=found.name,
         figures=_output(steps["evaluate"]).load().figures,
         promotion=_output(steps["promote"]).load(),
         data=_output(steps["load_preferences"], "data_report").load(),
+        sweep=_output(newest, "sweep_outcome").load() if "choose_point" in steps else None,
         next_steps=tuple(_next_steps(found.name, newest)),
     )
 
@@ -48,7 +49,7 @@ def read_report(run: str | UUID | None = None) -> Report:
 def _next_steps(run: str, training: StepRunResponse) -> Iterator[str]:
     """Where to look next, in lines that work when pasted into the shell that ran this."""
     metadata = _first_run(training).run_metadata
-    yield f"Model:   {_output(training).uri}/files"
+    yield f"Model:   {_output(training, 'dpo_checkpoint' if training.name == 'choose_point' else None).uri}/files"
     yield f"Again:   {_command(f'posttrain report {run}')}"
     if "mlflow_serve" in metadata:
         yield f"Curves:  {_command(str(metadata['mlflow_serve']))}"

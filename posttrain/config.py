@@ -7,12 +7,25 @@ before it. Every validator raises; none repairs.
 from __future__ import annotations
 
 import difflib
+import json
 import re
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from posttrain.data.checks import REASONS, allowed_policies
 from posttrain.errors import UserError
@@ -36,9 +49,10 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def a_number_is_not_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
-        field = cls.model_fields[str(info.field_name)]
-        if isinstance(value, bool) and field.annotation is not bool:
-            raise ValueError(f"is {str(value).lower()}, which is a yes or no")
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, bool) and not _takes_yes_or_no(annotation):
+                raise ValueError(f"is {str(item).lower()}, which is a yes or no")
         return value
 
 
@@ -50,6 +64,10 @@ PreferenceFormat = Literal[
 ]  # fmt: skip
 InstructionFormat = Literal["messages", "sharegpt", "self_instruct", "prompt_completion", "alpaca"]
 INSTRUCTION_FORMATS = get_args(InstructionFormat)
+
+
+def _takes_yes_or_no(annotation: Any) -> bool:
+    return annotation is bool or any(map(_takes_yes_or_no, get_args(annotation)))
 
 
 class Source(Section):
@@ -237,14 +255,19 @@ class ModelSection(Section):
     )
     lora: LoraSection = Field(LoraSection(), description="used with method lora and qlora")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on a GPU that has it, else fp32; log-probabilities are fp32 in any case"
+        "auto", description="auto: bf16 on a GPU, or a CPU with AMX, else fp32; log-probabilities are fp32 in any case"
     )
     chat_template: str | None = Field(
         None,
         description="null: the tokenizer's own, or `plain` if it has none; else plain, chatml, alpaca or a .jinja file",
     )
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="auto: what transformers chooses, SDPA on most models"
+    layout: Literal["auto", "flat", "padded"] = Field(
+        "auto",
+        description="of batches; flat: each prompt once and no padding; padded: TRL's own; auto: flat where the model can",
+    )
+    attention: Literal["auto", "sdpa", "flex", "eager", "flash_attention_2"] = Field(
+        "auto",
+        description="flat: sdpa or flex (auto: flex on a GPU, else sdpa); padded: any but flex (auto: what transformers has)",
     )
     trust_remote_code: bool = Field(False, description="run Python code that ships with the model; needs a revision")
 
@@ -272,8 +295,11 @@ class TrainSection(Section):
     learning_rate: float = Field(gt=0, le=1, description=LEARNING_RATE)
     epochs: float = Field(1.0, gt=0, description="passes over the training rows; ignored where max_steps is set")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimisation steps")
-    batch_size: int = Field(8, ge=1, description="rows a device works on at once; higher: faster, more memory")
+    batch_size: int = Field(8, ge=1, description="rows worked on at once; higher: faster, more memory")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches to one step; costs time, not memory")
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="that share the rows of a step, on one machine; auto: one a GPU, or a single one on a CPU"
+    )
     max_length: int = Field(1024, ge=8, description="tokens of prompt and response; the rest of a response is cut off")
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit saves memory; needs CUDA")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="memory of the gradient; higher: smoother, slower to turn")
@@ -284,7 +310,9 @@ class TrainSection(Section):
     )
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this norm")
-    gradient_checkpointing: bool = Field(False, description="saves memory, costs about a third more time")
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="saves memory, costs about a third more time; auto: only where a step would not fit without"
+    )
     eval_steps: Interval = Field(
         0.2, description="how often validation is measured: a number of steps, or a share of the training"
     )
@@ -393,7 +421,78 @@ class DpoSection(TrainSection):
     def weighting_keeps_pairs_aligned(self) -> DpoSection:
         if self.use_weighting and (bad := set(self.losses) & {"aot", "aot_unpaired"}):
             raise ValueError(f"use_weighting cannot be used with {', '.join(sorted(bad))}, which sorts the pairs")
+        # TRL 1.16 multiplies these two losses in place, which autograd refuses.
+        if self.use_weighting and (bad := set(self.losses) & {"hinge", "sft"}):
+            raise ValueError(f"use_weighting cannot be used with {', '.join(sorted(bad))}: TRL has no gradient for it")
         return self
+
+
+# What a sweep shares between its points must not depend on the point.
+NOT_SWEPT = {
+    "max_length": "changes the tokens that the shared reference is scored on: run one sweep for each value",
+    "max_prompt_length": "changes the tokens that the shared reference is scored on: run one sweep for each value",
+    "sft_checkpoint": "is where all points start: set dpo.sft_checkpoint, and run one sweep for each start",
+}
+
+
+class _Grid(Section):
+    @model_validator(mode="before")
+    @classmethod
+    def all_points_share_their_reference(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (bad := NOT_SWEPT.keys() & values.keys()):
+            raise ValueError(f"{min(bad)} {NOT_SWEPT[min(bad)]}")
+        return values
+
+    @field_validator("*")
+    @classmethod
+    def no_value_stands_twice(cls, values: Any) -> Any:
+        for i, value in enumerate(values or ()):
+            if value in values[:i]:
+                raise ValueError(f"{value!r} stands twice: each value is one point of the grid")
+        return values
+
+    @model_validator(mode="after")
+    def something_is_swept(self) -> _Grid:
+        if not self.model_dump():
+            raise ValueError(
+                "is empty: name at least one setting of dpo with its values, e.g. `beta: [0.05, 0.1, 0.5]`"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def only_what_is_swept(self, handler: Any) -> dict[str, Any]:
+        return {name: values for name, values in handler(self).items() if values is not None}
+
+
+if TYPE_CHECKING:
+    Grid = _Grid
+else:
+    # Every setting of dpo as a list of values, each with the type and bounds that it has there.
+    Grid = create_model(
+        "Grid",
+        __base__=_Grid,
+        **{
+            name: (
+                Annotated[list[Annotated[field.annotation, *field.metadata, name]], Field(min_length=1)] | None,
+                None,
+            )
+            for name, field in DpoSection.model_fields.items()
+            if name not in NOT_SWEPT
+        },
+    )
+
+
+class SweepSection(Section):
+    """Several DPO trainings from one SFT checkpoint, and which of them is kept."""
+
+    grid: Annotated[Grid, WithJsonSchema({"type": "object"})] = Field(
+        description="settings of `dpo` and their values, e.g. `{beta: [0.05, 0.1], learning_rate: [1.0e-6, 5.0e-6]}`: "
+        "every combination is trained"
+    )
+    choose_by: Literal["likelihood_accuracy", "implicit_accuracy"] = Field(
+        "likelihood_accuracy",
+        description="of the validation pairs; likelihood_accuracy is what the gate goes by on the test pairs",
+    )
 
 
 class EvaluationSection(Section):
@@ -435,6 +534,34 @@ class RunConfig(Section):
     evaluation: EvaluationSection = EvaluationSection()
     gate: GateSection = GateSection()
     tracking: TrackingSection = TrackingSection()
+    sweep: SweepSection | None = Field(None, description="for sweep_pipeline: settings of dpo to be tried and compared")
+
+    def sweep_points(self) -> list[tuple[dict[str, Any], DpoSection]]:
+        """Every combination of the grid's values, with the whole section that it makes of `dpo`; empty without a sweep.
+
+        Raises:
+            ValidationError: the values of a point exclude each other.
+        """
+        if self.sweep is None:
+            return []
+        grid: dict[str, list[Any]] = self.sweep.grid.model_dump()
+        points = (dict(zip(grid, values, strict=True)) for values in product(*grid.values()))
+        return [(point, DpoSection.model_validate({**self.dpo.model_dump(), **point})) for point in points]
+
+    @model_validator(mode="after")
+    def every_point_of_the_sweep_can_be_trained(self) -> RunConfig:
+        if self.sweep is None:
+            return self
+        if self.finetuning_type == "sft":
+            raise ValueError("sweep is set but finetuning_type is sft, which trains no DPO: set it to both, or to dpo")
+        if self.data.validation_size == 0:
+            raise ValueError("sweep chooses on validation pairs, of which data.validation_size 0 leaves none: raise it")
+        try:
+            self.sweep_points()
+        except ValidationError as error:
+            point = {name: error.errors()[0]["input"][name] for name in self.sweep.grid.model_dump()}
+            raise ValueError(f"sweep.grid at {point_label(point)}: {_explain(error.errors()[0])[1]}") from error
+        return self
 
     @model_validator(mode="after")
     def dpo_alone_has_a_start(self) -> RunConfig:
@@ -460,6 +587,16 @@ class RunConfig(Section):
                 "model.base is demo, a tiny model that only knows the demo's words: name a model for your own data"
             )
         return self
+
+
+def point_label(values: dict[str, Any]) -> str:
+    """A point of a sweep in words: `beta=0.1, learning_rate=5e-06`."""
+    return ", ".join(f"{name}={value_label(value)}" for name, value in values.items())
+
+
+def value_label(value: Any) -> str:
+    """A value in words: text as it is, the rest as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 # The top level of a run's YAML file is ZenML's; a test compares this list with ZenML's own model.

@@ -10,25 +10,28 @@ from datasets import Dataset
 from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 
-from posttrain.chat import tokenise_pairs
 from posttrain.checkpoint import Checkpoint
 from posttrain.config import DpoSection, ModelSection
-from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.logprobs import dpo_loss, score_pairs
 from posttrain.model import Model, load_chat, load_model, uses_bf16
-from posttrain.reference import ReferenceLogps
-from posttrain.training import Stage, train_and_seal, training_arguments
+from posttrain.processes import on_processes, share_rows
+from posttrain.reference import Lengths, ReferenceLogps
+from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows
 
 N_START_PAIRS = 16
 """Pairs whose log-probabilities are compared with the reference before the first update."""
 
 
 class PairTrainer(DPOTrainer):
-    """TRL's trainer over pairs that are tokenised and scored already.
+    """TRL's trainer over pairs that are tokenised and scored already, each pair weighing the same.
 
-    Written for TRL 1.16: TRL tokenises and scores for itself, with other cuts, and drops pairs without counting them.
+    Written for TRL 1.16: TRL tokenises and scores for itself, with other cuts, and drops pairs without counting them; and
+    where the last of several micro-batches is smaller, its pairs weigh more.
     """
+
+    pairs_per_batch: float
+    """Mean number of pairs in the micro-batches of this step."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
@@ -36,29 +39,45 @@ class PairTrainer(DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
+        batches, n_items = super().get_batch_samples(*args, **kwargs)
+        self.pairs_per_batch = sum(len(batch["ref_chosen_logps"]) for batch in batches) / max(1, len(batches))
+        return batches, n_items
 
-def train_dpo(
-    preferences: Preferences, reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, stage: Stage
-) -> Checkpoint:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        return loss * (len(inputs["ref_chosen_logps"]) / self.pairs_per_batch) if self.model.training else loss
+
+
+def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, stage: Stage) -> Checkpoint:
     """The SFT policy after preference optimisation against itself as the reference.
+
+    Args:
+        reference: the tokenised pairs of the training and validation splits, scored with the SFT checkpoint.
 
     Raises:
         UserError: training would not start at the reference, no pair is left, or the loss is not a number.
     """
-    chat = load_chat(stage.base, stage.model, sft_checkpoint)
-    tokenised = {
-        split: tokenise_pairs(chat, rows, dpo.max_length, dpo.max_prompt_length)
-        for split, rows in preferences.splits().items()
-        if split != "test"
-    }
-    if len(tokenised["train"].rows) == 0:
+    n_processes, shared = share_rows(dpo)
+    return on_processes(n_processes, _train, reference, sft_checkpoint, shared, stage=stage)
+
+
+def _train(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, stage: Stage) -> Checkpoint:
+    asked = Lengths(max_length=dpo.max_length, max_prompt_length=dpo.max_prompt_length)
+    if reference.lengths != asked:
         raise UserError(
-            f"dpo.max_length {dpo.max_length}: no training pair has room for a response ({tokenised['train'].counts}): raise it, "
+            f"dpo.max_length {asked.max_length} and max_prompt_length {asked.max_prompt_length} are asked for, but the reference "
+            f"was scored with {reference.lengths.max_length} and {reference.lengths.max_prompt_length}: score it again"
+        )
+    chat = load_chat(stage.base, stage.model, sft_checkpoint)
+    train, validation = reference.rows("train"), reference.rows("validation")
+    if len(train) == 0:
+        raise UserError(
+            f"dpo.max_length {dpo.max_length}: no training pair has room for a response ({reference.cut['train']}): raise it, "
             "or lower dpo.max_prompt_length"
         )
-    train, validation = (reference.attach(tokenised[split].rows) for split in ("train", "validation"))
     policy = load_model(stage.base, stage.model, sft_checkpoint, trainable=True)
-    arguments = training_arguments(dpo, stage, has_validation=len(validation) > 0)
+    arguments = training_arguments(dpo, stage, policy, has_validation=len(validation) > 0)
     trainer = PairTrainer(
         model=policy,
         args=DPOConfig(
@@ -81,10 +100,10 @@ def train_dpo(
     if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
         # TRL copies the adapter as its reference; here the stored log-probabilities are that.
         policy.delete_adapter("ref")
+    use_flat_rows(trainer, stage.model)
     first = train.select(range(min(N_START_PAIRS, len(train))))
     check_start(policy, first, reference, sft_checkpoint, stage.model, dpo)
-    counts = tokenised["train"].counts
-    facts = {"n_pairs": len(train), **{f"n_{name}": count for name, count in counts.items()}}
+    facts = {"n_pairs": len(train), **{f"n_{name}": count for name, count in reference.cut["train"].items()}}
     return train_and_seal(trainer, chat, stage, "dpo", sft_checkpoint, facts)
 
 

@@ -35,6 +35,11 @@ class Estimate(_Result):
     low: float
     high: float
 
+    def in_percent(self) -> str:
+        """The figure and its interval: `84.4 (80.6-87.6)`."""
+        value, low, high = (f"{100 * end:.1f}".replace("100.0", "100") for end in (self.value, self.low, self.high))
+        return f"{value} ({low}-{high})"
+
 
 class StageFigures(_Result):
     """What one model makes of the test pairs; None where a figure does not apply."""

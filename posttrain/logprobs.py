@@ -9,13 +9,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
-from trl.trainer.utils import add_fused_lm_head
 
 from posttrain.config import ModelSection
 from posttrain.model import Model, autocast
 from posttrain.progress import progress_bar
+from posttrain.shared_prompt import announce, lay_out, to_device, use_flat_batches
 
 
 def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
@@ -64,48 +63,71 @@ class PairLogps:
 def score_pairs(model: Model, rows: Dataset, section: ModelSection, tokens_per_batch: int, label: str) -> PairLogps:
     """Log-probabilities of every pair's responses, float32, in the order of the rows.
 
-    Sequences are sorted by length and packed into batches of at most `tokens_per_batch` padded tokens, so that little is
-    padded. The forward is the one that TRL trains with, so a policy can be compared with its reference to rounding.
+    The forward is the one that trains, so a policy can be compared with its reference to rounding. A prompt is computed
+    once for all its responses, and a response that stands in several pairs once.
 
     Args:
         rows: `prompt_ids, chosen_ids, rejected_ids` as `tokenise_pairs` gives them.
+        tokens_per_batch: longest sequences first, as many as make up this many tokens.
         label: names the work on the progress bar.
     """
-    prompts: list[list[int]] = list(rows["prompt_ids"])
+    prompts: list[list[int]] = [*rows["prompt_ids"]] * 2
     responses: list[list[int]] = [*rows["chosen_ids"], *rows["rejected_ids"]]
     logps = np.zeros(len(responses), dtype=np.float32)
-    n_pairs = len(prompts)
-    _ensure_fused_head(model)
+    padded = use_flat_batches(model, section)
+    announce(padded)
+    batches = batches_by_length if padded else batches_by_prompt
     where = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    lengths = [len(prompts[i % n_pairs]) + len(response) for i, response in enumerate(responses)]
     with torch.no_grad(), autocast(section), progress_bar(len(responses), label, " responses") as progress:
-        for batch in batches_by_length(lengths, tokens_per_batch):
-            longest = lengths[batch[0]]
-            input_ids = torch.zeros(len(batch), longest, dtype=torch.long)
-            attention_mask = torch.zeros_like(input_ids)
-            labels = torch.full_like(input_ids, -100)
-            for row, i in enumerate(batch):
-                prompt, response = prompts[i % n_pairs], responses[i]
-                input_ids[row, : lengths[i]] = torch.tensor(prompt + response)
-                attention_mask[row, : lengths[i]] = 1
-                labels[row, len(prompt) : lengths[i]] = torch.tensor(response)
-            output = model(
-                input_ids=input_ids.to(where),
-                attention_mask=attention_mask.to(where),
-                labels=labels.to(where),
-                fused_lm_head=True,
-            )
+        for batch in batches(prompts, responses, tokens_per_batch):
+            make = _padded if padded else lay_out
+            inputs = make([prompts[i] for i in batch], [responses[i] for i in batch])
+            inputs = to_device(inputs, where)
+            output = model(**inputs, fused_lm_head=True) if padded else model(flat=inputs, fused_lm_head=True)
             logps[batch] = output.log_probs.float().sum(dim=1).cpu().numpy()
             progress.update(len(batch))
     model.train(was_training)
     counts = np.array([len(response) for response in responses], dtype=np.int32)
+    n_pairs = len(rows)
     return PairLogps(logps[:n_pairs], logps[n_pairs:], counts[:n_pairs], counts[n_pairs:])
 
 
-def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
+def batches_by_prompt(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], tokens_per_batch: int
+) -> Iterator[list[int]]:
+    """Indices in batches of at most `tokens_per_batch` tokens, a prompt counted once, or of one sequence.
+
+    Responses to one prompt stand together, and the prompts with most tokens come first, so memory runs out at once or never.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        groups.setdefault(tuple(prompt), []).append(i)
+
+    def n_all(members: list[int]) -> int:
+        return len(prompts[members[0]]) + sum(len(responses[i]) for i in members)
+
+    batch: list[int] = []
+    n_tokens = 0
+    for members in sorted(groups.values(), key=n_all, reverse=True):
+        n_prompt = len(prompts[members[0]])
+        for place, i in enumerate(members):
+            n_new = len(responses[i]) + (n_prompt if place == 0 or not batch else 0)
+            if batch and n_tokens + n_new > tokens_per_batch:
+                yield batch
+                batch, n_tokens, n_new = [], 0, len(responses[i]) + n_prompt
+            batch.append(i)
+            n_tokens += n_new
+    if batch:
+        yield batch
+
+
+def batches_by_length(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], tokens_per_batch: int
+) -> Iterator[list[int]]:
     """Indices in batches, longest first, each of at most `tokens_per_batch` tokens once padded, or of one sequence."""
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if batch and (len(batch) + 1) * lengths[batch[0]] > tokens_per_batch:
@@ -116,9 +138,14 @@ def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator
         yield batch
 
 
-def _ensure_fused_head(model: Model) -> None:
-    """Gives the model TRL's forward that returns log-probabilities, unless a trainer has given it its own already."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    function = getattr(inner.forward, "__func__", inner.forward)
-    if function.__code__.co_name != "_fused_forward":
-        add_fused_lm_head(inner)
+def _padded(prompts: list[list[int]], responses: list[list[int]]) -> dict[str, Tensor]:
+    """A batch as TRL pads it; its first sequence is the longest."""
+    input_ids = torch.zeros(len(prompts), len(prompts[0]) + len(responses[0]), dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, -100)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        end = len(prompt) + len(response)
+        input_ids[row, :end] = torch.tensor(prompt + response)
+        attention_mask[row, :end] = 1
+        labels[row, len(prompt) : end] = torch.tensor(response)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import psutil
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
@@ -22,7 +23,7 @@ from posttrain.checkpoint import Base, Checkpoint, file_digest
 from posttrain.config import LoraSection, ModelSection
 from posttrain.data import demo, demo_base
 from posttrain.errors import UserError
-from posttrain.plan import local_base
+from posttrain.plan import GIB, local_base
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 
@@ -117,10 +118,23 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def free_gib() -> float:
+    """Memory that is free where models run: on the GPU, else on this machine within the limit of its container."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[0]) / GIB
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no control group, or one without limit
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free / GIB
+
+
 def uses_bf16(section: ModelSection) -> bool:
-    """Whether matrix products run in bfloat16."""
+    """Whether matrix products run in bfloat16: by itself only where the hardware is fast at it, a GPU or a CPU with AMX."""
     if section.precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if torch.cuda.is_available():
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return bool(torch.cpu._is_amx_tile_supported())
     return section.precision == "bf16"
 
 

@@ -126,26 +126,34 @@ def _stage(
     n_steps = section.max_steps
     if n_steps is None and n_rows is not None:
         n_steps = math.ceil(n_rows / section.effective_batch_size * section.epochs)
-    memory = None if shape is None else memory_gib(section, model, shape, sequences_per_row)
+    memory = None
+    if shape is not None:
+        in_16_bit = model.precision == "bf16" or (model.precision == "auto" and model.method != "full")
+        memory = weights_gib(section, model, shape, in_16_bit) + activations_gib(
+            section, shape, sequences_per_row, in_16_bit, section.gradient_checkpointing is True
+        )
     return StagePlan(section.effective_batch_size, n_rows, n_steps, memory)
 
 
-def memory_gib(section: TrainSection, model: ModelSection, shape: Shape, sequences_per_row: int) -> float:
-    """Estimated peak memory of a training step in GiB, less the framework's own (about 1 GiB).
+def weights_gib(section: TrainSection, model: ModelSection, shape: Shape, in_16_bit: bool) -> float:
+    """Estimated memory of weights, gradients and the optimizer's state in GiB."""
+    optimizer_bytes = 2 if section.optimizer == "adamw_8bit" else 8
+    if model.method == "full":
+        return shape.n_parameters * (4 + 4 + optimizer_bytes) / GIB
+    base_bytes = 0.55 if model.method == "qlora" else (2 if in_16_bit else 4)
+    adapter = shape.n_adapter_parameters_per_rank * model.lora.rank
+    return (shape.n_parameters * base_bytes + adapter * (4 + 4 + optimizer_bytes)) / GIB
 
-    Weights, gradients and optimizer state, and 34 bytes a token, layer and hidden unit of activations in 16 bit, the
-    double in 32, or 2 with gradient checkpointing; every row at `max_length`.
+
+def activations_gib(
+    section: TrainSection, shape: Shape, sequences_per_row: int, in_16_bit: bool, gradient_checkpointing: bool
+) -> float:
+    """Estimated memory in GiB of what a step keeps for its gradients, every row at `max_length`.
+
+    34 bytes a token, layer and hidden unit in 16 bit, the double in 32; 2 with gradient checkpointing.
 
     Source: Korthikanti et al. 2022, equation 2, without the attention matrix, which SDPA does not keep.
     """
-    in_16_bit = model.precision == "bf16" or (model.precision == "auto" and model.method != "full")
-    optimizer_bytes = 2 if section.optimizer == "adamw_8bit" else 8
-    if model.method == "full":
-        weights = float(shape.n_parameters * (4 + 4 + optimizer_bytes))
-    else:
-        base_bytes = 0.55 if model.method == "qlora" else (2 if in_16_bit else 4)
-        adapter = shape.n_adapter_parameters_per_rank * model.lora.rank
-        weights = shape.n_parameters * base_bytes + adapter * (4 + 4 + optimizer_bytes)
     tokens = section.batch_size * sequences_per_row * section.max_length
-    per_unit = (2 if section.gradient_checkpointing else 34) * (1 if in_16_bit else 2)
-    return (weights + tokens * shape.n_layers * shape.hidden_size * per_unit) / GIB
+    per_unit = (2 if gradient_checkpointing else 34) * (1 if in_16_bit else 2)
+    return tokens * shape.n_layers * shape.hidden_size * per_unit / GIB

@@ -13,6 +13,8 @@ from rich.text import Text
 from posttrain.data.report import DataReport
 from posttrain.evaluate import STAGES, Estimate, Figures
 from posttrain.promotion import Promotion
+from posttrain.sweep import SweepOutcome
+from posttrain.sweep_report import render_sweep
 
 ROWS = {
     "likelihood_accuracy": "preference accuracy",
@@ -31,6 +33,8 @@ class Report:
     figures: Figures
     promotion: Promotion
     data: DataReport
+    sweep: SweepOutcome | None = None
+    """How the DPO checkpoint was chosen, where it was."""
     next_steps: tuple[str, ...] = ()
     """Commands and links for where to look next, each a line."""
 
@@ -50,12 +54,15 @@ class Report:
             "stages": stages,
             "promotion": self.promotion.model_dump(),
             "data": self.data.model_dump(),
+            **({"sweep": self.sweep.model_dump()} if self.sweep else {}),
         }
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """Prints a run's table, decision and next steps."""
     console = console or Console()
+    if report.sweep:
+        console.print(render_sweep(report.sweep), soft_wrap=False)
     console.print(_render(report), soft_wrap=False)
     for line in report.next_steps:
         console.print(line, soft_wrap=True, highlight=False, markup=False)  # a link broken in two does not work
@@ -94,12 +101,7 @@ def _estimates(figures: Any) -> dict[str, Estimate | None]:
 
 
 def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "-"
-    value, low, high = (
-        f"{100 * end:.1f}".replace("100.0", "100") for end in (estimate.value, estimate.low, estimate.high)
-    )
-    return f"{value} ({low}-{high})"
+    return estimate.in_percent() if estimate else "-"
 
 
 def _reasons(dropped: dict[str, int]) -> str:

@@ -37,7 +37,8 @@ def _rows(section: Schema, sections: dict[str, Schema], prefix: str) -> Iterator
             default = f"`{json.dumps(field['default'])}`" if "default" in field else "required"
             takes = _takes(field).replace("|", "\\|")
             yield f"| `{key}` | {takes} | {default} | {field.get('description', '')} |"
-        if inner is not None and "anyOf" not in field and name != "contamination":  # a source like any other
+        # The fields of a source are listed once, under data.sources.
+        if inner is not None and (inner is not sections["Source"] or name == "sources"):
             yield from _rows(inner, sections, f"{key}[]." if field.get("type") == "array" else f"{key}.")
 
 
@@ -58,8 +59,8 @@ def _takes(field: Schema) -> str:
         return ", ".join(map(str, field["enum"]))
     if "const" in field:
         return str(field["const"])
-    if "$ref" in field:  # sft.dataset, the one section that may be left out
-        return "as `data.sources[]`"
+    if "$ref" in field:  # a section that may be left out
+        return "as `data.sources[]`" if field["$ref"].endswith("/Source") else "mapping"
     if field["type"] == "array":
         return f"list of {'sources' if '$ref' in field['items'] else _takes(field['items'])}"
     names = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -13,7 +11,11 @@ from posttrain.config import SftSection
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.errors import UserError
 from posttrain.model import load_chat, load_model
-from posttrain.training import Stage, train_and_seal, training_arguments
+from posttrain.processes import on_processes, share_rows
+from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows
+
+N_CHECKED = 100
+"""Rows whose stop token is looked at before the first update."""
 
 
 def train_sft(preferences: Preferences, instructions: Instructions | None, sft: SftSection, stage: Stage) -> Checkpoint:
@@ -27,35 +29,42 @@ def train_sft(preferences: Preferences, instructions: Instructions | None, sft: 
     Raises:
         UserError: the loss is not a number, or responses carry no stop token, so generation would never end.
     """
+    n_processes, shared = share_rows(sft)
+    return on_processes(n_processes, _train, preferences, instructions, shared, stage=stage)
+
+
+def _train(preferences: Preferences, instructions: Instructions | None, sft: SftSection, stage: Stage) -> Checkpoint:
     chat = load_chat(stage.base, stage.model)
     train_rows = instructions.rows if instructions is not None else _chosen(preferences.train)
     train = tokenise_completions(chat, train_rows, sft.max_length)
     validation = tokenise_completions(chat, _chosen(preferences.validation), sft.max_length)
     has_validation = len(validation.rows) > 0
+    model = load_model(stage.base, stage.model, trainable=True)
+    arguments = training_arguments(sft, stage, model, has_validation)
     trainer = SFTTrainer(
-        model=load_model(stage.base, stage.model, trainable=True),
-        args=SFTConfig(**training_arguments(sft, stage, has_validation), dataset_kwargs={"skip_prepare_dataset": True}),
+        model=model,
+        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=train.rows,
         eval_dataset=validation.rows if has_validation else None,
         processing_class=chat.tokenizer,
         callbacks=list(stage.callbacks),
     )
-    check_stop_tokens(chat, next(iter(trainer.get_train_dataloader())), sft.max_length)
+    use_flat_rows(trainer, stage.model)
+    check_stop_tokens(chat, train.rows.select(range(min(N_CHECKED, len(train.rows)))), sft.max_length)
     facts = {"n_rows": len(train.rows), **{f"n_{name}": count for name, count in train.counts.items()}}
     return train_and_seal(trainer, chat, stage, "sft", None, facts)
 
 
-def check_stop_tokens(chat: Chat, batch: dict[str, Any], max_length: int) -> None:
-    """Refuses a first batch in which a whole response does not end in the stop token, or has it masked.
+def check_stop_tokens(chat: Chat, rows: Dataset, max_length: int) -> None:
+    """Refuses rows in which a whole response does not end in the stop token, or has it masked.
 
     Raises:
         UserError: with the last tokens of the first such row.
     """
-    for input_ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        learned = labels[labels != -100]
-        length = int((labels != -100).nonzero().max()) + 1
-        if length < max_length and int(learned[-1]) != chat.stop_id:
-            tail = chat.tokenizer.decode(input_ids[max(0, length - 10) : length])
+    for row in rows:
+        length = 1 + max(i for i, label in enumerate(row["labels"]) if label != -100)
+        if length < max_length and row["labels"][length - 1] != chat.stop_id:
+            tail = chat.tokenizer.decode(row["input_ids"][max(0, length - 10) : length])
             raise UserError(
                 f"SFT: a response ends in {tail!r} without the stop token {chat.tokenizer.decode([chat.stop_id])!r}, so the "
                 "model would never stop: choose a chat_template that ends an assistant's turn"

@@ -224,6 +224,11 @@ class Stage:
         dataset = {"digest": digest, "n_rows": n_rows, "source": source, "context": context}
         self._add(Record("dataset", name, dataset))
 
+    def fail(self, reason: str) -> None:
+        """Mark the nested run FAILED though the step goes on: its failure is a result, and not one of the whole run."""
+        self.set_tags({"failure": reason})
+        self._mlflow.has_failed = True
+
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Record what may change later; the last value counts."""
         self._add(*(Record("tag", key, value) for key, value in values.items()))
@@ -344,6 +349,7 @@ class _StepRun:
         self._client: MlflowClient
         self._run_ids: list[str] = []  # the run that the records belong to and, if that one is nested, its parent
         self.experiment_id: str | None = None
+        self.has_failed = False  # the nested run, though its step goes on
 
     def deliver(self, records: list[Record]) -> None:
         """Send records and take them out of the list; what is left after an error has not arrived."""
@@ -403,7 +409,9 @@ class _StepRun:
     def _set_state(self, state: str) -> None:
         """Write the step's state into its runs."""
         for run_id in self._run_ids:
-            self._client.set_tag(run_id, STEP_TAG + self._step, state)
+            is_nested = self._nested and run_id == self._run_ids[0]
+            own = "FAILED" if is_nested and self.has_failed and state == "FINISHED" else state
+            self._client.set_tag(run_id, STEP_TAG + self._step, own)
             _settle(self._client, self._client.get_run(run_id))
 
     def _find_experiment(self) -> str:

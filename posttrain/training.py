@@ -15,11 +15,15 @@ from transformers import Trainer, TrainerCallback
 
 from posttrain.chat import Chat
 from posttrain.checkpoint import Base, Checkpoint, seal
-from posttrain.config import ModelSection, TrainSection
+from posttrain.config import DpoSection, ModelSection, TrainSection
 from posttrain.errors import UserError
-from posttrain.model import uses_bf16
+from posttrain.model import Model, free_gib, uses_bf16
+from posttrain.plan import Shape, activations_gib, weights_gib
 from posttrain.progress import follow
+from posttrain.shared_prompt import FlatCollator, announce, use_flat_batches
 
+FILL = 0.8
+"""Share of the free memory that an estimate may fill before activations are computed again instead of kept."""
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
 
 
@@ -35,8 +39,11 @@ class Stage:
     callbacks: tuple[TrainerCallback, ...] = ()
 
 
-def training_arguments(section: TrainSection, stage: Stage, has_validation: bool) -> dict[str, Any]:
+def training_arguments(section: TrainSection, stage: Stage, model: Model, has_validation: bool) -> dict[str, Any]:
     """Keyword arguments for TRL's SFTConfig and DPOConfig, with nothing left to their surprising defaults.
+
+    Args:
+        model: what is trained, loaded.
 
     Raises:
         UserError: the optimizer needs hardware that is not there.
@@ -64,9 +71,10 @@ def training_arguments(section: TrainSection, stage: Stage, has_validation: bool
         "lr_scheduler_type": section.lr_schedule,
         "warmup_steps": section.warmup_steps,
         "max_grad_norm": section.max_grad_norm,
-        "gradient_checkpointing": section.gradient_checkpointing,
+        "gradient_checkpointing": needs_checkpointing(section, stage.model, model),
         "bf16": uses_bf16(stage.model),
         "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "eval_strategy": "steps" if has_validation else "no",
         "eval_steps": section.eval_steps,
@@ -76,6 +84,35 @@ def training_arguments(section: TrainSection, stage: Stage, has_validation: bool
         "report_to": "none",
         "seed": stage.seed,
     }
+
+
+def needs_checkpointing(section: TrainSection, model_section: ModelSection, model: Model) -> bool:
+    """Whether activations are computed again in the backward pass: as set, else where they would not fit. Says so."""
+    if section.gradient_checkpointing != "auto":
+        return section.gradient_checkpointing
+    config = model.config.get_text_config()
+    shape = Shape(model.num_parameters(), config.num_hidden_layers, config.hidden_size, 0)
+    bf16 = uses_bf16(model_section)
+    sequences_per_row = 2 if isinstance(section, DpoSection) else 1
+    needed = activations_gib(section, shape, sequences_per_row, bf16, gradient_checkpointing=False)
+    if model_section.method == "full":
+        needed += weights_gib(section, model_section, shape, bf16) * 3 / 4  # what is loaded is the weights alone
+    free = free_gib()
+    needs = needed > FILL * free
+    print(
+        f"{'DPO' if sequences_per_row == 2 else 'SFT'}: {section.effective_batch_size} rows a step "
+        f"({section.gradient_accumulation_steps} x {section.batch_size}) in {'bf16' if bf16 else 'fp32'}, at most about "
+        f"{needed:.1f} GiB beside the weights, {free:.1f} GiB are free: gradient checkpointing {'on' if needs else 'off'}"
+    )
+    return needs
+
+
+def use_flat_rows(trainer: Trainer, section: ModelSection) -> None:
+    """Gives a trainer flat batches where its model can take them, and says which it has."""
+    padded = use_flat_batches(trainer.model, section)
+    announce(padded)
+    if padded is None:
+        trainer.data_collator = FlatCollator()
 
 
 def train_and_seal(
@@ -104,6 +141,19 @@ def train_and_seal(
         raise UserError(
             f"{name}: the loss is {result.training_loss}: nothing is saved; lower {name}.learning_rate, or raise its warmup_steps"
         )
+    sealed = _write(trainer, chat, stage, name, parent, facts) if trainer.is_world_process_zero() else None
+    trainer.accelerator.wait_for_everyone()
+    return sealed or Checkpoint.load(stage.dest)
+
+
+def _write(
+    trainer: Trainer,
+    chat: Chat,
+    stage: Stage,
+    name: Literal["sft", "dpo"],
+    parent: Checkpoint | None,
+    facts: dict[str, int],
+) -> Checkpoint:
     model: Any = trainer.model
     kind: Literal["full", "adapter"] = "full"
     if isinstance(model, PeftModel):

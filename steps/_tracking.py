@@ -7,28 +7,32 @@ from typing import Any
 from zenml import get_step_context, log_metadata
 from zenml.client import Client
 
-from posttrain.config import RunConfig
+from posttrain.config import DpoSection, RunConfig
 from posttrain.tracking import Stage, Tracker, default_tracking_uri
 
 
 @contextmanager
-def tracked(*, nested: bool) -> Iterator[Stage]:
+def tracked(*, nested: bool, point: DpoSection | None = None) -> Iterator[Stage]:
     """The MLflow run of the current step, with the run's settings; a link to it is kept with the step.
 
     The experiment's name is read from the run and is no parameter of a step, so renaming it trains nothing again.
 
     Args:
         nested: whether the step has curves of its own, else it writes to the run of the whole pipeline.
+        point: of a sweep, in place of the section that the run was told.
     """
     context = get_step_context()
     config = RunConfig.model_validate(context.pipeline_run.config.parameters["config"])
+    settings = config.model_dump(exclude={"sweep"} if point or not config.sweep else None)
+    if point:
+        settings["dpo"] = point.model_dump()
     tracker = Tracker(
         _tracking_uri(), config.tracking.experiment, str(context.pipeline_run.id), context.pipeline_run.name
     )
     step = context.step_run.name
     with tracker.stage(step) if nested else tracker.parent(step) as stage:
-        stage.log_params(config.model_dump())
-        stage.log_dict(config.model_dump(), "config.json")
+        stage.log_params(settings)
+        stage.log_dict(settings, "config.json")
         yield stage
     log_metadata({"mlflow": stage.link(), **({"mlflow_serve": stage.serve_command} if stage.serve_command else {})})
 

@@ -7,7 +7,6 @@ from zenml import step
 from posttrain import dpo as library
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DpoSection, ModelSection
-from posttrain.data.preferences import Preferences
 from posttrain.reference import ReferenceLogps
 from posttrain.tracking import metrics_callback
 from posttrain.training import Stage
@@ -17,7 +16,6 @@ from steps._workspace import workspace
 
 @step
 def train_dpo(
-    preferences: Preferences,
     reference_logps: ReferenceLogps,
     sft_checkpoint: Checkpoint,
     base: Base,
@@ -28,4 +26,4 @@ def train_dpo(
     """The SFT policy after learning to prefer, held near where it started."""
     with tracked(nested=True) as run:
         stage = Stage(base, model, seed, workspace(), callbacks=(metrics_callback(run),))
-        return library.train_dpo(preferences, reference_logps, sft_checkpoint, dpo, stage)
+        return library.train_dpo(reference_logps, sft_checkpoint, dpo, stage)

@@ -10,7 +10,7 @@ from trl import DPOConfig
 
 from posttrain.chat import tokenise_pairs
 from posttrain.dpo import PairTrainer
-from posttrain.logprobs import batches_by_length, completion_logps, dpo_loss, score_pairs
+from posttrain.logprobs import batches_by_length, batches_by_prompt, completion_logps, dpo_loss, score_pairs
 from posttrain.model import load_chat, load_model
 
 
@@ -39,11 +39,25 @@ def test_a_policy_at_its_reference_has_loss_ln_2(beta):
 
 
 def test_batches_hold_every_sequence_once_and_keep_the_budget():
-    lengths = [5, 1, 9, 3, 3, 40, 2]
-    batches = list(batches_by_length(lengths, tokens_per_batch=12))
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 12 for batch in batches)
+    responses = [[0] * n for n in (5, 1, 9, 3, 3, 40, 2)]
+    prompts = [[0]] * len(responses)
+    batches = list(batches_by_length(prompts, responses, tokens_per_batch=14))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(responses)))
+    assert all(len(batch) == 1 or len(batch) * max(len(responses[i]) + 1 for i in batch) <= 14 for batch in batches)
     assert batches[0] == [5]  # too long for the budget: alone, not lost
+
+
+def test_batches_by_prompt_count_a_prompt_once():
+    """Prompt a (4 tokens) with responses of 3 and 5 makes 12; b (2) with 6 makes 8: together 20, and 19 is too little."""
+    prompts, responses = [[1] * 4, [2] * 2, [1] * 4], [[0] * 3, [0] * 6, [0] * 5]
+    assert list(batches_by_prompt(prompts, responses, 20)) == [[0, 2, 1]]
+    assert list(batches_by_prompt(prompts, responses, 19)) == [[0, 2], [1]]
+    assert list(batches_by_prompt(prompts, responses, 9)) == [
+        [0],
+        [2],
+        [1],
+    ]  # a group too large for the budget is split
+    assert list(batches_by_prompt(prompts, responses, 1)) == [[0], [2], [1]]
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +76,12 @@ def scored(tiny_base, pairs):
     return model, section, rows, alone
 
 
+@pytest.mark.parametrize("layout", ["flat", "padded"])
 @pytest.mark.parametrize("tokens_per_batch", [1, 200, 100_000])
-def test_scores_are_those_of_each_response_alone(scored, tokens_per_batch):
-    """Whatever the batches: sorting, padding and the fused head change nothing."""
+def test_scores_are_those_of_each_response_alone(scored, tokens_per_batch, layout):
+    """Whatever the batches: sorting, sharing prompts, padding and the fused head change nothing."""
     model, section, rows, alone = scored
+    section = section.model_copy(update={"layout": layout})
     result = score_pairs(model, rows, section, tokens_per_batch, "test")
     assert result.chosen_logps.tolist() == pytest.approx(alone["chosen"], rel=1e-5)
     assert result.rejected_logps.tolist() == pytest.approx(alone["rejected"], rel=1e-5)

@@ -30,7 +30,7 @@ from posttrain.data.preferences import Instructions, Preferences, load_preferenc
 from posttrain.errors import UserError
 from posttrain.evaluate import Evaluation, summarise
 from posttrain.promotion import Promotion
-from posttrain.reference import ReferenceLogps
+from posttrain.reference import Lengths, ReferenceLogps
 
 BASE = Base(id="some/base", revision=None, digest="b" * 64)
 
@@ -125,7 +125,8 @@ def test_a_checkpoint_that_was_tampered_with_is_refused(tmp_path: Path, tamper: 
 @pytest.mark.usefixtures("any_store")
 def test_reference_logps_come_back() -> None:
     table = pa.table({"id": ["a"], "ref_chosen_logps": np.array([-1.5], dtype=np.float32)})
-    reference = ReferenceLogps(table, key="k" * 64, checkpoint="c" * 64, cut={"train": {"cut": 1}})
+    lengths = Lengths(max_length=9, max_prompt_length=4)
+    reference = ReferenceLogps(table, key="k" * 64, checkpoint="c" * 64, lengths=lengths, cut={"train": {"cut": 1}})
     assert stored(ReferenceLogpsMaterializer, reference).load(ReferenceLogps) == reference
 
 

@@ -54,7 +54,7 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("zenml", "message"),
     [
-        ({"steps": {"train_dop": {}}}, "steps.train_dop: unknown step (known: evaluate, import_checkpoint,"),
+        ({"steps": {"train_dop": {}}}, "steps.train_dop: unknown step (known: check_tokens, evaluate, import_checkpoint,"),
         ({"steps": {"train_dpo": {"setings": {}}}}, "steps.train_dpo.setings: unknown key"),
         ({"steps": {"train_dpo": {"parameters": {"seed": 1}}}}, "steps.train_dpo.parameters: not allowed"),
         ({"steps": {"load_preferences": {"enable_cache": True}}}, "enable_cache: true is not allowed"),

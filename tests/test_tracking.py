@@ -112,6 +112,14 @@ def test_an_exception_fails_the_stage_and_its_parent(tracker: Tracker) -> None:
     assert states(tracker)["demo-run"] == "FAILED", "another step's success does not mend the run"
 
 
+def test_a_failure_that_is_a_result_fails_the_nested_run_alone(tracker: Tracker) -> None:
+    with tracker.stage("train_point") as stage:
+        stage.fail("the loss is nan")
+        assert states(tracker)["train_point of demo-run"] == "RUNNING"
+    assert states(tracker) == {"demo-run": "FINISHED", "train_point of demo-run": "FAILED"}
+    assert runs(tracker)["train_point of demo-run"].data.tags["failure"] == "the loss is nan"
+
+
 def test_a_retry_replaces_the_run_it_retries(tracker: Tracker) -> None:
     def fail() -> None:
         with tracker.stage("train_dpo") as stage:

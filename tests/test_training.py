@@ -2,10 +2,12 @@
 
 import math
 import typing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -18,9 +20,9 @@ from posttrain.errors import UserError
 from posttrain.evaluate import evaluate
 from posttrain.logprobs import score_pairs
 from posttrain.model import load_chat, load_model
-from posttrain.reference import Lengths, ReferenceLogps, score_reference
+from posttrain.reference import Lengths, score_reference
 from posttrain.sft import _chosen, check_stop_tokens, train_sft
-from posttrain.training import Stage
+from posttrain.training import Stage, needs_checkpointing
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 SFT = SftSection(learning_rate=1e-2, max_steps=5, max_length=96, eval_steps=5)
@@ -73,17 +75,16 @@ def test_sft_loss_is_over_completion_tokens_only(tiny_base, preferences, tmp_pat
 
 def test_sft_refuses_responses_that_never_stop(tiny_base):
     chat = load_chat(*tiny_base)
-    ids = torch.tensor([[5, 6, 7, 8]])
-    labels = torch.tensor([[-100, -100, 7, 8]])
+    row = {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
     with pytest.raises(UserError, match="without the stop token '<eos>'"):
-        check_stop_tokens(chat, {"input_ids": ids, "labels": labels}, max_length=10)
-    check_stop_tokens(chat, {"input_ids": ids, "labels": labels}, max_length=4)  # cut, so it may end anywhere
-    ids[0, 3] = labels[0, 3] = chat.stop_id
-    check_stop_tokens(chat, {"input_ids": ids, "labels": labels}, max_length=10)
+        check_stop_tokens(chat, Dataset.from_list([row]), max_length=10)
+    check_stop_tokens(chat, Dataset.from_list([row]), max_length=4)  # cut, so it may end anywhere
+    row = {"input_ids": [5, 6, 7, chat.stop_id], "labels": [-100, -100, 7, chat.stop_id]}
+    check_stop_tokens(chat, Dataset.from_list([row]), max_length=10)
 
 
 def test_dpo_starts_at_the_sft_policy_and_moves(after_sft, preferences):
-    checkpoint = train_dpo(preferences, after_sft.reference, after_sft.checkpoint, DPO, stage(after_sft, "dpo"))
+    checkpoint = train_dpo(after_sft.reference, after_sft.checkpoint, DPO, stage(after_sft, "dpo"))
     assert checkpoint.manifest.metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert checkpoint.manifest.parent == after_sft.checkpoint.digest
     assert checkpoint.digest != after_sft.checkpoint.digest
@@ -94,7 +95,7 @@ def test_dpo_starts_at_the_sft_policy_and_moves(after_sft, preferences):
 
 def test_the_saved_policy_is_the_trained_one(after_sft, preferences):
     """What is loaded from the checkpoint scores the validation pairs as the trainer's last validation did."""
-    checkpoint = train_dpo(preferences, after_sft.reference, after_sft.checkpoint, DPO, stage(after_sft, "saved"))
+    checkpoint = train_dpo(after_sft.reference, after_sft.checkpoint, DPO, stage(after_sft, "saved"))
     chat = load_chat(after_sft.base, after_sft.section, checkpoint)
     rows = tokenise_pairs(chat, preferences.validation, 96, 64).rows
     policy = load_model(after_sft.base, after_sft.section, checkpoint)
@@ -108,9 +109,9 @@ def test_dpo_stops_at_a_wrong_reference_and_names_the_checkpoint(after_sft, pref
     table = after_sft.reference.table
     for column in ("ref_chosen_logps", "ref_rejected_logps"):
         table = table.set_column(table.column_names.index(column), column, [table[column].to_numpy() - 3.0])
-    reference = ReferenceLogps(table, "other", after_sft.checkpoint.digest, {})
+    reference = replace(after_sft.reference, table=table)
     with pytest.raises(UserError, match=f"Expected the SFT checkpoint {after_sft.checkpoint.digest[:16]}"):
-        train_dpo(preferences, reference, after_sft.checkpoint, DPO, stage(after_sft, "wrong"))
+        train_dpo(reference, after_sft.checkpoint, DPO, stage(after_sft, "wrong"))
     assert not (after_sft.folder / "wrong").exists()
 
 
@@ -120,13 +121,36 @@ def test_dpo_stops_at_a_reference_of_the_base(after_sft, preferences, tiny_base,
     other = train_sft(preferences, None, untrained, Stage(after_sft.base, after_sft.section, 0, tmp_path / "other"))
     reference = score_reference(preferences, other, after_sft.base, after_sft.section, LENGTHS, 8192)
     with pytest.raises(UserError, match="DPO does not start at its reference"):
-        train_dpo(preferences, reference, after_sft.checkpoint, DPO, stage(after_sft, "of-base"))
+        train_dpo(reference, after_sft.checkpoint, DPO, stage(after_sft, "of-base"))
 
 
 def test_pairs_without_a_reference_are_an_error(after_sft, preferences):
-    few = ReferenceLogps(after_sft.reference.table.slice(0, 3), "key", after_sft.checkpoint.digest, {})
+    few = replace(after_sft.reference, table=after_sft.reference.table.slice(0, 3))
+    rows = after_sft.reference.rows("train")
     with pytest.raises(UserError, match=r"37 pairs .* have no reference log-probabilities"):
-        train_dpo(preferences, few, after_sft.checkpoint, DPO, stage(after_sft, "few"))
+        few.of(rows)
+    assert few.of(rows.select([2, 0])).chosen_logps.tolist() == rows.select([2, 0])["ref_chosen_logps"][:]
+
+
+def test_a_reference_of_other_lengths_is_refused(after_sft):
+    longer = DPO.model_copy(update={"max_length": 128})
+    with pytest.raises(UserError, match=r"max_length 128 .* scored with 96 and 64: score it again"):
+        train_dpo(after_sft.reference, after_sft.checkpoint, longer, stage(after_sft, "longer"))
+
+
+def test_a_reference_that_is_stored_is_not_scored_again(after_sft, preferences):
+    """The key is of weights, tokens, template and precision, so another beta or rate finds it, and other rows do not."""
+    stored = {after_sft.reference.key: after_sft.reference}
+
+    def score(rows, lengths=LENGTHS):
+        return score_reference(
+            rows, after_sft.checkpoint, after_sft.base, after_sft.section, lengths, 512, find=stored.get
+        )
+
+    assert score(preferences) is after_sft.reference
+    fewer = Preferences(preferences.train.select(range(39)), preferences.validation, preferences.test)
+    assert score(fewer).key != after_sft.reference.key
+    assert score(preferences, Lengths(max_length=40, max_prompt_length=20)).key != after_sft.reference.key
 
 
 @pytest.mark.parametrize("after_sft", ["full"], indirect=True)
@@ -142,7 +166,7 @@ def test_every_loss_of_trl_trains(after_sft, preferences, loss_type, tmp_path):
         max_prompt_length=64,
     )
     where = Stage(after_sft.base, after_sft.section, 0, tmp_path / loss_type)
-    checkpoint = train_dpo(preferences, after_sft.reference, after_sft.checkpoint, settings, where)
+    checkpoint = train_dpo(after_sft.reference, after_sft.checkpoint, settings, where)
     assert all(math.isfinite(entry["loss"]) for entry in checkpoint.history if "loss" in entry)
     assert checkpoint.digest != after_sft.checkpoint.digest
 
@@ -151,16 +175,17 @@ def test_every_loss_of_trl_trains(after_sft, preferences, loss_type, tmp_path):
 @pytest.mark.parametrize(("loss_type", "weights"), [("sigmoid", None), (["ipo", "sft"], [1.0, 0.2])])
 def test_the_curve_is_that_of_trls_own_trainer(after_sft, preferences, loss_type, weights, tmp_path):
     """TRL's trainer on the raw messages with a reference model of its own: the same losses at every step."""
-    settings = DPO.model_copy(update={"loss_type": loss_type, "loss_weights": weights, "max_steps": 6, "batch_size": 4})
+    settings = DPO.model_copy(
+        update={"loss_type": loss_type, "loss_weights": weights, "max_steps": 30, "batch_size": 4}
+    )
     ours = train_dpo(
-        preferences,
         after_sft.reference,
         after_sft.checkpoint,
         settings,
         Stage(after_sft.base, after_sft.section, 0, tmp_path / "o"),
     )
     arguments = DPOConfig(
-        output_dir=str(tmp_path), beta=0.1, learning_rate=1e-3, max_steps=6, per_device_train_batch_size=4, logging_steps=1,
+        output_dir=str(tmp_path), beta=0.1, learning_rate=1e-3, max_steps=30, per_device_train_batch_size=4, logging_steps=1,
         loss_type=settings.losses, loss_weights=weights, bf16=False, use_cpu=True, gradient_checkpointing=False, seed=0,
         max_length=96, report_to="none",
     )  # fmt: skip
@@ -175,6 +200,33 @@ def test_the_curve_is_that_of_trls_own_trainer(after_sft, preferences, loss_type
     stock.train()
     expected = [entry["loss"] for entry in stock.state.log_history if "loss" in entry]
     assert [entry["loss"] for entry in ours.history if "loss" in entry] == pytest.approx(expected, rel=1e-4)
+    assert len(expected) == 30
+
+
+@pytest.mark.parametrize("after_sft", ["full"], indirect=True)
+def test_pairs_weigh_the_same_whatever_the_micro_batches(after_sft, preferences, tmp_path):
+    """40 pairs as one step of 40, or as 6 micro-batches of 7, the last of 5: the same steps (TRL's differ)."""
+    curves = []
+    for batch_size, n_micro_batches in ((40, 1), (7, 6)):
+        update = {"batch_size": batch_size, "gradient_accumulation_steps": n_micro_batches, "max_steps": 3}
+        where = Stage(after_sft.base, after_sft.section, 0, tmp_path / str(batch_size))
+        settings = DPO.model_copy(update=update)
+        history = train_dpo(after_sft.reference, after_sft.checkpoint, settings, where).history
+        curves.append([entry["loss"] for entry in history if "loss" in entry])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_checkpointing_is_on_only_where_a_step_would_not_fit(after_sft, monkeypatch):
+    """Two sequences of 96 tokens a pair, 8 pairs, 2 layers, width 32, 68 bytes: 6.4 MiB of activations in fp32; full
+    training adds three times the weights, gradients and optimizer state."""
+    model = load_model(after_sft.base, after_sft.section, after_sft.checkpoint)
+    needed = 8 * 2 * 96 * 2 * 32 * 68 / 2**30
+    if after_sft.section.method == "full":
+        needed += model.num_parameters() * 12 / 2**30
+    for free, expected in ((needed / 0.79, False), (needed / 0.81, True)):
+        monkeypatch.setattr("posttrain.training.free_gib", lambda free=free: free)
+        assert needs_checkpointing(DPO, after_sft.section, model) is expected
+    assert needs_checkpointing(DPO.model_copy(update={"gradient_checkpointing": True}), after_sft.section, model)
 
 
 @pytest.mark.parametrize("after_sft", ["full"], indirect=True)
@@ -182,7 +234,7 @@ def test_an_adapter_on_a_full_checkpoint_is_merged(after_sft, preferences, tmp_p
     """DPO with LoRA from a full SFT checkpoint depends on nothing but the result."""
     section = after_sft.section.model_copy(update={"method": "lora"})
     checkpoint = train_dpo(
-        preferences, after_sft.reference, after_sft.checkpoint, DPO, Stage(after_sft.base, section, 0, tmp_path / "dpo")
+        after_sft.reference, after_sft.checkpoint, DPO, Stage(after_sft.base, section, 0, tmp_path / "dpo")
     )
     assert checkpoint.manifest.kind == "full"
     assert checkpoint.manifest.metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
@@ -199,7 +251,7 @@ class PoisonWeights(TrainerCallback):
 def test_a_loss_that_is_no_number_saves_nothing(after_sft, preferences, tmp_path):
     where = Stage(after_sft.base, after_sft.section, 0, tmp_path / "dpo", (PoisonWeights(),))
     with pytest.raises(UserError, match=r"the loss is nan.*lower dpo\.learning_rate"):
-        train_dpo(preferences, after_sft.reference, after_sft.checkpoint, DPO, where)
+        train_dpo(after_sft.reference, after_sft.checkpoint, DPO, where)
     assert not where.dest.exists()
 
 
@@ -208,7 +260,7 @@ def test_8_bit_adam_without_a_gpu_is_refused_with_the_remedy(after_sft, preferen
         pytest.skip("there is a GPU")
     settings = DPO.model_copy(update={"optimizer": "adamw_8bit"})
     with pytest.raises(UserError, match="adamw_8bit needs a CUDA GPU"):
-        train_dpo(preferences, after_sft.reference, after_sft.checkpoint, settings, stage(after_sft, "8bit"))
+        train_dpo(after_sft.reference, after_sft.checkpoint, settings, stage(after_sft, "8bit"))
 
 
 def test_a_checkpoint_of_another_base_is_refused(after_sft, tiny_base):
@@ -220,7 +272,7 @@ def test_a_checkpoint_of_another_base_is_refused(after_sft, tiny_base):
 
 def test_evaluation_scores_all_models_on_the_same_pairs(after_sft, preferences, tmp_path):
     where = Stage(after_sft.base, after_sft.section, 0, tmp_path / "dpo")
-    dpo = train_dpo(preferences, after_sft.reference, after_sft.checkpoint, DPO, where)
+    dpo = train_dpo(after_sft.reference, after_sft.checkpoint, DPO, where)
     arguments = (preferences, after_sft.base, after_sft.checkpoint, dpo)
     result = evaluate(*arguments, after_sft.reference, after_sft.section, LENGTHS, EvaluationSection())
     again = evaluate(*arguments, None, after_sft.section, LENGTHS, EvaluationSection(tokens_per_batch=64))
@@ -269,7 +321,7 @@ def test_training_does_without_validation_pairs(after_sft, preferences, tmp_path
     none = Preferences(preferences.train, preferences.validation.select([]), preferences.test)
     reference = score_reference(none, after_sft.checkpoint, after_sft.base, after_sft.section, LENGTHS, 8192)
     where = Stage(after_sft.base, after_sft.section, 0, tmp_path / "dpo")
-    checkpoint = train_dpo(none, reference, after_sft.checkpoint, DPO, where)
+    checkpoint = train_dpo(reference, after_sft.checkpoint, DPO, where)
     assert "validation_loss" not in checkpoint.manifest.metrics
     train_sft(none, None, SFT, Stage(after_sft.base, after_sft.section, 0, tmp_path / "sft"))
 

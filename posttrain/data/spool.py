@@ -50,8 +50,11 @@ class Spool:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows in order, `BATCH_ROWS` at a time."""
-        for i in range(self._reader.num_record_batches):
-            yield self._reader.get_batch(i)
+        # Not the mapped file: all of it would count as memory of this process.
+        with pa.OSFile(str(self._file)) as file:
+            reader = pa.ipc.open_file(file)
+            for i in range(reader.num_record_batches):
+                yield reader.get_batch(i)
 
 
 class SplitFiles:

@@ -1,0 +1,42 @@
+"""Sweeps: each point's scores, and the outcome with its picture."""
+
+from html import escape
+from typing import Any, ClassVar
+
+from zenml.enums import VisualizationType
+from zenml.metadata.metadata_types import MetadataType
+
+from materializers._folder import html_table
+from materializers.records import RecordMaterializer
+from posttrain.config import point_label
+from posttrain.sweep import SweepOutcome, SweepPoint
+from posttrain.sweep_report import sweep_picture, sweep_rows
+
+
+class SweepPointMaterializer(RecordMaterializer):
+    """Stores a point with its scores of every validation pair."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (SweepPoint,)
+
+    def extract_metadata(self, data: Any) -> dict[str, MetadataType]:
+        """Which point it is, and its figures or why it has none."""
+        figures = data.scores.metrics() if data.scores else {"failure": data.failure or ""}
+        return {"point": point_label(data.values), **figures}
+
+
+class SweepOutcomeMaterializer(RecordMaterializer):
+    """Stores the outcome of a sweep; the dashboard shows its picture and table."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (SweepOutcome,)
+
+    def save_visualizations(self, data: Any) -> dict[str, VisualizationType]:
+        """One page with picture and table."""
+        uri = f"{self.uri}/preview.html"
+        svg = sweep_picture(data)
+        with self.artifact_store.open(uri, "w") as file:
+            file.write(f"{svg[svg.index('<svg') :]}<p>{escape(data.reason)}</p>{html_table(*sweep_rows(data))}")
+        return {uri: VisualizationType.HTML}
+
+    def extract_metadata(self, data: Any) -> dict[str, MetadataType]:
+        """The chosen point, by what, and how many there were."""
+        return {"chosen": data.points[data.chosen].label, "chosen_by": data.chosen_by, "n_points": len(data.points)}

@@ -1,0 +1,33 @@
+"""Which point of a sweep goes before the test pairs."""
+
+from typing import Annotated
+
+from zenml import step
+from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
+
+from posttrain import sweep as library
+from posttrain.checkpoint import Checkpoint
+from posttrain.config import EvaluationSection, SweepSection
+from posttrain.sweep import SweepOutcome, SweepPoint
+from posttrain.sweep_report import sweep_picture
+from steps._tracking import tracked
+
+
+@step
+def choose_point(
+    points: list[SweepPoint],
+    checkpoints: list[UnmaterializedArtifact],  # of which one is fetched
+    sweep: SweepSection,
+    evaluation: EvaluationSection,
+) -> tuple[
+    Annotated[Checkpoint, "dpo_checkpoint"],
+    Annotated[SweepOutcome, "sweep_outcome"],
+]:
+    """The checkpoint of the best point on the validation pairs, and how the points compare."""
+    with tracked(nested=False) as run:
+        outcome = library.choose(points, sweep, evaluation)
+        run.set_tags({"sweep.chosen": outcome.points[outcome.chosen].label})
+        run.log_dict(outcome.model_dump(), "sweep.json")
+        run.log_text(sweep_picture(outcome), "sweep.svg")
+        checkpoint = checkpoints[outcome.chosen].load()
+    return checkpoint, outcome

@@ -1,0 +1,283 @@
+"""Flat batches: laid out as worked by hand, and equal to stock TRL in losses, log-probabilities and gradients."""
+
+import inspect
+import random
+import typing
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    MixtralConfig,
+    OPTConfig,
+    Qwen3Config,
+)  # fmt: skip
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head
+
+from posttrain.config import LossType, ModelSection
+from posttrain.dpo import PairTrainer
+from posttrain.logprobs import completion_logps
+from posttrain.segments import Segments
+from posttrain.shared_prompt import FlatCollator, lay_out, use_flat_batches
+
+SHAPE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 60
+}  # fmt: skip
+
+
+def test_a_group_is_laid_out_as_by_hand():
+    """Prompt 1 2 3 with the responses 7 8 9 and 7 5: both begin with 7, so 1 2 3 is the prefix, whose 3 predicts the
+    shared 7; each branch begins with that 7. 9 and 5 come last, so nobody needs to see them. The pair 4 -> 6 stands alone."""
+    flat = lay_out([[1, 2, 3], [4], [1, 2, 3]], [[7, 8, 9], [6], [7, 5]])
+    assert flat["input_ids"].tolist() == [[1, 2, 3, 7, 8, 7, 4]]
+    assert flat["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3, 0]]
+    assert flat["segments"].groups == ((3, 2, 1), (0, 1))
+    assert flat["predicting"].tolist() == [2, 3, 4, 5, 6]
+    assert flat["targets"].tolist() == [7, 8, 9, 5, 6]
+    assert flat["rows"].tolist() == [[0, 1, 2], [4, 0, 0], [0, 3, 0]]
+    assert flat["mask"].tolist() == [[True, True, True], [True, False, False], [True, True, False]]
+
+
+def test_equal_responses_are_computed_once():
+    """Ranked answers a > b and a > c, as chosen a a and rejected b c: three branches, not four."""
+    flat = lay_out([[1, 2]] * 4, [[5, 9], [5, 9], [6, 9], [7, 9]])
+    assert flat["segments"].groups == ((1, 2, 2, 2),)
+    assert flat["rows"].tolist() == [[0, 1], [0, 1], [2, 3], [4, 5]]
+
+
+def test_a_response_that_begins_another_needs_no_branch():
+    flat = lay_out([[1, 2], [1, 2]], [[3], [3, 4]])
+    assert flat["segments"].groups == ((2, 0, 1),)
+    assert flat["targets"].tolist() == [3, 4]
+    assert flat["rows"].tolist() == [[0, 0], [0, 1]]
+
+
+def test_block_mask_is_what_segments_mean():
+    """Each token sees its own prefix or branch so far, and a branch its group's prefix: spelled out token by token."""
+    segments = Segments(((2, 2, 1), (0, 3), (1, 0, 2)))
+    of_token = [(g, b, i) for g, group in enumerate(segments.groups) for b, n in enumerate(group) for i in range(n)]
+    expected = [
+        [g == h and ((b == c and j <= i) or (c == 0 and b > 0)) for h, c, j in of_token] for g, b, i in of_token
+    ]
+    n = len(of_token)
+    mask_mod = segments.block_mask(torch.device("cpu")).mask_mod
+    seen = mask_mod(torch.tensor(0), torch.tensor(0), torch.arange(n)[:, None], torch.arange(n)[None])
+    assert seen.tolist() == expected
+
+
+def random_pairs(seed, n=6, n_vocabulary=60):
+    """Ragged pairs; some share a prompt, a response or its beginning, some responses have one token."""
+    rng = random.Random(seed)
+
+    def tokens(low, high):
+        return [rng.randrange(n_vocabulary) for _ in range(rng.randint(low, high))]
+
+    prompts = [tokens(1, 20) for _ in range(n - 2)]
+    rows = []
+    for i in range(n):
+        begin = tokens(0, 3)
+        chosen, rejected = begin + tokens(1, 15), begin + tokens(1, 4)
+        if i == n - 1:
+            chosen, rejected = rows[0]["chosen_ids"], [5]
+        rows.append(
+            {
+                "prompt_ids": prompts[i % len(prompts)],
+                "chosen_ids": chosen,
+                "rejected_ids": rejected if rejected != chosen else [*rejected, 1],
+                "ref_chosen_logps": -rng.random() * 40,
+                "ref_rejected_logps": -rng.random() * 40,
+            }
+        )
+    rows[n - 2]["prompt_ids"] = rows[0]["prompt_ids"]
+    rows[n - 1]["prompt_ids"] = rows[0]["prompt_ids"]
+    return rows
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def trainer(request, tiny_folder, tmp_path_factory):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
+    if request.param == "lora":
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    arguments = DPOConfig(
+        output_dir=str(tmp_path_factory.mktemp("trainer")), beta=0.1, bf16=False, use_cpu=True, report_to="none",
+        precompute_ref_log_probs=True, gradient_checkpointing=False, use_weighting=True,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    rows = Dataset.from_list(random_pairs(0))
+    made = PairTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    if request.param == "lora":
+        made.model.delete_adapter("ref")
+    assert use_flat_batches(made.model, ModelSection()) is None
+    made.pairs_per_batch = len(rows)
+    return made
+
+
+def loss_and_gradient(trainer, batch):
+    trainer.model.train()
+    trainer.model.zero_grad()
+    loss = DPOTrainer.compute_loss(trainer, trainer.model, batch)
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    metrics = {name: values.pop() for name, values in trainer._metrics["train"].items() if name != "num_tokens"}
+    return loss.detach(), gradient, metrics
+
+
+@pytest.mark.parametrize("loss_type", typing.get_args(LossType))
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_gradients_and_metrics_are_trls(trainer, loss_type, seed):
+    """For every loss, over ragged batches: relative 1e-5 in fp32, whatever TRL reports."""
+    trainer.loss_types, trainer.loss_weights = [loss_type], [1.0]
+    trainer.label_smoothing = 0.1 if loss_type in ("exo_pair", "robust") else 0.0
+    trainer.use_weighting = seed == 2 and loss_type not in ("aot", "aot_unpaired", "hinge", "sft")
+    rows = random_pairs(seed)
+    loss, gradient, metrics = loss_and_gradient(trainer, FlatCollator()(rows))
+    expected_loss, expected_gradient, expected_metrics = loss_and_gradient(
+        trainer, DataCollatorForPreference(pad_token_id=0)(rows)
+    )
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
+    assert (gradient - expected_gradient).norm() <= 1e-5 * expected_gradient.norm() + 1e-8
+    assert metrics == pytest.approx(expected_metrics, rel=1e-4, abs=1e-5)
+
+
+def alone(model, rows):
+    """Each response's log-probability in plain torch, a sequence at a time: chosen ones, then rejected ones."""
+    logps = []
+    for which in ("chosen_ids", "rejected_ids"):
+        for row in rows:
+            ids = torch.tensor([row["prompt_ids"] + row[which]])
+            mask = (torch.arange(ids.shape[1]) >= len(row["prompt_ids"]))[None]
+            logps.append(completion_logps(model(input_ids=ids).logits, ids, mask).item())
+    return logps
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flex"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SHAPE),
+        Qwen3Config(**SHAPE, head_dim=8),
+        MistralConfig(**SHAPE, sliding_window=None),
+        GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60),
+        OPTConfig(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=60, dropout=0.0,
+                  word_embed_proj_dim=32),
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_architectures_share_prompts_or_say_why_not(config, attention):
+    """Where a model takes flat batches, its log-probabilities are those of each response alone."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    rows = random_pairs(1)
+    with torch.no_grad():
+        expected = alone(model, rows)
+        reason = use_flat_batches(model, ModelSection(attention=attention))
+        print(config.model_type, reason)
+        if config.model_type in ("llama", "qwen3", "mistral", "gpt2"):
+            assert reason is None
+        if reason is None:
+            found = model(flat=FlatCollator()(rows)["flat"], fused_lm_head=True).log_probs.sum(dim=1)
+            assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (MistralConfig(**SHAPE, sliding_window=8), "without full attention"),
+        (Gemma2Config(**SHAPE, head_dim=8, sliding_window=8), "without full attention"),
+        (MixtralConfig(**SHAPE, num_local_experts=2), "mixture of experts"),
+        (MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=60, state_size=4), "linear_attention"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_models_that_cannot_keep_trls_batches(config, reason):
+    model = AutoModelForCausalLM.from_config(config)
+    assert reason in use_flat_batches(model, ModelSection())
+    ids = torch.randint(60, (2, 9))
+    assert model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs.shape == (2, 8)
+
+
+def test_virtual_tokens_keep_trls_batches():
+    model = get_peft_model(
+        AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)),
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    )
+    assert "virtual tokens" in use_flat_batches(model, ModelSection())
+
+
+def test_the_setting_keeps_trls_batches():
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
+    assert use_flat_batches(model, ModelSection(layout="padded")) == "model.layout asks for it"
+
+
+def test_generation_is_as_before():
+    """The attention for segments is transformers' own where there are none, with a cache and with padding on the left."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)).eval()
+    ids = torch.randint(2, 60, (2, 7))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    expected = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    use_flat_batches(model, ModelSection())
+    found = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert found.tolist() == expected.tolist()
+
+
+def test_bfloat16_is_as_near_as_trls():
+    """Under bf16 autocast both forwards are within 2 % of the fp32 log-probabilities."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)).eval()
+    rows = random_pairs(2)
+    with torch.no_grad():
+        expected = torch.tensor(alone(model, rows))
+        assert use_flat_batches(model, ModelSection()) is None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = model(flat=FlatCollator()(rows)["flat"], fused_lm_head=True).log_probs.float().sum(dim=1)
+    assert ((found - expected).abs() / expected.abs()).max() < 0.02
+
+
+def test_gradient_checkpointing_changes_nothing():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)).train()
+    assert use_flat_batches(model, ModelSection()) is None
+    flat = FlatCollator()(random_pairs(3))["flat"]
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        model(flat=flat, fused_lm_head=True).log_probs.sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.equal(*gradients)
+
+
+def test_trls_private_places_are_as_leaned_on():
+    """TRL 1.16. Each line is a private place that this project leans on; a release that moves one must be looked at."""
+    assert trl.__version__.startswith("1.16.")
+    fused = inspect.getsource(add_fused_lm_head)
+    assert "def _fused_forward(" in fused
+    assert "getattr(self, backbone_attr)(*args, **kwargs)" in fused
+    assert "lm_head = self.get_output_embeddings()" in fused
+    assert fused.count("self.") - fused.count("self.num_experts") == 1, "the head looks at more of the model than that"
+    loss = inspect.getsource(DPOTrainer._compute_loss)
+    assert "outputs = model(**model_kwargs, labels=labels, fused_lm_head=True)" in loss
+    assert {"log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs", "aux_loss", "logits"} >= {
+        name for name in ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs", "loss")
+        if f"outputs.{name}" in loss
+    }  # fmt: skip
+    assert list(inspect.signature(DPOTrainer._prepare_dataset).parameters)[:2] == ["self", "dataset"]
+    assert list(inspect.signature(DPOTrainer._precompute_ref_logps).parameters)[:2] == ["self", "dataset"]
+    assert "self.precompute_ref_logps" in loss
+    assert 'inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]' in loss

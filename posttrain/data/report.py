@@ -50,9 +50,9 @@ class DataReport(BaseModel):
     dropped: dict[str, int]
     """Rows by reason (`posttrain.data.checks.REASONS`), the commonest first."""
     fixed: dict[str, int]
-    """Kept rows by what was mended in them."""
+    """Rows by what was mended in them; another check may have dropped them all the same."""
     flagged: dict[str, int]
-    """Rows by what was found in them and, as the config says, is no reason to drop them."""
+    """Rows by what was found in them and is, as the config says, no reason to drop them; sources for `length_bias`."""
     examples: dict[str, list[str]]
     """A few rows of each reason, shortened."""
     splits: dict[str, int]

@@ -203,7 +203,7 @@ class Pool:
     def sort(self) -> tuple[dict[str, pa.Table], Figures]:
         """The rows of each split that stay, in the order in which they came, and what they look like.
 
-        The others are counted in the tally.
+        The others are counted in the tally. The pool is of no use after it.
         """
         files, gatherer = SplitFiles(self._schema, SPLITS, self._folder), Gatherer(self._columns)
         start = 0
@@ -216,6 +216,7 @@ class Pool:
             files.write(batch.select(self._schema.names), masks)
             gatherer.add(batch.filter(pa.array(stays)))
             start += batch.num_rows
+        self._spool.release()
         return files.tables(), gatherer.figures()
 
     def _count(self, i: int) -> None:

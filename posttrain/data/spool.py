@@ -48,6 +48,10 @@ class Spool:
         )
         return values
 
+    def release(self) -> None:
+        """Gives back the memory that rows were mapped into; there is no more reading."""
+        del self._reader, self._batch
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows in order, `BATCH_ROWS` at a time."""
         # Not the mapped file: all of it would count as memory of this process.

@@ -45,6 +45,37 @@ def check(config: Path) -> None:
 
 
 @main.command()
+@click.argument("config", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the whole report to this file.")
+def data(config: Path, html: Path | None) -> None:
+    """Read and check the data of CONFIG as a run would, and say what is wrong with it, without training."""
+    try:
+        run = load_config(config)
+        from posttrain.data.page import data_page, summary_lines
+        from posttrain.data.preferences import load_preferences
+        from posttrain.model import load_chat, resolve_base
+        from posttrain.tokens import report_tokens
+
+        preferences, found = load_preferences(run.data)
+        tokens = None
+        try:
+            chat = load_chat(resolve_base(run.model), run.model)
+        except UserError as error:
+            click.echo(f"No tokens are counted: {error}", err=True)
+        else:
+            tokens = report_tokens(chat, preferences, run.dpo.max_length, run.dpo.max_prompt_length, run.data.checks)
+        if html:
+            try:
+                html.write_text(data_page(found, tokens, f"Data of {config.name}"), encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"{html}: cannot be written ({error.strerror}): choose another file") from error
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+    for line in summary_lines(found, tokens):
+        click.echo(line)
+
+
+@main.command()
 @click.argument("run", required=False)
 @click.option("--json", "as_json", is_flag=True, help="The whole evaluation, for scripts.")
 def report(run: str | None, as_json: bool) -> None:
@@ -63,11 +94,12 @@ def report(run: str | None, as_json: bool) -> None:
 
 
 @main.command()
-def settings() -> None:
+@click.option("--checks", is_flag=True, help="The checks of the data instead.")
+def settings(checks: bool) -> None:
     """Print the table of all settings."""
-    from posttrain.settings import settings_table
+    from posttrain.settings import checks_table, settings_table
 
-    click.echo(settings_table())
+    click.echo(checks_table() if checks else settings_table())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Every materializer hashes the content, so a step that ran again and gave the sam
 """
 
 from materializers.checkpoint import CheckpointMaterializer
+from materializers.data_report import ReportMaterializer
 from materializers.evaluation import EvaluationMaterializer
 from materializers.preferences import InstructionsMaterializer, PreferencesMaterializer
 from materializers.records import RecordMaterializer
@@ -17,6 +18,7 @@ __all__ = [
     "PreferencesMaterializer",
     "RecordMaterializer",
     "ReferenceLogpsMaterializer",
+    "ReportMaterializer",
     "SweepOutcomeMaterializer",
     "SweepPointMaterializer",
 ]

@@ -1,4 +1,4 @@
-"""Small records, as JSON: the base model, what became of the rows, the decision."""
+"""Small records, as JSON: the base model, the decision."""
 
 import hashlib
 from typing import Any, ClassVar
@@ -9,14 +9,13 @@ from zenml.materializers.base_materializer import BaseMaterializer
 from zenml.metadata.metadata_types import MetadataType
 
 from posttrain.checkpoint import Base
-from posttrain.data.report import DataReport
 from posttrain.promotion import Promotion
 
 
 class RecordMaterializer(BaseMaterializer):
     """Stores a record as one JSON file."""
 
-    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Base, DataReport, Promotion)
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Base, Promotion)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA
 
     @property

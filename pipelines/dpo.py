@@ -38,6 +38,8 @@ def up_to_sft(config: RunConfig) -> tuple[Any, Any, Any]:
     """The steps that every pipeline begins with: preferences, base model and SFT checkpoint."""
     import materializers  # noqa: F401 (registers them)
     from pipelines._artifacts import existing_checkpoint
+    from posttrain.reference import Lengths
+    from steps.check_tokens import check_tokens
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences
     from steps.resolve_base import resolve_base
@@ -45,6 +47,8 @@ def up_to_sft(config: RunConfig) -> tuple[Any, Any, Any]:
 
     preferences, _ = load_preferences(config.data)
     base = resolve_base(config.model)
+    lengths = Lengths(max_length=config.dpo.max_length, max_prompt_length=config.dpo.max_prompt_length)
+    check_tokens(preferences, base, config.model, lengths, config.data.checks)
     if config.dpo.sft_checkpoint:
         return preferences, base, existing_checkpoint(config.dpo.sft_checkpoint)
     instructions = None

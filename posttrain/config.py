@@ -27,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from posttrain.data.checks import REASONS, allowed_policies
 from posttrain.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=0.5)]
@@ -170,6 +171,38 @@ class DataSection(Section):
         le=1,
         description="stop when a larger share of the rows cannot be used: the source or format is wrong",
     )
+    checks: dict[str, Literal["keep", "drop", "fix", "fail"]] = Field(
+        {},
+        description="what to do about rows that fail a check, e.g. `{near_duplicate: keep}`: the README lists the checks",
+    )
+    near_threshold: float = Field(
+        0.8,
+        ge=0.7,
+        le=1,
+        description="texts are near copies from this share of common word triples (Jaccard); lower: more are found",
+    )
+    min_agreement: float = Field(
+        0.75, ge=0, le=1, description="rows on whose label a smaller share of the annotators agrees are `disputed`"
+    )
+    max_length_bias: float = Field(
+        0.8,
+        ge=0.5,
+        le=1,
+        description="how often the longer response may be the chosen one before `length_bias` is found",
+    )
+    contamination: list[Source] = Field(
+        [], description="evaluation sets whose prompts must not be trained on, e.g. `{path: gsm8k, train_split: test}`"
+    )
+
+    @field_validator("checks")
+    @classmethod
+    def each_policy_suits_its_check(cls, checks: dict[str, str]) -> dict[str, str]:
+        for check, policy in checks.items():
+            if check not in REASONS:
+                raise ValueError(f"{check}: unknown check ({_nearest(check, REASONS)})")
+            if policy not in (allowed := allowed_policies(check)):
+                raise ValueError(f"{check}: {policy} is not possible, only {', '.join(allowed)}")
+        return checks
 
     @field_validator("sources")
     @classmethod

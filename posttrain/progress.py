@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 from typing import Any
 
 import transformers
-from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+
+from posttrain.bar import progress_bar as progress_bar
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "eval_loss": "validation loss"}
 
 transformers.utils.logging.disable_progress_bar()  # of loading and saving weights
 # TRL turns it on by default, so it must be turned off by the name that TRL knows, until TRL takes the new one.
 warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
-
-
-def progress_bar(total: int, label: str, unit: str) -> tqdm:
-    """A bar that moves at every change on a terminal, and every ten seconds in a log; of several processes' the first's."""
-    interval_s = 0.2 if sys.stderr.isatty() else 10.0
-    silent = os.environ.get("RANK", "0") != "0"
-    return tqdm(total=total, desc=label, unit=unit, mininterval=interval_s, dynamic_ncols=True, disable=silent)
 
 
 class TrainingProgress(ProgressCallback):

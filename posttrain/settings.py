@@ -1,4 +1,4 @@
-"""The table of every setting in the README, made from the models of `posttrain.config`."""
+"""The tables of every setting and every check in the README, made from the code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from posttrain.config import RunConfig
+from posttrain.data.checks import REASONS, allowed_policies
 
 Schema = dict[str, Any]
 
@@ -19,6 +20,16 @@ def settings_table() -> str:
     )
 
 
+def checks_table() -> str:
+    """Every check as a row of a Markdown table: its name, what may be done about it, what it means."""
+    rows = (
+        f"| `{check}` | {', '.join([f'**{default}**', *others])} | {meaning} |"
+        for check, meaning in REASONS.items()
+        for default, *others in [allowed_policies(check)]
+    )
+    return "\n".join(["| check | policies (default first) | meaning |", "|---|---|---|", *rows])
+
+
 def _rows(section: Schema, sections: dict[str, Schema], prefix: str) -> Iterator[str]:
     for name, field in section["properties"].items():
         key, inner = prefix + name, _section(field, sections)
@@ -26,7 +37,8 @@ def _rows(section: Schema, sections: dict[str, Schema], prefix: str) -> Iterator
             default = f"`{json.dumps(field['default'])}`" if "default" in field else "required"
             takes = _takes(field).replace("|", "\\|")
             yield f"| `{key}` | {takes} | {default} | {field.get('description', '')} |"
-        if inner is not None and not (inner is sections["Source"] and "anyOf" in field):
+        # The fields of a source are listed once, under data.sources.
+        if inner is not None and (inner is not sections["Source"] or name == "sources"):
             yield from _rows(inner, sections, f"{key}[]." if field.get("type") == "array" else f"{key}.")
 
 

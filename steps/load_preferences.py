@@ -6,6 +6,7 @@ from zenml import step
 
 from posttrain.config import DataSection
 from posttrain.data import preferences as library
+from posttrain.data.page import data_page
 from posttrain.data.preferences import Preferences
 from posttrain.data.report import DataReport
 from posttrain.tracking import package_versions
@@ -29,4 +30,5 @@ def load_preferences(
             sources = ", ".join(source.path for source in data.sources)
             run.log_dataset(f"preferences/{split}", preferences.digest, len(rows), sources, context=split)
         run.log_dict(report.model_dump(), "data_report.json")
+        run.log_text(data_page(report), "data_report.html")
     return preferences, report  # spelled out: ZenML counts the outputs in the source

@@ -12,13 +12,15 @@ from conftest import ROOT
 from posttrain.config import ModelSection, load_config
 from posttrain.errors import UserError
 from posttrain.plan import plan, read_shape
-from posttrain.settings import settings_table
+from posttrain.settings import checks_table, settings_table
 from posttrain_cli import main
 
 
 def test_the_readme_lists_every_setting():
     """`posttrain settings` prints what stands there."""
-    assert settings_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert settings_table() in readme
+    assert checks_table() in readme
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)

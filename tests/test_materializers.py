@@ -21,6 +21,7 @@ from materializers import (
     PreferencesMaterializer,
     RecordMaterializer,
     ReferenceLogpsMaterializer,
+    ReportMaterializer,
 )
 from materializers._folder import html_table, upload
 from posttrain.checkpoint import Base, Checkpoint, seal
@@ -88,7 +89,9 @@ def test_preferences_come_back() -> None:
 @pytest.mark.usefixtures("any_store")
 def test_instructions_come_back() -> None:
     turn = [{"role": "user", "content": "Hello"}]
-    instructions = Instructions(Dataset.from_list([{"id": "1", "source": "s", "prompt": turn, "completion": turn}]))
+    instructions = Instructions(
+        Dataset.from_list([{"id": "1", "source": "s", "prompt": turn, "completion": turn, "tools": None}])
+    )
     assert (
         stored(InstructionsMaterializer, instructions).load(Instructions).rows.to_list() == instructions.rows.to_list()
     )
@@ -186,3 +189,16 @@ def test_no_materializer_takes_every_dict_or_path() -> None:
     for type_, materializer in materializer_registry.materializer_types.items():
         if materializer.__module__.startswith("materializers"):
             assert type_.__module__.startswith("posttrain")
+
+
+def test_a_data_report_comes_back_and_is_shown_as_a_page() -> None:
+    _, report = load_preferences(DataSection(sources=[Source(path="demo", limit=100)], test_size=0.2))
+    materializer = stored(ReportMaterializer, report)
+    assert materializer.load(type(report)) == report
+    ((uri, kind),) = materializer.save_visualizations(report).items()
+    assert kind.value == "html"
+    assert "pairs in 100 rows read" in Path(uri).read_text(encoding="utf-8")
+    metadata = materializer.extract_metadata(report)
+    assert metadata["n_read"] == 100
+    assert not {"examples", "figures"} & set(metadata)
+    assert materializer_registry.materializer_types[type(report)] is ReportMaterializer

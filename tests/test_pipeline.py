@@ -54,7 +54,7 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("zenml", "message"),
     [
-        ({"steps": {"train_dop": {}}}, "steps.train_dop: unknown step (known: evaluate, import_checkpoint,"),
+        ({"steps": {"train_dop": {}}}, "steps.train_dop: unknown step (known: check_tokens, evaluate, import_checkpoint,"),
         ({"steps": {"train_dpo": {"setings": {}}}}, "steps.train_dpo.setings: unknown key"),
         ({"steps": {"train_dpo": {"parameters": {"seed": 1}}}}, "steps.train_dpo.parameters: not allowed"),
         ({"steps": {"load_preferences": {"enable_cache": True}}}, "enable_cache: true is not allowed"),
@@ -87,15 +87,15 @@ def test_a_file_replaces_the_demo_and_is_not_merged_into_it(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("config", "steps"),
     [
-        ({}, "load_preferences resolve_base train_sft score_reference train_dpo evaluate promote"),
-        ({"finetuning_type": "sft"}, "load_preferences resolve_base train_sft evaluate promote"),
+        ({}, "load_preferences resolve_base check_tokens train_sft score_reference train_dpo evaluate promote"),
+        ({"finetuning_type": "sft"}, "load_preferences resolve_base check_tokens train_sft evaluate promote"),
         (
             {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "FOLDER"}},
-            "load_preferences resolve_base import_checkpoint score_reference train_dpo evaluate promote",
+            "load_preferences resolve_base check_tokens import_checkpoint score_reference train_dpo evaluate promote",
         ),
         (
             {"sft": {"dataset": {"path": "instructions.jsonl"}}},
-            "load_preferences resolve_base load_instructions train_sft score_reference train_dpo evaluate promote",
+            "load_preferences resolve_base check_tokens load_instructions train_sft score_reference train_dpo evaluate promote",
         ),
     ],
     ids=["both", "sft", "dpo", "instructions"],
@@ -158,7 +158,14 @@ def test_nothing_is_trained_twice(
 
     always = {"load_preferences", "resolve_base"}
     first = run(TINY)
-    assert worked(first) == always | {"train_sft", "score_reference", "train_dpo", "evaluate", "promote"}
+    assert worked(first) == always | {
+        "check_tokens",
+        "train_sft",
+        "score_reference",
+        "train_dpo",
+        "evaluate",
+        "promote",
+    }
     assert n_versions() == 1
 
     again = run(TINY)

@@ -112,7 +112,9 @@ def test_every_dropped_row_is_counted_and_shown(tmp_path):
     assert preferences.n_pairs == 101
     assert report.examples["unparsable"] == [f"{tmp_path}/rows.jsonl:101: None"]
     assert report.examples["overlong"][0].startswith(f"{tmp_path}/rows.jsonl:105: {{'chosen': 'xxxx")
-    assert "rows.jsonl:109: {'prompt': [{'content': 'question 7', 'role': 'user'}]}" in report.examples["duplicate"][0]
+    assert report.examples["duplicate"][0] == (
+        f"{tmp_path}/rows.jsonl:109: {{'chosen': 'yes', 'prompt': 'question 7', 'rejected': 'no'}}"
+    )
     assert all(text.isprintable() for texts in report.examples.values() for text in texts)
 
 
@@ -225,7 +227,10 @@ HH_RLHF = {
 @pytest.mark.parametrize("subset", HH_RLHF)
 def test_hh_rlhf_is_read_as_counted_by_hand(subset):
     n_rows, dropped, n_test = HH_RLHF[subset]
-    preferences, report = load(SHARED_DATA / "hh-rlhf" / subset)
+    checks = dict.fromkeys(
+        ("near_test", "near_validation", "near_duplicate"), "keep"
+    )  # tests/test_checks.py counts these
+    preferences, report = load(SHARED_DATA / "hh-rlhf" / subset, checks=checks)
     assert report.sources[0].format == "hh_rlhf"
     assert report.n_read == n_rows
     assert report.dropped == dropped

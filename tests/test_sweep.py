@@ -316,7 +316,7 @@ def test_a_whole_sweep(tmp_path: Path, tiny_folder: Path, capsys: pytest.Capture
     always = {"load_preferences", "resolve_base"}
     judged = {"choose_point", "evaluate", "promote"}
     first, worked = run({"weight_decay": [0.0, 1e30]})
-    assert worked == always | judged | {"train_sft", "score_reference", "train_point", "train_point_2"}
+    assert worked == always | judged | {"check_tokens", "train_sft", "score_reference", "train_point", "train_point_2"}
     assert [first.steps[name].config.extra for name in ("train_point", "train_point_2")] == [{"gpus": 1}] * 2
     report = read_report(first.id)
     assert report.sweep is not None

@@ -1,13 +1,18 @@
-"""Which rows cannot be used, and why: every dropped row is counted under one reason and shown by example."""
+"""What a row can have wrong with it, and what may be done about it: every fault is counted and shown by example."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
 
 Turn = dict[str, str]
 """One message: `role` (system, user or assistant) and `content`."""
 
 REASONS = {
     "unparsable": "the line, or the transcript in it, cannot be read",
-    "not_text": "what should be text, or a list of messages, is null, broken Unicode or something else",
+    "not_text": "what should be text, or a list of messages, is null or something else",
+    "broken_encoding": "the text holds bytes that were not UTF-8: a lone surrogate or U+FFFD",
+    "control_characters": "the text holds NUL, a carriage return or another control character",
     "unknown_role": "a message is by neither system, user nor assistant",
     "empty": "the prompt, a turn or a response is blank",
     "turn_order": "user and assistant do not take turns, beginning with the user",
@@ -16,11 +21,17 @@ REASONS = {
     "parts_early": "chosen and rejected part before their last turn, so a response would hold turns by the user",
     "overlong": "the prompt or a response has more characters than data.max_chars",
     "identical": "chosen and rejected are the same",
+    "disputed": "fewer of the annotators than data.min_agreement agree with the label",
     "prompt_in_test": "the prompt is also in the test split, which keeps it",
     "prompt_in_validation": "the prompt is also in the validation split, which keeps it",
     "held_out": "the prompt is also in the validation or test split of the preferences",
     "conflicting": "elsewhere the same two responses are ranked the other way round; both rows go",
     "duplicate": "an earlier row has the same prompt and responses",
+    "near_test": "the prompt is nearly one of the test split",
+    "near_validation": "the prompt is nearly one of the validation split",
+    "near_held_out": "the prompt is nearly one of the validation or test split of the preferences",
+    "contaminated": "the row holds a prompt of an evaluation set that data.contamination names",
+    "near_duplicate": "an earlier row has nearly the same prompt and responses",
     "unknown_label": "the label, rank or score is none that the layout knows",
     "tool_call": "a message calls a tool, which cannot be trained on yet",
     "bad_tools": "the column `tools` is neither a list of tools nor JSON of one",
@@ -32,13 +43,38 @@ REASONS = {
     "parent_missing": "a message that this one follows was deleted, cannot be used or is not there",
     "no_rival": "no other answer was ranked beside it, nor beside one that follows",
     "not_sampled": "left out for the source to have the share that its weight says",
+    "length_bias": "in a source, preferring the longer response is right more often than data.max_length_bias",
+    "truncated": "tokens of a prompt or a response do not fit into dpo.max_length and dpo.max_prompt_length",
 }
-"""Every reason for which a row is dropped, and what it means."""
+"""Everything that is checked, and what it means of a row (the last two: of a source, of the tokens)."""
 
 DELIBERATE = frozenset(
     "tie too_close over_max_pairs other_language deleted parent_missing no_rival not_sampled".split()
 )
 """Reasons that are a dataset's design, or asked for: they say nothing against the source, whatever their share."""
+
+DROP_OR_FAIL = ("drop", "fail")
+POLICIES = {
+    "broken_encoding": ("drop", "fix", "fail"),
+    "control_characters": ("fix", "keep", "drop", "fail"),
+    "disputed": ("keep", "drop", "fail"),
+    **dict.fromkeys(
+        ("conflicting", "duplicate", "near_test", "near_validation", "near_held_out", "contaminated", "near_duplicate"),
+        ("drop", "keep", "fail"),
+    ),
+    **dict.fromkeys(("length_bias", "truncated"), ("keep", "fail")),
+}
+"""What may be done about a row with a fault, the default first; for those not named here it is `DROP_OR_FAIL`."""
+
+
+def allowed_policies(check: str) -> tuple[str, ...]:
+    """What may be done about what a check finds, the default first."""
+    return POLICIES.get(check, DROP_OR_FAIL)
+
+
+def policy_of(check: str, chosen: Mapping[str, str]) -> str:
+    """What is to be done about what a check finds: as chosen (`data.checks`), else its default."""
+    return chosen.get(check, allowed_policies(check)[0])
 
 
 class Unusable(Exception):
@@ -62,8 +98,6 @@ def check_row(prompt: list[Turn], responses: list[list[Turn]], max_chars: int) -
     """
     parts = [prompt, *responses]
     for turn in (turn for part in parts for turn in part):
-        if not _is_encodable(turn["content"]):
-            raise Unusable("not_text")
         if not turn["content"].strip():
             raise Unusable("empty")
     if not all(parts):
@@ -86,13 +120,26 @@ def check_row(prompt: list[Turn], responses: list[list[Turn]], max_chars: int) -
         raise Unusable("identical")
 
 
-def _is_encodable(text: str) -> bool:
-    """Whether text has no lone surrogate: half a character, or a byte that was not UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+_BROKEN = re.compile("[\ud800-\udfff\ufffd]")
+# All of Unicode's category Cc but tab and line feed.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def find_bad_characters(text: str) -> list[str]:
+    """Which checks a text fails: `broken_encoding`, `control_characters`, both or none."""
+    if text.isprintable():  # much faster than to search, and mostly so
+        return ["broken_encoding"] if "\ufffd" in text else []
+    return [name for name, pattern in _BAD_CHARACTERS.items() if pattern.search(text)]
+
+
+def fix_characters(text: str, check: str) -> str:
+    """Text without the characters that a check finds; a line break of any kind becomes a line feed."""
+    if check == "control_characters":
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _BAD_CHARACTERS[check].sub("", text)
+
+
+_BAD_CHARACTERS = {"broken_encoding": _BROKEN, "control_characters": _CONTROL}
 
 
 def _stripped(turns: list[Turn]) -> list[tuple[str, str]]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
+from posttrain.bar import progress_bar
 from posttrain.config import DataSection, Source
 from posttrain.data import demo
-from posttrain.data.checks import Turn, Unusable, check_row
+from posttrain.data.checks import Unusable, check_row, find_bad_characters, fix_characters
+from posttrain.data.contamination import EvaluationPrompts
 from posttrain.data.formats import (
     INSTRUCTION_LAYOUTS,
     PREFERENCE_LAYOUTS,
@@ -28,9 +31,12 @@ from posttrain.data.formats import (
 )
 from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values, as_tools
 from posttrain.data.mixture import find_left_out
-from posttrain.data.report import DataReport, SourceReport, Tally
-from posttrain.data.sources import DEMO, OpenSource, Record, open_source
-from posttrain.data.splits import SPLITS, choose_split, find_leaks, prompt_key
+from posttrain.data.pool import LEAKS, NEAR_LEAKS, TEST, Pool, canonical
+from posttrain.data.report import DataReport, Tally
+from posttrain.data.sources import DEMO, OpenSource, Record, count_rows, open_source
+from posttrain.data.splits import SPLITS, choose_split, prompt_key
+from posttrain.data.spool import BATCH_ROWS
+from posttrain.data.statistics import agreement
 from posttrain.errors import UserError
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -60,8 +66,8 @@ EXAMPLE_SCHEMA = pa.schema(
 
 N_HEAD_ROWS = 64
 """Rows from which a source's layout is recognised."""
-BATCH_ROWS = 1000
-"""Rows that are held as Python objects at once."""
+SAVED_ROWS = 50_000
+"""Rows that are written at once."""
 
 
 @dataclass(frozen=True)
@@ -121,36 +127,43 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
     """The preference pairs of all sources, and the report on them.
 
     Raises:
-        UserError: a source is missing or has no known layout, too many rows cannot be used, or a split is empty.
+        UserError: a source is missing or has no known layout, too many rows cannot be used, a row was found that
+            `data.checks` says to fail for, or a split is empty.
     """
-    tally, rows = Tally(), _Rows(PAIR_SCHEMA)
-    keys, splits, responses = list[bytes](), list[str](), list[tuple[bytes, bytes]]()
-    origins = list[int]()
-    for origin, source in enumerate(data.sources):
-        opened = open_source(source)
-        for record, values, pair in _read(source, opened, PREFERENCE_LAYOUTS, data.max_chars, tally):
-            key = prompt_key(pair.prompt)
-            split = record.split
-            if split == "train":
-                chosen_split = choose_split(key, data.seed, data.test_size, data.validation_size)
-                split = "train" if chosen_split in opened.splits else chosen_split
-            origins.append(origin)
-            keys.append(key)
-            splits.append(split)
-            responses.append((_turns_key(pair.chosen), _turns_key(pair.rejected)))
-            true_margin = values["true_margin"] if source.location == DEMO else None
-            rows.add(record, {**_row(pair, values), "true_margin": true_margin})
-
-    reasons = find_leaks(keys, splits)
-    _mark_repeats(keys, responses, reasons)
-    _mark_not_sampled(data, origins, keys, responses, splits, reasons)
-    _assert_disjoint(keys, splits, reasons)
-    preferences = Preferences(**rows.sort(SPLITS, splits, reasons, tally))
+    tally = Tally(data.checks)
+    evaluation_prompts = EvaluationPrompts(data.contamination) if data.contamination else None
+    with _scratch_folder() as folder:
+        pool = Pool(PAIR_SCHEMA, ("prompt", "chosen", "rejected"), folder, tally)
+        for source in data.sources:
+            opened = open_source(source)
+            for record, values, pair in _read(source, opened, PREFERENCE_LAYOUTS, data, tally):
+                split = record.split
+                if split == "train":
+                    chosen_split = choose_split(
+                        prompt_key(pair.prompt), data.seed, data.test_size, data.validation_size
+                    )
+                    split = "train" if chosen_split in opened.splits else chosen_split
+                true_margin = values["true_margin"] if source.location == DEMO else None
+                row = {**_row(record, pair, values), "true_margin": true_margin}
+                pool.add({**row, "annotators_agree": agreement(values)}, split)
+        pool.finish()
+        pool.mark_leaks(LEAKS, NEAR_LEAKS, data.near_threshold)
+        pool.mark_repeats()
+        if evaluation_prompts:
+            pool.mark_where("contaminated", lambda row: evaluation_prompts.are_in(_texts(row)), is_held_out_free=True)
+        pool.mark_near_repeats(data.near_threshold)
+        if pool.has_annotators:
+            pool.mark_where("disputed", lambda row: _or(row["annotators_agree"], 1.0) < data.min_agreement)
+        _mark_not_sampled(pool, data)
+        tables, figures = pool.sort()
+    tally.check_policies()
     tally.check_share(data.max_drop_share)
+    preferences = Preferences(**{name: _dataset(table) for name, table in tables.items()})
     n_rows = {split: len(dataset) for split, dataset in preferences.splits().items()}
     _check_filled(n_rows, data)
+    tally.check_length_bias(figures, data.max_length_bias)
     margins = [margin for margin in preferences.test["true_margin"] if margin is not None]
-    return preferences, tally.report(n_rows, preferences.digest, demo.ceiling(margins) if margins else None)
+    return preferences, tally.report(n_rows, preferences.digest, figures, demo.ceiling(margins) if margins else None)
 
 
 def load_instructions(source: Source, held_out: Preferences, data: DataSection) -> tuple[Instructions, DataReport]:
@@ -159,37 +172,39 @@ def load_instructions(source: Source, held_out: Preferences, data: DataSection) 
     Args:
         source: the instruction set; only its training split is read.
         held_out: preferences whose validation and test prompts must not be trained on.
-        data: its `max_chars` and `max_drop_share` hold here too.
+        data: its checks and limits hold here too.
 
     Raises:
         UserError: the source is missing or has no known layout, or too many rows cannot be used.
     """
-    tally, rows = Tally(), _Rows(EXAMPLE_SCHEMA)
-    prompts_held_out = {
-        prompt_key(prompt) for split in (held_out.validation, held_out.test) for prompt in split["prompt"]
-    }
-    reasons, seen = list[str | None](), set[tuple[bytes, bytes]]()
-    for record, values, example in _read(
-        source, open_source(source), INSTRUCTION_LAYOUTS, data.max_chars, tally, train_only=True
-    ):
-        key = prompt_key(example.prompt)
-        identity = (key, _turns_key(example.completion))
-        reasons.append("held_out" if key in prompts_held_out else "duplicate" if identity in seen else None)
-        seen.add(identity)
-        rows.add(record, _row(example, values))
-
-    instructions = Instructions(rows.sort(("train",), ["train"] * len(reasons), reasons, tally)["train"])
+    tally = Tally(data.checks)
+    evaluation_prompts = EvaluationPrompts(data.contamination) if data.contamination else None
+    with _scratch_folder() as folder:
+        pool = Pool(EXAMPLE_SCHEMA, ("prompt", "completion"), folder, tally)
+        pool.hold_out(concatenate_datasets([held_out.validation, held_out.test]))
+        opened = open_source(source)
+        for record, values, example in _read(source, opened, INSTRUCTION_LAYOUTS, data, tally, train_only=True):
+            pool.add(_row(record, example, values), "train")
+        pool.finish()
+        pool.mark_leaks({TEST: "held_out"}, {TEST: "near_held_out"}, data.near_threshold)
+        pool.mark_repeats()
+        if evaluation_prompts:
+            pool.mark_where("contaminated", lambda row: evaluation_prompts.are_in(_texts(row)))
+        pool.mark_near_repeats(data.near_threshold)
+        tables, figures = pool.sort()
+    tally.check_policies()
     tally.check_share(data.max_drop_share)
+    instructions = Instructions(_dataset(tables["train"]))
     if not len(instructions.rows):
         raise UserError(f"{source.path}: no row is left to train on, of {tally.n_read}:\n{tally.summary()}")
-    return instructions, tally.report({"train": len(instructions.rows)}, instructions.digest)
+    return instructions, tally.report({"train": len(instructions.rows)}, instructions.digest, figures)
 
 
 def _read(
     source: Source,
     opened: OpenSource,
     layouts: dict[str, Layout[Parsed]],
-    max_chars: int,
+    data: DataSection,
     tally: Tally,
     train_only: bool = False,
 ) -> Iterator[tuple[Record, Values, Parsed]]:
@@ -209,130 +224,55 @@ def _read(
         )
     check_columns(source, readable)
     name, layout = find_layout(source, [rename(values, source.columns) for values in readable], layouts)
-    n_rows, n_read = 0, 0
+    tally.begin_source(
+        path=source.path, format=name, revision=opened.revision, digest=opened.digest, objects=opened.objects
+    )
     renamed = (
         ((record, values), values)
         for record in chain(head, records)
         for values in [None if record.values is None else rename(record.values, source.columns)]
     )
-    for (record, values), found in read_rows(source, layout, renamed):
-        n_rows += 1
-        for parsed in found:
-            n_read += 1
-            try:
-                if isinstance(parsed, Unusable):
-                    raise parsed
-                assert values is not None, "a row that cannot be read gave a pair"
-                check_row(parsed.prompt, list(parsed[1:]), max_chars)
-                as_tools(values)
-            except Unusable as unusable:
-                tally.drop(unusable.reason, record.where, record.values)
-            else:
-                yield record, values, parsed
-    tally.n_rows += n_rows
-    tally.n_read += n_read
-    tally.sources.append(
-        SourceReport(
-            path=source.path,
-            format=name,
-            revision=opened.revision,
-            digest=opened.digest,
-            objects=opened.objects,
-            n_rows=n_rows,
-            n_read=n_read,
-        )
-    )
+    with progress_bar(_count(source, train_only), f"Reading {source.path}", " rows") as bar:
+        for (record, values), found in read_rows(source, layout, renamed):
+            tally.read_row()
+            bar.update()
+            for parsed in found:
+                tally.read()
+                try:
+                    if isinstance(parsed, Unusable):
+                        raise parsed
+                    assert values is not None, "a row that cannot be read gave a pair"
+                    usable = _mend(parsed, record, tally)
+                    check_row(usable.prompt, list(usable[1:]), data.max_chars)
+                    as_tools(values)
+                except Unusable as unusable:
+                    tally.drop(unusable.reason, record.where, record.values)
+                else:
+                    yield record, values, usable
 
 
-class _Rows:
-    """Usable rows on their way into Arrow, where their text is held once."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._batches: list[pa.RecordBatch] = []
-        self._pending: list[dict[str, Any]] = []
-        self._where: list[str] = []
-
-    def add(self, record: Record, row: dict[str, Any]) -> None:
-        """Takes the next row."""
-        self._where.append(record.where)
-        self._pending.append({"source": record.source, **row})
-        if len(self._pending) == BATCH_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._batches.append(pa.RecordBatch.from_pylist(self._pending, self._schema))
-        self._pending = []
-
-    def sort(
-        self, names: Sequence[str], splits: Sequence[str], reasons: Sequence[str | None], tally: Tally
-    ) -> dict[str, Dataset]:
-        """The rows of each split, which this object lets go of as they are sorted.
-
-        Args:
-            names: of the splits.
-            splits: the split of each row.
-            reasons: why each row must go, and is to be counted as dropped; None where it stays.
-        """
-        self._flush()
-        sorted_batches: dict[str, list[pa.RecordBatch]] = {name: [] for name in names}
-        start = 0
-        while self._batches:
-            batch = self._batches.pop(0)
-            rows = range(start, start + batch.num_rows)
-            for i in rows:
-                if (reason := reasons[i]) is not None:
-                    tally.drop(reason, self._where[i], batch.slice(i - start, 1).select(["prompt"]).to_pylist()[0])
-            for name, batches in sorted_batches.items():
-                mask = pa.array([splits[i] == name and reasons[i] is None for i in rows], pa.bool_())
-                batches.append(batch.filter(mask))
-            start += batch.num_rows
-        return {
-            name: _dataset(pa.Table.from_batches(batches, self._schema)) for name, batches in sorted_batches.items()
-        }
+def _count(source: Source, train_only: bool) -> int | None:
+    counts = count_rows(source)
+    if counts is None:
+        return None
+    return counts.get("train") if train_only else sum(counts.values())
 
 
-def _mark_repeats(keys: list[bytes], responses: list[tuple[bytes, bytes]], reasons: list[str | None]) -> None:
-    """Gives rows that stay so far a reason to go, where they contradict or repeat another one that stays."""
-    staying = [i for i, reason in enumerate(reasons) if reason is None]
-    pairs = {(keys[i], *responses[i]) for i in staying}
-    seen = set()
-    for i in staying:
-        key, (chosen, rejected) = keys[i], responses[i]
-        if (key, rejected, chosen) in pairs:
-            reasons[i] = "conflicting"
-        elif (key, chosen, rejected) in seen:
-            reasons[i] = "duplicate"
-        seen.add((key, chosen, rejected))
-
-
-def _mark_not_sampled(
-    data: DataSection,
-    origins: list[int],
-    keys: list[bytes],
-    responses: list[tuple[bytes, bytes]],
-    splits: list[str],
-    reasons: list[str | None],
-) -> None:
-    """Gives training pairs that stay so far a reason to go, where their source has more of them than its weight says."""
-    weights = [source.weight for source in data.sources if source.weight is not None]
-    if not weights:
-        return
-    staying = [i for i, reason in enumerate(reasons) if reason is None and splits[i] == "train"]
-    left_out = find_left_out(
-        [origins[i] for i in staying],
-        [b"".join([keys[i], *responses[i]]) for i in staying],
-        weights,
-        [source.path for source in data.sources],
-        data.seed,
-    )
-    for place in left_out:
-        reasons[staying[place]] = "not_sampled"
-
-
-def _assert_disjoint(keys: list[bytes], splits: list[str], reasons: list[str | None]) -> None:
-    kept = {(key, split) for key, split, reason in zip(keys, splits, reasons, strict=True) if reason is None}
-    assert len(kept) == len({key for key, _ in kept}), "a prompt is in two splits"
+def _mend(parsed: Parsed, record: Record, tally: Tally) -> Parsed:
+    """The parsed row, without what its text should not hold where that is to be fixed."""
+    turns = [turn for part in parsed for turn in part]
+    found = dict.fromkeys(name for turn in turns for name in find_bad_characters(turn["content"]))
+    for name in found:
+        policy = tally.policy(name)
+        if policy == "fix":
+            tally.fix(name, record.where, record.values)
+            for turn in turns:
+                turn["content"] = fix_characters(turn["content"], name)
+        elif policy == "keep":
+            tally.flag(name, record.where, record.values)
+        else:
+            raise Unusable(name)
+    return parsed
 
 
 def _check_filled(n_rows: dict[str, int], data: DataSection) -> None:
@@ -346,19 +286,35 @@ def _check_filled(n_rows: dict[str, int], data: DataSection) -> None:
         )
 
 
-def _canonical(value: Any) -> bytes:
-    """JSON that is the same for the same content."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    # Files that are still mapped into memory cannot be deleted everywhere.
+    with TemporaryDirectory(prefix="posttrain-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
-def _row(parsed: Pair | Example, values: Values) -> dict[str, Any]:
-    tools = as_tools(values)
-    content = [*parsed] if tools is None else [*parsed, tools]
-    return {"id": hashlib.sha256(_canonical(content)).hexdigest()[:16], **parsed._asdict(), "tools": tools}
+def _mark_not_sampled(pool: Pool, data: DataSection) -> None:
+    """Marks training pairs that stay so far, where their source has more of them than its weight says."""
+    weights = [source.weight for source in data.sources if source.weight is not None]
+    if weights:
+        staying, sources, identities = pool.staying_to_train()
+        left_out = find_left_out(sources, identities, weights, [source.path for source in data.sources], data.seed)
+        pool.mark([staying[place] for place in left_out], "not_sampled")
 
 
-def _turns_key(turns: list[Turn]) -> bytes:
-    return hashlib.sha256(_canonical(turns)).digest()
+def _row(record: Record, parsed: Pair | Example, values: Values) -> dict[str, Any]:
+    row: dict[str, Any] = {**parsed._asdict(), "tools": as_tools(values)}
+    content = [*parsed, row["tools"]] if row["tools"] else list(parsed)
+    row_id = hashlib.sha256(canonical(content)).hexdigest()[:16]
+    return {"id": row_id, "source": record.source, "where": record.where, **row}
+
+
+def _texts(row: dict[str, Any]) -> Iterator[str]:
+    return (turn["content"] for part in row.values() if isinstance(part, list) for turn in part)
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def _digest(splits: dict[str, Dataset]) -> str:
@@ -367,14 +323,16 @@ def _digest(splits: dict[str, Dataset]) -> str:
         digest.update(f"{name}\n".encode())
         for batch in dataset.with_format("arrow").iter(BATCH_ROWS):
             for row in batch.to_pylist():
-                digest.update(_canonical(row) + b"\n")
+                digest.update(canonical(row) + b"\n")
     return digest.hexdigest()
 
 
 def _save(splits: dict[str, Dataset], schema: pa.Schema, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, dataset in splits.items():
-        pq.write_table(dataset.with_format("arrow")[:].cast(schema), folder / f"{name}.parquet")
+        with pq.ParquetWriter(folder / f"{name}.parquet", schema) as writer:
+            for table in dataset.with_format("arrow").iter(SAVED_ROWS):
+                writer.write_table(table.cast(schema))
 
 
 def _load(file: Path) -> Dataset:
@@ -383,5 +341,5 @@ def _load(file: Path) -> Dataset:
 
 def _dataset(table: pa.Table) -> Dataset:
     """The table as a dataset, named by its ids: left to itself, `datasets` would copy all text to find a name."""
-    name = hashlib.sha256(_canonical(table["id"].to_pylist())).hexdigest()[:16]
+    name = hashlib.sha256(canonical(table["id"].to_pylist())).hexdigest()[:16]
     return Dataset(table, fingerprint=name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
 
 from posttrain.data.checks import Turn
 
@@ -32,21 +31,3 @@ def choose_split(key: bytes, seed: int, test_size: float, validation_size: float
     if place < test_size:
         return "test"
     return "validation" if place < test_size + validation_size else "train"
-
-
-def find_leaks(keys: Sequence[bytes], splits: Sequence[str]) -> list[str | None]:
-    """For each row, why it must go lest its prompt is in two splits; None where it may stay.
-
-    Test keeps its prompts before validation, validation before train.
-    """
-    in_test = {key for key, split in zip(keys, splits, strict=True) if split == "test"}
-    in_validation = {key for key, split in zip(keys, splits, strict=True) if split == "validation"}
-    reasons: list[str | None] = []
-    for key, split in zip(keys, splits, strict=True):
-        if split != "test" and key in in_test:
-            reasons.append("prompt_in_test")
-        elif split == "train" and key in in_validation:
-            reasons.append("prompt_in_validation")
-        else:
-            reasons.append(None)
-    return reasons

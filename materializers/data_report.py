@@ -1,0 +1,31 @@
+"""What became of the data, as JSON for programs and as a page for people."""
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+from zenml.enums import VisualizationType
+from zenml.metadata.metadata_types import MetadataType
+
+from materializers.records import RecordMaterializer
+from posttrain.data.page import data_page, token_page
+from posttrain.data.report import DataReport
+from posttrain.tokens import TokenReport
+
+
+class ReportMaterializer(RecordMaterializer):
+    """Stores a report on data; its page is what the dashboard shows."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (DataReport, TokenReport)
+
+    def save_visualizations(self, data: BaseModel) -> dict[str, VisualizationType]:
+        """The page."""
+        uri = f"{self.uri}/report.html"
+        with self.artifact_store.open(uri, "w") as file:
+            file.write(
+                data_page(data) if isinstance(data, DataReport) else token_page(TokenReport.model_validate(data))
+            )
+        return {uri: VisualizationType.HTML}
+
+    def extract_metadata(self, data: BaseModel) -> dict[str, MetadataType]:
+        """The counts; rows are shown on the page alone."""
+        return data.model_dump(exclude_none=True, exclude={"examples", "figures", "lengths"})

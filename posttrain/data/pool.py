@@ -1,0 +1,247 @@
+"""Rows that can be used each by itself, on their way into splits: here they are held against each other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from posttrain.data.checks import Turn
+from posttrain.data.near import Sketches, find_near, words
+from posttrain.data.report import Tally, printable
+from posttrain.data.splits import SPLITS, prompt_key
+from posttrain.data.spool import SplitFiles, Spool
+from posttrain.data.statistics import Figures, Gatherer
+
+# A prompt belongs to the first of these that has it.
+OWNERS = ("test", "validation", "train")
+TEST, VALIDATION, TRAIN = range(3)
+LEAKS = {TEST: "prompt_in_test", VALIDATION: "prompt_in_validation"}
+NEAR_LEAKS = {TEST: "near_test", VALIDATION: "near_validation"}
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def canonical(value: Any) -> bytes:
+    """JSON that is the same for the same content."""
+    return _ENCODER.encode(value).encode()
+
+
+class Pool:
+    """Rows that are marked for what is wrong with them among each other. Their text is on disk."""
+
+    def __init__(self, schema: pa.Schema, columns: Sequence[str], folder: Path, tally: Tally) -> None:
+        """An empty pool.
+
+        Args:
+            schema: of the finished rows.
+            columns: that hold messages: the prompt, then each response.
+            folder: for files; may be deleted after `sort`.
+            tally: where what becomes of the rows is counted.
+        """
+        self._schema, self._columns, self._folder, self._tally = schema, list(columns), folder, tally
+        extra = [pa.field("where", pa.string()), pa.field("annotators_agree", pa.float64())]
+        self._spool = Spool(pa.schema([*schema, *extra]), folder / "rows.arrow")
+        self.has_annotators = False
+        """Whether some row says how many of its annotators agree."""
+        self._prompts: dict[bytes, int] = {}
+        self._prompt_rows = array("q")  # of each prompt the first row, or -1-i for row i of what is held out
+        self._held_out: Dataset | None = None
+        self._row_prompts, self._codes, self._sources = array("q"), array("b"), array("i")
+        self._pairs: list[bytes] = []
+        self._swapped: list[bytes] = []
+        self._prompt_sketches, self._row_sketches = Sketches(), Sketches()
+        self._new_prompts: list[list[str]] = []
+        self._new_rows: list[list[str]] = []
+
+    def hold_out(self, rows: Dataset) -> None:
+        """Takes prompts that no row here may have, and that count as the test's."""
+        self._held_out = rows
+        for i, prompt in enumerate(rows["prompt"]):
+            self._add_prompt(prompt_key(prompt), prompt, -1 - i)
+        self.n_held_out = len(self._prompts)
+
+    def add(self, row: dict[str, Any], split: str) -> None:
+        """Takes the next row: the schema's columns, `where`, and `annotators_agree` where that is known."""
+        i = self._spool.n_rows
+        key = prompt_key(row["prompt"])
+        prompt = self._add_prompt(key, row["prompt"], i)
+        responses = [canonical(row[name]) for name in self._columns[1:]]
+        self._row_prompts.append(prompt)
+        self._codes.append(OWNERS.index(split))
+        self._sources.append(self._tally.n_sources - 1)
+        self._pairs.append(_identity(key, responses))
+        self._swapped.append(_identity(key, responses[::-1]))
+        self._new_rows.append([word for name in self._columns for word in _words(row[name])])
+        self.has_annotators |= row.get("annotators_agree") is not None
+        self._spool.add({**row, "where": printable(row["where"]), "source": printable(row["source"])})
+        if len(self._new_rows) == 1000:
+            self._sketch()
+
+    def _add_prompt(self, key: bytes, prompt: list[Turn], row: int) -> int:
+        if key not in self._prompts:
+            self._prompts[key] = len(self._prompts)
+            self._prompt_rows.append(row)
+            self._new_prompts.append(_words(prompt))
+        return self._prompts[key]
+
+    def _sketch(self) -> None:
+        self._prompt_sketches.add(self._new_prompts)
+        self._row_sketches.add(self._new_rows)
+        self._new_prompts, self._new_rows = [], []
+
+    def finish(self) -> None:
+        """Ends the adding; from here on rows can be marked."""
+        self._sketch()
+        self._spool.finish()
+        n = self._spool.n_rows
+        self.reasons: list[str | None] = [None] * n
+        """Why each row must go; None where it stays so far."""
+        self._flags: dict[int, list[str]] = {}
+        self._likes: dict[int, int] = {}
+        self._row_prompt = np.frombuffer(self._row_prompts, np.int64) if n else np.empty(0, np.int64)
+        self._code = np.frombuffer(self._codes, np.int8) if n else np.empty(0, np.int8)
+        self._owner = np.full(len(self._prompts), TRAIN, np.int8)
+        if self._held_out is not None:
+            self._owner[: self.n_held_out] = TEST
+        np.minimum.at(self._owner, self._row_prompt, self._code)
+
+    def _mark(self, row: int, reason: str, like: int | None = None) -> None:
+        if self._tally.policy(reason) == "keep":
+            self._flags.setdefault(row, []).append(reason)
+        else:
+            self.reasons[row] = reason
+        if like is not None:
+            self._likes[row] = like
+
+    def _staying(self) -> list[int]:
+        return [i for i, reason in enumerate(self.reasons) if reason is None]
+
+    def mark_leaks(self, exact: dict[int, str], near: dict[int, str], threshold: float) -> None:
+        """Marks rows of a split whose prompt, or nearly that, belongs to a split before it in `OWNERS`.
+
+        Args:
+            exact, near: the reason, for each split that owns prompts.
+            threshold: least similarity of a near copy.
+        """
+        for i in np.flatnonzero(self._owner[self._row_prompt] < self._code).tolist():
+            self._mark(i, exact[int(self._owner[self._row_prompt[i]])])
+        owners: dict[int, tuple[int, int]] = {}
+        for owner in near:
+            candidates = self._prompt_sketches.candidates(np.zeros(len(self._owner), np.int8), self._owner == owner)
+            candidates = candidates[self._owner[candidates[:, 0]] > owner]
+            for prompt, like in find_near(candidates, self._prompt_words, threshold).items():
+                owners.setdefault(prompt, (owner, like))
+        for i in self._staying() if owners else ():
+            if (found := owners.get(int(self._row_prompt[i]))) is not None and self._code[i] > found[0]:
+                self._mark(i, near[found[0]], like=int(self._prompt_rows[found[1]]))
+
+    def _prompt_words(self, prompt: int) -> list[list[str]]:
+        row = self._prompt_rows[prompt]
+        if row >= 0:
+            return [_words(self._spool.row(row, ["prompt"])["prompt"])]
+        assert self._held_out is not None
+        return [_words(self._held_out[-1 - row]["prompt"])]
+
+    def mark_repeats(self) -> None:
+        """Marks rows that stay so far, where they contradict or repeat another one that stays."""
+        staying = self._staying()
+        pairs = {self._pairs[i] for i in staying}
+        seen = set()
+        for i in staying:
+            if self._pairs[i] != self._swapped[i] and self._swapped[i] in pairs:
+                self._mark(i, "conflicting")
+            elif self._pairs[i] in seen:
+                self._mark(i, "duplicate")
+            seen.add(self._pairs[i])
+
+    def mark_near_repeats(self, threshold: float) -> None:
+        """Marks rows that stay so far, where an earlier one of their split is nearly the same in every part."""
+        group = np.full(len(self._code), -1, np.int8)
+        staying = [i for i in self._staying() if "duplicate" not in self._flags.get(i, ())]
+        group[staying] = self._code[staying]
+        candidates = self._row_sketches.candidates(group, group >= 0)
+        parts = lru_cache(maxsize=4096)(
+            lambda i: [_words(part) for part in self._spool.row(i, self._columns).values()],
+        )
+        for i, like in find_near(candidates, parts, threshold).items():
+            self._mark(i, "near_duplicate", like=like)
+
+    def mark_where(self, reason: str, is_so: Callable[[dict[str, Any]], bool], is_held_out_free: bool = False) -> None:
+        """Marks rows that stay so far, where their own content is a reason.
+
+        Args:
+            is_so: called with the row.
+            is_held_out_free: leave the test split alone.
+        """
+        start = 0
+        for batch in self._spool.batches():
+            for i, row in enumerate(batch.to_pylist(), start=start):
+                if self.reasons[i] is None and not (is_held_out_free and self._code[i] == TEST) and is_so(row):
+                    self._mark(i, reason)
+            start += batch.num_rows
+
+    def staying_to_train(self) -> tuple[list[int], list[int], list[bytes]]:
+        """The training rows that stay so far: their positions, their sources', and what tells their contents apart."""
+        staying = [i for i in self._staying() if self._code[i] == TRAIN]
+        return staying, [self._sources[i] for i in staying], [self._pairs[i] for i in staying]
+
+    def mark(self, rows: Iterable[int], reason: str) -> None:
+        """Marks rows for a reason found elsewhere."""
+        for row in rows:
+            self._mark(row, reason)
+
+    def sort(self) -> tuple[dict[str, pa.Table], Figures]:
+        """The rows of each split that stay, in the order in which they came, and what they look like.
+
+        The others are counted in the tally. The pool is of no use after it.
+        """
+        files, gatherer = SplitFiles(self._schema, SPLITS, self._folder), Gatherer(self._columns)
+        start = 0
+        for batch in self._spool.batches():
+            rows = range(start, start + batch.num_rows)
+            for i in rows:
+                self._count(i)
+            stays = np.array([self.reasons[i] is None for i in rows], bool)
+            masks = {name: stays & (self._code[rows.start : rows.stop] == OWNERS.index(name)) for name in SPLITS}
+            files.write(batch.select(self._schema.names), masks)
+            gatherer.add(batch.filter(pa.array(stays)))
+            start += batch.num_rows
+        self._spool.release()
+        return files.tables(), gatherer.figures()
+
+    def _count(self, i: int) -> None:
+        found = [*self._flags.get(i, ()), *filter(None, [self.reasons[i]])]
+        for reason in found:
+            row: dict[str, Any] = {"where": ""}
+            if self._tally.wants_example(reason):
+                row = self._spool.row(i, ["where", *self._columns])
+                if (like := self._likes.get(i)) is not None and reason.startswith("near"):
+                    row["like"] = self._spool.row(like, ["where"])["where"] if like >= 0 else "what is held out"
+            where = row.pop("where")
+            if reason == self.reasons[i]:
+                self._tally.drop(reason, where, _shown(row), self._sources[i])
+            else:
+                self._tally.flag(reason, where, _shown(row))
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for people: of each part what is said last."""
+    return {name: value[-1]["content"] if isinstance(value, list) else value for name, value in row.items()}
+
+
+def _words(turns: list[Turn]) -> list[str]:
+    return words(turn["content"] for turn in turns)
+
+
+def _identity(key: bytes, responses: Sequence[bytes]) -> bytes:
+    return hashlib.blake2b(key + b"\0".join(responses), digest_size=16).digest()

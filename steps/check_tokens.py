@@ -1,0 +1,28 @@
+"""How much of the pairs fits, before anything is trained."""
+
+from typing import Annotated
+
+from zenml import step
+
+from posttrain.checkpoint import Base
+from posttrain.config import ModelSection
+from posttrain.data.page import token_page
+from posttrain.data.preferences import Preferences
+from posttrain.model import load_chat
+from posttrain.reference import Lengths
+from posttrain.tokens import TokenReport, report_tokens
+from steps._tracking import tracked
+
+
+@step
+def check_tokens(
+    preferences: Preferences, base: Base, model: ModelSection, lengths: Lengths, checks: dict[str, str]
+) -> Annotated[TokenReport, "token_report"]:
+    """Lengths in tokens, and what is cut off; ends the run if `truncated: fail` says that nothing may be."""
+    with tracked(nested=False) as run:
+        report = report_tokens(
+            load_chat(base, model), preferences, lengths.max_length, lengths.max_prompt_length, checks
+        )
+        run.log_dict(report.model_dump(), "token_report.json")
+        run.log_text(token_page(report), "token_report.html")
+    return report

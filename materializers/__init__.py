@@ -6,6 +6,7 @@ Every materializer hashes the content, so a step that ran again and gave the sam
 from materializers.checkpoint import CheckpointMaterializer
 from materializers.data_report import ReportMaterializer
 from materializers.evaluation import EvaluationMaterializer
+from materializers.pair_sets import PairSetsMaterializer
 from materializers.preferences import InstructionsMaterializer, PreferencesMaterializer
 from materializers.records import RecordMaterializer
 from materializers.reference import ReferenceLogpsMaterializer
@@ -15,6 +16,7 @@ __all__ = [
     "CheckpointMaterializer",
     "EvaluationMaterializer",
     "InstructionsMaterializer",
+    "PairSetsMaterializer",
     "PreferencesMaterializer",
     "RecordMaterializer",
     "ReferenceLogpsMaterializer",

@@ -15,6 +15,8 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     # The steps import torch, which takes longer than the check of the config that comes before.
     from posttrain.reference import Lengths
     from steps.evaluate import evaluate
+    from steps.find_champion import find_champion
+    from steps.load_pair_sets import load_pair_sets
     from steps.promote import promote
     from steps.score_reference import score_reference
     from steps.train_dpo import train_dpo
@@ -22,16 +24,21 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     model, dpo = config.model, config.dpo
     lengths = Lengths(max_length=dpo.max_length, max_prompt_length=dpo.max_prompt_length)
     preferences, base, sft_checkpoint = up_to_sft(config)
-    reference_logps = dpo_checkpoint = None
+    reference_logps = dpo_checkpoint = pair_sets = None
     if config.finetuning_type != "sft":
         reference_logps = score_reference(
             preferences, sft_checkpoint, base, model, lengths, config.evaluation.tokens_per_batch
         )
         dpo_checkpoint = train_dpo(reference_logps, sft_checkpoint, base, model, dpo, config.seed)
+    candidate = dpo_checkpoint or sft_checkpoint
+    if config.evaluation.sets:
+        pair_sets = load_pair_sets(preferences, config.evaluation.sets, config.data)
+    champion = find_champion(candidate, config.name)
     evaluation = evaluate(
-        preferences, base, sft_checkpoint, dpo_checkpoint, reference_logps, model, lengths, config.evaluation
-    )
-    promote(evaluation, config.gate, config.name)
+        preferences, base, sft_checkpoint, dpo_checkpoint, reference_logps, champion, pair_sets, model, lengths,
+        config.evaluation, dpo.beta if dpo_checkpoint else None,
+    )  # fmt: skip
+    promote(evaluation, candidate, champion, config.gate, config.name)
 
 
 def up_to_sft(config: RunConfig) -> tuple[Any, Any, Any]:

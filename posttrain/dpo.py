@@ -17,6 +17,7 @@ from posttrain.logprobs import dpo_loss, score_pairs
 from posttrain.model import Model, load_chat, load_model, uses_bf16
 from posttrain.processes import on_processes, share_rows
 from posttrain.reference import Lengths, ReferenceLogps
+from posttrain.stopping import stopping_callbacks
 from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows
 
 N_START_PAIRS = 16
@@ -95,7 +96,7 @@ def _train(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSectio
         train_dataset=train,
         eval_dataset=validation if len(validation) else None,
         processing_class=chat.tokenizer,
-        callbacks=list(stage.callbacks),
+        callbacks=[*stage.callbacks, *stopping_callbacks(dpo, has_validation=len(validation) > 0)],
     )
     if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
         # TRL copies the adapter as its reference; here the stored log-probabilities are that.

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError  # type: ignore[attr-defined]
 from huggingface_hub.utils._validators import validate_repo_id
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
@@ -189,7 +189,7 @@ def to_hub(folder: Path, dest: str, *, private: bool) -> str:
             if name.endswith((".safetensors", ".json"))
         ]
         commit = api.create_commit(name, operations, commit_message=f"Export {file_digest(folder / CHECKSUMS)[:16]}")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"{dest}: the Hub does not take it ({reason}): check the name, the network and HF_TOKEN"

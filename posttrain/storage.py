@@ -1,27 +1,139 @@
-"""Objects in S3 and in stores that speak as it does. The only importer of boto3.
+"""Object stores that speak S3: what lies there, in which version, a copy of it on this machine, and uploads.
 
-Credentials, region and endpoint are found as boto3 finds them: the environment (`AWS_ENDPOINT_URL_S3` for MinIO and its like), the
-shared configuration files, the machine's role.
+Address and credentials are boto3's own: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` for MinIO, Ceph and friends, keys from
+the environment, the shared files or the machine's role.
 """
 
 from __future__ import annotations
 
 import base64
+import glob
 import hashlib
+import os
+import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import boto3
-from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from fsspec.utils import glob_translate
 
 from posttrain.errors import UserError
 
+_URL = re.compile(r"s3://([^/]+)/?(.*)", re.DOTALL)
 PART_BYTES = 64 * 2**20
 """Of an upload in parts: 10,000 of them, which is S3's limit, are 625 GiB."""
+_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10, 60
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object in one of its versions."""
+
+    bucket: str
+    key: str
+    etag: str
+    version_id: str | None
+    """None where the bucket keeps no versions."""
+    n_bytes: int
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"s3://{self.bucket}/{self.key}"
+
+    @property
+    def version(self) -> str:
+        """What changes when the object does: its version id, else its ETag."""
+        return self.version_id or self.etag
+
+
+class ObjectStore:
+    """The object store that boto3 finds configured. Failed requests are repeated as `AWS_MAX_ATTEMPTS` says (3 times)."""
+
+    def __init__(self) -> None:
+        with _answering("S3"):
+            self._client = _client()
+
+    def find(self, url: str) -> tuple[list[StoredObject], str]:
+        """The objects at an address in the order of their keys, and how their keys begin, up to the last `/` before them.
+
+        Args:
+            url: `s3://bucket/` and a key, a prefix that ends with a whole name, or a glob, in which `**` crosses `/`.
+
+        Raises:
+            UserError: there is none, or the store does not answer.
+        """
+        match = _URL.fullmatch(url)
+        if match is None:
+            raise UserError(f"{url}: has no bucket: it must have the form s3://bucket/key")
+        bucket, key = match.groups()
+        with _answering(url):
+            if key and not key.endswith("/") and not glob.has_magic(key) and (found := self._head(bucket, key)):
+                return [found], key[: key.rfind("/") + 1]
+            keys, root = self._list(bucket, key)
+            found_all = [item for item in (self._head(bucket, name) for name in keys) if item is not None]
+        if not found_all:
+            raise UserError(f"{url}: there is no such object: correct bucket, key or glob, or AWS_ENDPOINT_URL")
+        return found_all, root
+
+    def fetch(self, item: StoredObject) -> Path:
+        """A copy of an object on this machine: the one that is there, else a download, which is whole or not at all.
+
+        Raises:
+            UserError: the store does not give it, or it was overwritten meanwhile.
+        """
+        identity = "\n".join([self._client.meta.endpoint_url, item.url, item.version, item.etag])
+        folder = cache_dir() / "s3" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+        file = folder / PurePosixPath(item.key).name
+        if file.exists():
+            return file
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".{uuid.uuid4().hex}"
+        version = {"VersionId": item.version_id} if item.version_id else {}
+        try:
+            with _answering(item.url):
+                self._client.download_file(item.bucket, item.key, str(part), ExtraArgs=version)
+                after = item if item.version_id else self._head(item.bucket, item.key)
+            if after != item or part.stat().st_size != item.n_bytes:
+                raise UserError(f"{item.url}: was overwritten while it was read: run again when it is complete")
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+        return file
+
+    def _head(self, bucket: str, key: str) -> StoredObject | None:
+        """The object in its newest version, None where there is none."""
+        try:
+            answer = self._client.head_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if error.response["ResponseMetadata"].get("HTTPStatusCode") == 404:
+                return None
+            raise
+        version = answer.get("VersionId")
+        return StoredObject(
+            bucket, key, answer["ETag"].strip('"'), None if version == "null" else version, answer["ContentLength"]
+        )
+
+    def _list(self, bucket: str, key: str) -> tuple[list[str], str]:
+        """The sorted keys under a prefix or glob, and what they begin with."""
+        if glob.has_magic(key):
+            fixed = key[: re.search(r"[*?\[]", key).start()]  # type: ignore[union-attr]
+            wanted = re.compile(glob_translate(key))
+        else:
+            fixed = key if not key or key.endswith("/") else f"{key}/"
+            wanted = re.compile(".*", re.DOTALL)
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=fixed)
+        keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        return sorted(name for name in keys if wanted.fullmatch(name) and not name.endswith("/")), fixed[
+            : fixed.rfind("/") + 1
+        ]
 
 
 def upload_file(path: Path, uri: str) -> None:
@@ -32,10 +144,10 @@ def upload_file(path: Path, uri: str) -> None:
     Raises:
         UserError: the store refuses, cannot be reached, or has other bytes at the end.
     """
-    bucket, key = split_uri(uri)
+    bucket, key = _split(uri)
     size, checksum = path.stat().st_size, _checksum(path)
-    with _errors(uri):
-        store = boto3.client("s3")
+    with _answering(uri):
+        store = _client()
         if _is_stored(store, bucket, key, size, checksum):
             return
         parts = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES)
@@ -50,21 +162,16 @@ def put_text(text: str, uri: str) -> None:
     Raises:
         UserError: the store refuses or cannot be reached.
     """
-    bucket, key = split_uri(uri)
-    with _errors(uri):
-        boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=text.encode(), ChecksumAlgorithm="SHA256")
+    bucket, key = _split(uri)
+    with _answering(uri):
+        _client().put_object(Bucket=bucket, Key=key, Body=text.encode(), ChecksumAlgorithm="SHA256")
 
 
-def split_uri(uri: str) -> tuple[str, str]:
-    """Bucket and key of `s3://bucket/key`.
-
-    Raises:
-        UserError: it names no bucket.
-    """
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not uri.startswith("s3://") or not bucket:
-        raise UserError(f"{uri}: names no bucket: write s3://bucket/folder")
-    return bucket, key.strip("/")
+def _split(uri: str) -> tuple[str, str]:
+    match = _URL.fullmatch(uri)
+    if match is None:
+        raise UserError(f"{uri}: has no bucket: it must have the form s3://bucket/key")
+    return match.group(1), match.group(2)
 
 
 def _is_stored(store: Any, bucket: str, key: str, size: int, checksum: str) -> bool:
@@ -95,12 +202,35 @@ def _checksum_of(parts: Iterator[bytes], size: int) -> str:
     return base64.b64encode(whole).decode()
 
 
+def _client() -> Any:
+    retries = Config(retries={"mode": "standard"}, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S)
+    return boto3.client("s3", config=retries)
+
+
+def cache_dir() -> Path:
+    """Where this project keeps what it can make or fetch again: `$POSTTRAIN_CACHE`, else a folder in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "posttrain"
+    return Path(os.environ.get("POSTTRAIN_CACHE", default))
+
+
 @contextmanager
-def _errors(uri: str) -> Iterator[None]:
+def _answering(url: str) -> Iterator[None]:
+    """Turns what an object store, or the way to it, refuses into an answer."""
     try:
         yield
-    except (BotoCoreError, ClientError, S3UploadFailedError) as error:
+    except (NoCredentialsError, PartialCredentialsError) as error:
         raise UserError(
-            f"{uri}: cannot be written: {error}: check bucket, credentials and AWS_ENDPOINT_URL_S3; what was there before is "
-            "unchanged"
+            f"{url}: no credentials were found ({error}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        ) from error
+    except ClientError as error:
+        code, status = error.response["Error"].get("Code"), error.response["ResponseMetadata"].get("HTTPStatusCode")
+        remedy = {
+            403: "check the credentials, and that they may read and list the bucket",
+            404: "correct the bucket, or AWS_ENDPOINT_URL",
+            301: "the bucket is in another region: set AWS_REGION",
+        }.get(status or 0, "try again, or check AWS_ENDPOINT_URL")
+        raise UserError(f"{url}: the object store refuses it ({code}, status {status}): {remedy}") from error
+    except (BotoCoreError, boto3.exceptions.Boto3Error, ValueError) as error:
+        raise UserError(
+            f"{url}: the object store cannot be reached or read ({error}): check AWS_ENDPOINT_URL, the region and the network"
         ) from error

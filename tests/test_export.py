@@ -138,10 +138,10 @@ def test_it_replaces_an_export_and_nothing_else(trained, tmp_path):
 def test_an_export_that_fails_leaves_the_old_one(trained, tmp_path):
     folder = exported(trained, tmp_path / "out")
     before = (folder / "SHA256SUMS").read_bytes()
-    elsewhere = trained.section.model_copy(update={"base": "nowhere/at-all", "revision": "main"})
     if trained.section.method == "lora":
-        with pytest.raises(UserError, match="nowhere/at-all"):
-            export(trained.checkpoint, elsewhere, str(folder), ModelCard("---\n{}\n---"))
+        gone = trained.section.model_copy(update={"base": "./gone"})
+        with pytest.raises(UserError, match=r"\./gone"):
+            export(trained.checkpoint, gone, str(folder), ModelCard("---\n{}\n---"))
     with pytest.raises(UserError, match="name a folder, s3://bucket/folder or hf://organisation/name"):
         exported(trained, "ftp://somewhere")
     assert (folder / "SHA256SUMS").read_bytes() == before
@@ -213,9 +213,9 @@ def test_s3_uploads_in_parts_are_compared_byte_by_byte(bucket, tmp_path, monkeyp
 
 def test_s3_that_refuses_is_one_line(bucket, tmp_path):
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"s3://no-such/file: cannot be written: .*check bucket, credentials"):
+    with pytest.raises(UserError, match=r"s3://no-such/file: the object store .*NoSuchBucket"):
         storage.upload_file(tmp_path / "file", "s3://no-such/file")
-    with pytest.raises(UserError, match="names no bucket"):
+    with pytest.raises(UserError, match="has no bucket"):
         storage.upload_file(tmp_path / "file", "s3://")
 
 

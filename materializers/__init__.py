@@ -5,6 +5,7 @@ Every materializer hashes the content, so a step that ran again and gave the sam
 
 from materializers.checkpoint import CheckpointMaterializer
 from materializers.evaluation import EvaluationMaterializer
+from materializers.generations import GenerationsMaterializer
 from materializers.preferences import InstructionsMaterializer, PreferencesMaterializer
 from materializers.records import RecordMaterializer
 from materializers.reference import ReferenceLogpsMaterializer
@@ -12,6 +13,7 @@ from materializers.reference import ReferenceLogpsMaterializer
 __all__ = [
     "CheckpointMaterializer",
     "EvaluationMaterializer",
+    "GenerationsMaterializer",
     "InstructionsMaterializer",
     "PreferencesMaterializer",
     "RecordMaterializer",

@@ -255,3 +255,16 @@ def _contests(exchanges: Sequence[Exchange]) -> list[Contest]:
         for exchange in exchanges
         if {"sft", "dpo"} <= exchange.responses.keys()
     ]
+
+
+def key_figures(generations: Generations) -> dict[str, float]:
+    """The figures without their intervals, as MLflow shows them: `answers_stop_rate/dpo`, `win_rate/true_reward`."""
+    flat = {
+        f"answers_{name}/{stage}": estimate.value
+        for stage, figures in generations.stages.items()
+        for name in ("stop_rate", "n_tokens", "repetition", "true_reward")
+        if (estimate := getattr(figures, name)) is not None
+    }
+    judged = generations.by_judge.win_rate if generations.by_judge else None
+    by = {"true_reward": generations.by_true_reward, "judge": judged}
+    return flat | {f"win_rate/{name}": rate.share.value for name, rate in by.items() if rate}

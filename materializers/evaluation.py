@@ -7,7 +7,9 @@ from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers._folder import FolderMaterializer, html_table
-from posttrain.evaluate import Evaluation, Figures
+from posttrain.estimates import Estimate
+from posttrain.evaluate import Evaluation
+from posttrain.figures import Figures, SetFigures
 
 
 class EvaluationMaterializer(FolderMaterializer):
@@ -41,12 +43,27 @@ def key_figures(figures: Figures) -> dict[str, float]:
     MLflow makes a section of charts of what stands before the slash, in alphabetical order: the accuracies come first, the
     models side by side.
     """
-    flat = {
-        f"{NAMES.get(name, name)}/{stage}": estimate["value"]
-        for stage, of_stage in figures.stages.items()
-        for name, estimate in (of_stage.model_dump() if of_stage else {}).items()
-        if estimate is not None
-    }
+    flat = _of_stages(figures)
     for name, comparison in figures.comparisons.items():
         flat |= {f"gain/{name}": comparison.gain.value, f"p_value/{name}": comparison.p_value}
+    flat["length/prefer_longer"] = figures.length.prefer_longer.value
+    if figures.calibration:
+        flat |= {"calibration/ece": figures.calibration.ece, "calibration/brier": figures.calibration.brier.value}
+    for name, of_set in figures.sets.items():
+        label = f"set_{name.replace('/', '_')}"
+        flat |= {
+            f"{label}/{key.replace('/', '_')}": value
+            for key, value in _of_stages(of_set).items()
+            if key.startswith("accuracy")
+        }
+        flat |= {f"{label}/gain_{versus}": c.gain.value for versus, c in of_set.comparisons.items()}
     return flat
+
+
+def _of_stages(figures: SetFigures) -> dict[str, float]:
+    return {
+        f"{NAMES.get(name, name)}/{stage}": estimate.value
+        for stage, of_stage in figures.stages.items()
+        for name, estimate in (of_stage or ())
+        if isinstance(estimate, Estimate)
+    }

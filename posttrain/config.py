@@ -239,6 +239,14 @@ class DpoSection(TrainSection):
     max_prompt_length: int = Field(
         512, ge=1, description="longer prompts lose their beginning, and are counted; at most max_length"
     )
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop after this many validations (eval_steps) without a better loss, and keep the best weights",
+    )
+    stop_on_divergence: bool = Field(
+        True, description="end at once when the loss is no number, or over ten logs three times what it was at first"
+    )
 
     @property
     def losses(self) -> list[str]:
@@ -341,7 +349,16 @@ class EvaluationSection(Section):
     tokens_per_batch: int = Field(8192, ge=1, description="padded tokens scored at once; higher: faster, more memory")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval")
     n_bootstrap: int = Field(2000, ge=100, description="resamples for the interval of a mean")
-    seed: int = Field(0, ge=0, description="of the resampling")
+    seed: int = Field(0, ge=0, description="of the resampling, and of the places where KL is measured")
+    n_kl_pairs: int = Field(
+        128,
+        ge=0,
+        description="test pairs on which KL to the reference is measured; 0: not at all, and SFT is not loaded",
+    )
+    n_wrong_pairs: int = Field(20, ge=0, description="how many of the surest wrong pairs are shown with their texts")
+    sets: list[Source] = Field(
+        [], description="further pairs to judge by, such as LLMBar or PandaLM; all their rows, of any split, are used"
+    )
     generations: GenerationsSection = GenerationsSection()
     judge: JudgeSection = JudgeSection()
 
@@ -350,9 +367,23 @@ class GateSection(Section):
     """What a model must show to be promoted to production."""
 
     min_gain: float = Field(
-        0.0, ge=0, le=1, description="the new model's accuracy must exceed the old one's by more, on the same pairs"
+        0.0,
+        ge=0,
+        lt=1,
+        description="the whole interval of the gain in accuracy over the champion must lie above; a first model is held "
+        "against SFT, or SFT against the base",
     )
     max_p_value: float = Field(0.05, gt=0, lt=1, description="of McNemar's exact test (two-sided); lower: stricter")
+    max_slice_loss: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="no slice may be surely worse by more, again by the interval; 1: slices do not matter",
+    )
+    min_slice_pairs: int = Field(20, ge=1, description="smaller slices are not looked at")
+    block_severity: Literal["warning", "error", "never"] = Field(
+        "error", description="a finding of this severity, or a graver one, keeps a model from production"
+    )
 
 
 class TrackingSection(Section):

@@ -1,86 +1,32 @@
-"""Preference accuracy on held-out pairs: base, SFT and DPO on the same pairs, each figure with its interval."""
+"""Preference accuracy on held-out pairs: base, SFT, DPO and the champion on the same pairs, each figure with its interval."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
-from scipy.stats import binomtest, norm
+from datasets import Dataset
 
-from posttrain.chat import tokenise_pairs
+from posttrain.chat import Messages, Tokenised, tokenise_pairs
 from posttrain.checkpoint import Base, Checkpoint
-from posttrain.config import EvaluationSection, ModelSection
+from posttrain.config import EvaluationSection, LoraSection, ModelSection
+from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
+from posttrain.diagnose import Written, diagnose
+from posttrain.divergence import NextTokenKL
 from posttrain.errors import UserError
+from posttrain.figures import Figures
 from posttrain.logprobs import PairLogps, score_pairs
-from posttrain.model import load_chat, load_model
+from posttrain.model import Model, load_chat, load_model, resolve_base
 from posttrain.reference import Lengths, ReferenceLogps
+from posttrain.statistics import summarise
 
-STAGES = ("base", "sft", "dpo")
-
-
-class _Result(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Estimate(_Result):
-    """A figure and the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class StageFigures(_Result):
-    """What one model makes of the test pairs; None where a figure does not apply."""
-
-    likelihood_accuracy: Estimate
-    """Share of pairs whose chosen response has the higher summed log-probability."""
-    normalised_accuracy: Estimate
-    """The same for the mean log-probability of a token, so that length does not count."""
-    implicit_accuracy: Estimate | None
-    """Share of pairs whose chosen response gained more over the reference (DPO only)."""
-    true_agreement: Estimate | None
-    """Share of pairs ordered as the hidden reward orders them (demo only)."""
-    likelihood_margin_nats: Estimate
-    """Mean of log p(chosen) - log p(rejected)."""
-    implicit_margin_nats: Estimate | None
-    """Mean of the same difference less the reference's; times beta it is the reward margin."""
-    chosen_logps_nats: Estimate
-    """Mean summed log-probability of the chosen responses."""
-
-
-class Comparison(_Result):
-    """Two models on the same pairs, by likelihood accuracy."""
-
-    gain: Estimate
-    """Accuracy of the newer less that of the older; the interval is a paired bootstrap."""
-    n_gained: int
-    """Pairs that the newer model orders better."""
-    n_lost: int
-    """Pairs that the newer model orders worse."""
-    p_value: float
-    """McNemar's exact test, two-sided: the chance of a split this uneven were both models equally good."""
-
-
-class Figures(_Result):
-    """The evaluation without its rows, as it is written to JSON."""
-
-    n_pairs: int
-    stages: dict[str, StageFigures | None]
-    comparisons: dict[str, Comparison]
-    """`newer_vs_older`, e.g. `dpo_vs_sft`."""
-    cut: dict[str, int]
-    """How many test pairs lost tokens, or were left out, and why."""
-    confidence: float
-    seed: int
-    digests: dict[str, str]
-    """Of the test pairs and of each model."""
+TEST = "test"
+"""The name of the test pairs among the sets of pairs, beside those in `evaluation.sets`."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +35,26 @@ class Evaluation:
 
     figures: Figures
     pairs: pa.Table
-    """One row a test pair: id, source, true_margin, n_chosen_tokens, n_rejected_tokens, and for each stage
-    `STAGE_chosen_logps` and `STAGE_rejected_logps`, nats summed over completion tokens."""
+    """One row a test pair: id, source, true_margin, prompt, chosen, rejected (text), n_turns (by the user), n_prompt_tokens,
+    n_chosen_tokens, n_rejected_tokens, kl_nats_per_token (null where not measured), and for each stage
+    `STAGE_chosen_logps` and `STAGE_rejected_logps`, nats summed over completion tokens. A champion of another tokenizer
+    has its own `champion_n_chosen_tokens` and `champion_n_rejected_tokens`."""
+    sets: dict[str, pa.Table] = field(default_factory=dict)
+    """The same for each set in `evaluation.sets`."""
 
     def save(self, folder: Path) -> None:
-        """Writes `evaluation.json` and `pairs.parquet` into a folder."""
+        """Writes `evaluation.json`, `pairs.parquet`, and the rows of each further set in the order of the figures."""
         (folder / "evaluation.json").write_text(self.figures.model_dump_json(indent=2), encoding="utf-8")
         pq.write_table(self.pairs, folder / "pairs.parquet")
+        for i, name in enumerate(self.figures.sets):
+            pq.write_table(self.sets[name], folder / f"set-{i}.parquet")
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:
         """What `save` wrote."""
         figures = Figures.model_validate_json((folder / "evaluation.json").read_text(encoding="utf-8"))
-        return cls(figures, pq.read_table(folder / "pairs.parquet"))
+        sets = {name: pq.read_table(folder / f"set-{i}.parquet") for i, name in enumerate(figures.sets)}
+        return cls(figures, pq.read_table(folder / "pairs.parquet"), sets)
 
 
 def evaluate(
@@ -113,147 +66,211 @@ def evaluate(
     model: ModelSection,
     lengths: Lengths,
     section: EvaluationSection,
+    *,
+    beta: float | None = None,
+    champion: Checkpoint | None = None,
+    sets: PairSets | None = None,
+    generations: Written | None = None,
 ) -> Evaluation:
-    """Scores the test pairs with every model there is, all of them on the same tokens.
+    """Scores the test pairs, and those of further sets, with every model there is.
 
     Args:
         reference: the stored log-probabilities of the SFT checkpoint, which are then not computed again.
+        beta: of DPO's loss, for the calibration.
+        champion: the model in production. It reads the pairs through its own tokenizer and template.
+        generations: what the models answered, for the diagnosis.
 
     Raises:
-        UserError: no test pair is left.
+        UserError: no pair of a set is left, a model gives no numbers, or the champion's base is gone.
     """
-    chat = load_chat(base, model, sft or dpo)
-    test = tokenise_pairs(chat, preferences.test, lengths.max_length, lengths.max_prompt_length)
-    if len(test.rows) == 0:
-        raise UserError(
-            f"evaluation: no test pair is left of {len(preferences.test)} ({test.counts}): raise dpo.max_length or data.test_size"
-        )
-    scores: dict[str, PairLogps] = {}
-    for stage, checkpoint in (("base", None), ("sft", sft), ("dpo", dpo)):
-        if stage != "base" and checkpoint is None:
-            continue
-        if stage == "sft" and reference is not None:
-            scores[stage] = reference.of(test.rows)
-            continue
-        policy = load_model(base, model, checkpoint)
-        scores[stage] = score_pairs(policy, test.rows, model, section.tokens_per_batch, f"{stage}, test pairs")
-        del policy
-        if not np.isfinite([scores[stage].chosen_logps, scores[stage].rejected_logps]).all():
-            raise UserError(
-                f"evaluation: {stage} gives log-probabilities that are not finite, so nothing can be said of it: its training "
-                "diverged; lower the learning rate"
-            )
-    pairs = _pair_table(preferences, list(test.rows["id"]), scores)
-    digests = {"base": base.digest} | {name: c.digest for name, c in (("sft", sft), ("dpo", dpo)) if c}
-    return Evaluation(summarise(pairs, section, test.counts, {"preferences": preferences.digest, **digests}), pairs)
-
-
-def summarise(pairs: pa.Table, section: EvaluationSection, cut: dict[str, int], digests: dict[str, str]) -> Figures:
-    """Every figure of an evaluation, from its rows alone."""
-    column = {
-        name: pairs[name].to_numpy(zero_copy_only=False) for name in pairs.column_names if name not in ("id", "source")
+    scoring = _Scoring(base, model, lengths, section, sft or dpo)
+    scoring.add_set(TEST, preferences.test)
+    for name, found in (sets.sets if sets else {}).items():
+        scoring.add_set(name, found.rows)
+    kl = NextTokenKL(scoring.sets[TEST].tokenised.rows, section.n_kl_pairs if sft and dpo else 0, section.seed)
+    scoring.score("base", None)
+    if sft:
+        scoring.score("sft", sft, {TEST: reference} if reference else {}, kl if kl.drawn else None)
+    if dpo:
+        scoring.score("dpo", dpo, kl=kl if kl.drawn else None)
+    if champion:
+        known = {"sft": sft, "dpo": dpo}
+        same = next((stage for stage, other in known.items() if other and other.digest == champion.digest), None)
+        scoring.score_champion(champion, same)
+    tables = {name: pairs.table() for name, pairs in scoring.sets.items()}
+    summaries = {
+        name: summarise(table, section, dict(scoring.sets[name].cut), beta if dpo else None)
+        for name, table in tables.items()
     }
-    present = [stage for stage in STAGES if f"{stage}_chosen_logps" in column]
-    margins = {stage: column[f"{stage}_chosen_logps"] - column[f"{stage}_rejected_logps"] for stage in present}
-    truth = column["true_margin"].astype(float)
-    known = np.isfinite(truth) & (truth != 0)
-
-    def share(correct: np.ndarray) -> Estimate:
-        return wilson(float(correct.sum()), len(correct), section.confidence)
-
-    def mean(values: np.ndarray) -> Estimate:
-        return bootstrap_mean(values, section)
-
-    stages: dict[str, StageFigures | None] = dict.fromkeys(STAGES)
-    for stage in present:
-        chosen, rejected = column[f"{stage}_chosen_logps"], column[f"{stage}_rejected_logps"]
-        implicit = margins["dpo"] - margins["sft"] if stage == "dpo" and "sft" in margins else None
-        stages[stage] = StageFigures(
-            likelihood_accuracy=share(correct(margins[stage])),
-            normalised_accuracy=share(
-                correct(chosen / column["n_chosen_tokens"] - rejected / column["n_rejected_tokens"])
-            ),
-            implicit_accuracy=share(correct(implicit)) if implicit is not None else None,
-            true_agreement=share(correct(margins[stage][known] * np.sign(truth[known]))) if known.any() else None,
-            likelihood_margin_nats=mean(margins[stage]),
-            implicit_margin_nats=mean(implicit) if implicit is not None else None,
-            chosen_logps_nats=mean(chosen),
-        )
-    comparisons = {
-        f"{newer}_vs_{older}": compare(correct(margins[newer]), correct(margins[older]), section)
-        for older, newer in pairwise(present)
-    }
-    return Figures(
-        n_pairs=pairs.num_rows,
-        stages=stages,
-        comparisons=comparisons,
-        cut=cut,
+    models = {"base": base, "sft": sft, "dpo": dpo, "champion": champion}
+    digests = {"preferences": preferences.digest} | {name: m.digest for name, m in models.items() if m}
+    digests |= {f"set {name}": found.digest for name, found in (sets.sets if sets else {}).items()}
+    if reference:
+        digests["reference"] = reference.checkpoint
+    test = summaries.pop(TEST)
+    figures = Figures(
+        **dict(test),
+        sets=summaries,
         confidence=section.confidence,
         seed=section.seed,
         digests=digests,
     )
+    findings = diagnose(figures, sft.history if sft else [], dpo.history if dpo else [], generations)
+    return Evaluation(figures.model_copy(update={"findings": findings}), tables.pop(TEST), tables)
 
 
-def correct(margins: np.ndarray) -> np.ndarray:
-    """1 where the chosen response is ahead, 0 where it is behind, one half for a tie."""
-    halves: np.ndarray = (np.sign(margins) + 1) / 2
-    return halves
+class _Scoring:
+    """Every set of pairs on its way to a table; each model is loaded once for all of them."""
+
+    def __init__(
+        self,
+        base: Base,
+        model: ModelSection,
+        lengths: Lengths,
+        section: EvaluationSection,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self._base, self._model, self._lengths, self._section = base, model, lengths, section
+        self._chat = load_chat(base, model, checkpoint)
+        self.sets: dict[str, _Pairs] = {}
+
+    def add_set(self, name: str, rows: Dataset) -> None:
+        tokenised = tokenise_pairs(self._chat, rows, self._lengths.max_length, self._lengths.max_prompt_length)
+        if len(tokenised.rows) == 0:
+            raise UserError(
+                f"evaluation: no {name} pair is left of {len(rows)} ({tokenised.counts}): raise dpo.max_length"
+                + (" or data.test_size" if name == TEST else "")
+            )
+        self.sets[name] = _Pairs(rows, tokenised)
+
+    def score(
+        self,
+        stage: str,
+        checkpoint: Checkpoint | None,
+        stored: dict[str, ReferenceLogps] | None = None,
+        kl: NextTokenKL | None = None,
+    ) -> None:
+        """Scores every set that has no stored scores, and measures KL: SFT is the reference, DPO is measured."""
+        stored = stored or {}
+        for name, reference in stored.items():
+            self.sets[name].scores[stage] = reference.of(self.sets[name].tokenised.rows)
+        if stored.keys() == self.sets.keys() and kl is None:
+            return
+        policy = load_model(self._base, self._model, checkpoint)
+        for name, pairs in self.sets.items():
+            if name not in stored:
+                pairs.scores[stage] = self._score(policy, self._model, pairs.tokenised, f"{stage}, {name} pairs")
+        if kl is not None and stage == "sft":
+            kl.remember(policy, self._model)
+        elif kl is not None:
+            self.sets[TEST].kl = dict(zip(kl.drawn, kl.measure(policy, self._model), strict=True))
+
+    def score_champion(self, champion: Checkpoint, same_stage: str | None) -> None:
+        """Scores the model in production as it is served: by its own base, tokenizer and template."""
+        if same_stage is not None:
+            for pairs in self.sets.values():
+                pairs.scores["champion"] = pairs.scores[same_stage]
+            return
+        section = _section_of(champion, self._base, self._model)
+        chat = load_chat(champion.manifest.base, section, champion)
+        policy = load_model(champion.manifest.base, section, champion)
+        for name, pairs in self.sets.items():
+            tokenised = tokenise_pairs(chat, pairs.rows, self._lengths.max_length, self._lengths.max_prompt_length)
+            if len(tokenised.rows) == 0:
+                raise UserError(
+                    f"evaluation: no {name} pair is left for the champion ({tokenised.counts}): raise dpo.max_length"
+                )
+            pairs.own_ids = list(tokenised.rows["id"])
+            pairs.scores["champion"] = self._score(policy, section, tokenised, f"champion, {name} pairs")
+
+    def _score(self, policy: Model, section: ModelSection, tokenised: Tokenised, label: str) -> PairLogps:
+        scored = score_pairs(policy, tokenised.rows, section, self._section.tokens_per_batch, label)
+        if not np.isfinite([scored.chosen_logps, scored.rejected_logps]).all():
+            raise UserError(
+                f"evaluation: {label.split(',')[0]} gives log-probabilities that are not finite, so nothing can be said of "
+                "it: its training diverged; lower the learning rate"
+            )
+        return scored
 
 
-def wilson(n_correct: float, n: int, confidence: float) -> Estimate:
-    """A share with Wilson's score interval, which holds at 0 and 1 and for few pairs too.
+class _Pairs:
+    """One set of pairs, and what the models made of it."""
 
-    Source: Wilson 1927; a tie counts one half.
+    def __init__(self, rows: Dataset, tokenised: Tokenised) -> None:
+        self.rows, self.tokenised = rows, tokenised
+        self.scores: dict[str, PairLogps] = {}
+        self.kl: dict[int, float] = {}
+        """By position in the tokenised rows."""
+        self.own_ids: list[str] | None = None
+        """Ids of the pairs that the champion could read, where it read them by itself."""
+        self.cut = Counter(tokenised.counts)
+
+    def table(self) -> pa.Table:
+        """The rows that every model has scored."""
+        ids = list(self.tokenised.rows["id"])
+        of_text = {row_id: i for i, row_id in enumerate(self.rows["id"])}
+        of_champion = {row_id: i for i, row_id in enumerate(ids if self.own_ids is None else self.own_ids)}
+        kept = [i for i, row_id in enumerate(ids) if row_id in of_champion]
+        if len(kept) < len(ids):
+            self.cut["unreadable_for_champion"] = len(ids) - len(kept)
+        texts = self.rows.select([of_text[ids[i]] for i in kept])
+        prompt_ids = self.tokenised.rows["prompt_ids"]
+        first = next(iter(self.scores.values()))
+        columns = {
+            "id": pa.array([ids[i] for i in kept]),
+            "source": pa.array(list(texts["source"]), pa.string()),
+            "true_margin": pa.array(list(texts["true_margin"]), pa.float64()),
+            "prompt": pa.array([_prompt_text(prompt) for prompt in texts["prompt"]]),
+            "chosen": pa.array([_response_text(response) for response in texts["chosen"]]),
+            "rejected": pa.array([_response_text(response) for response in texts["rejected"]]),
+            "n_turns": pa.array([sum(m["role"] == "user" for m in prompt) for prompt in texts["prompt"]], pa.int32()),
+            "n_prompt_tokens": pa.array([len(prompt_ids[i]) for i in kept], pa.int32()),
+            "n_chosen_tokens": pa.array(first.n_chosen_tokens[kept]),
+            "n_rejected_tokens": pa.array(first.n_rejected_tokens[kept]),
+        }
+        if self.kl:
+            columns["kl_nats_per_token"] = pa.array([self.kl.get(i) for i in kept], pa.float64())
+        for stage, score in self.scores.items():
+            taken = [of_champion[ids[i]] for i in kept] if stage == "champion" else kept
+            columns[f"{stage}_chosen_logps"] = pa.array(score.chosen_logps[taken])
+            columns[f"{stage}_rejected_logps"] = pa.array(score.rejected_logps[taken])
+            if stage == "champion" and self.own_ids is not None:
+                columns["champion_n_chosen_tokens"] = pa.array(score.n_chosen_tokens[taken])
+                columns["champion_n_rejected_tokens"] = pa.array(score.n_rejected_tokens[taken])
+        return pa.table(columns)
+
+
+def _section_of(champion: Checkpoint, base: Base, model: ModelSection) -> ModelSection:
+    """Settings that load a champion of an earlier run, whatever this run's model is.
+
+    Raises:
+        UserError: its adapter belongs to a base that is no longer what it was.
     """
-    z = float(norm.ppf((1 + confidence) / 2))
-    share = n_correct / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    return Estimate(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
-
-
-def bootstrap_mean(values: np.ndarray, section: EvaluationSection) -> Estimate:
-    """A mean with its percentile bootstrap interval (Efron 1979), the same for the same values and seed."""
-    values = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(section.seed)
-    means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(section.n_bootstrap)]
-    tail = (1 - section.confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Estimate(value=float(values.mean()), low=float(low), high=float(high))
-
-
-def compare(newer: np.ndarray, older: np.ndarray, section: EvaluationSection) -> Comparison:
-    """How two models differ on the same pairs.
-
-    Args:
-        newer, older: 1, 0 or one half a pair, as `correct` gives them.
-
-    Source: McNemar 1947, in its exact form: a sign test on the pairs where the two differ.
-    """
-    difference = newer - older
-    n_gained, n_lost = int((difference > 0).sum()), int((difference < 0).sum())
-    n_differing = n_gained + n_lost
-    return Comparison(
-        gain=bootstrap_mean(difference, section),
-        n_gained=n_gained,
-        n_lost=n_lost,
-        p_value=float(binomtest(n_gained, n_differing).pvalue) if n_differing else 1.0,
+    own = champion.manifest.base
+    if own.digest == base.digest and (champion.manifest.kind == "full" or model.method != "full"):
+        return model.model_copy(update={"chat_template": None, "lora": LoraSection()})
+    adapter = champion.manifest.kind == "adapter"
+    method = "lora" if adapter and model.method == "full" else model.method
+    section = model.model_copy(
+        update={
+            "base": own.id,
+            "revision": own.revision,
+            "method": method,
+            "chat_template": None,
+            "lora": LoraSection(),
+        }
     )
+    if adapter and (found := resolve_base(section)).digest != own.digest:
+        raise UserError(
+            f"the champion {champion.digest[:16]} is an adapter to {own.id} as it was ({own.digest[:16]}), which is now "
+            f"{found.digest[:16]}, so it cannot be judged: bring the base back, or take the champion out of production"
+        )
+    return section
 
 
-def _pair_table(preferences: Preferences, ids: list[str], scores: dict[str, PairLogps]) -> pa.Table:
-    test = preferences.test.select_columns(["id", "source", "true_margin"])
-    position = {row_id: i for i, row_id in enumerate(test["id"])}
-    rows = test.select([position[row_id] for row_id in ids])
-    any_stage = next(iter(scores.values()))
-    columns = {
-        "id": pa.array(ids),
-        "source": pa.array(list(rows["source"])),
-        "true_margin": pa.array(list(rows["true_margin"]), pa.float64()),
-        "n_chosen_tokens": pa.array(any_stage.n_chosen_tokens),
-        "n_rejected_tokens": pa.array(any_stage.n_rejected_tokens),
-    }
-    for stage, score in scores.items():
-        columns[f"{stage}_chosen_logps"] = pa.array(score.chosen_logps)
-        columns[f"{stage}_rejected_logps"] = pa.array(score.rejected_logps)
-    return pa.table(columns)
+def _prompt_text(prompt: Messages) -> str:
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _response_text(response: Messages) -> str:
+    return "\n\n".join(message["content"] for message in response)

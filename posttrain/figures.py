@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from posttrain.estimates import Estimate, Result
 
 STAGES = ("base", "sft", "dpo", "champion")
@@ -179,9 +181,9 @@ class Finding(Result):
 class Figures(SetFigures):
     """The evaluation without its rows, as it is written to JSON; by itself, of the test pairs."""
 
-    sets: dict[str, SetFigures] = {}
+    sets: dict[str, SetFigures] = Field({})
     """Of each further set in `evaluation.sets`, by name."""
-    findings: list[Finding] = []
+    findings: list[Finding] = Field([])
     """The gravest first."""
     confidence: float
     seed: int

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.data.report import DataReport
-from posttrain.evaluate import STAGES, Estimate, Figures
+from posttrain.estimates import Estimate
+from posttrain.figures import STAGES, Figures, StageFigures
 from posttrain.promotion import Promotion
 
 ROWS = {
@@ -20,7 +21,9 @@ ROWS = {
     "implicit_accuracy": "  implicit reward",
     "true_agreement": "true agreement",
 }
-NAMES = {"base": "base", "sft": "SFT", "dpo": "DPO"}
+HISTOGRAMS = {"margins", "implicit_margins"}
+NAMES = {"base": "base", "sft": "SFT", "dpo": "DPO", "champion": "champion"}
+STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,13 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The whole evaluation for scripts; None where a figure does not apply."""
         nothing = {"value": None, "low": None, "high": None}
-        stages = {
-            stage: {
+        stages = {}
+        for stage in _shown(self.figures):
+            of_stage = self.figures.stages[stage]
+            stages[stage] = {
                 name: estimate.model_dump() if estimate else dict(nothing)
-                for name, estimate in _estimates(self.figures.stages[stage]).items()
-            }
-            for stage in STAGES
-        }
+                for name, estimate in _estimates(of_stage).items()
+            } | (of_stage.model_dump(include=HISTOGRAMS) if of_stage else {})
         return {
             "run": self.run,
             **self.figures.model_dump(exclude={"stages"}),
@@ -66,14 +69,19 @@ def _render(report: Report) -> Group:
     title = f"\n{report.run}: {figures.n_pairs} held-out pairs"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(f"in %, {figures.confidence:.0%} intervals", no_wrap=True)
-    for stage in STAGES:
+    shown = _shown(figures)
+    for stage in shown:
         table.add_column(NAMES[stage], justify="right", no_wrap=True)
     for name, label in ROWS.items():
-        cells = [_cell(_estimates(figures.stages[stage]).get(name)) for stage in STAGES]
+        cells = [_cell(_estimates(figures.stages[stage]).get(name)) for stage in shown]
         if any(cell != "-" for cell in cells):
             table.add_row(label, *cells)
+    for name, found in figures.sets.items():
+        cells = [_cell(_estimates(found.stages[stage]).get("likelihood_accuracy")) for stage in shown]
+        table.add_row(f"{name} ({found.n_pairs} pairs)", *cells)
     lines = [
-        Text(f"Data: {data.n_read} rows read, {data.n_kept} kept, {data.n_dropped} dropped{_reasons(data.dropped)}")
+        Text(_beside(figures)),
+        Text(f"Data: {data.n_read} rows read, {data.n_kept} kept, {data.n_dropped} dropped{_reasons(data.dropped)}"),
     ]
     if any(figures.cut.values()):
         lines.append(
@@ -83,14 +91,34 @@ def _render(report: Report) -> Group:
         lines.append(
             Text(f"Ceiling: the true reward itself is expected to agree with {data.ceiling:.1%} of these noisy labels")
         )
+    for finding in figures.findings:
+        line = Text(f"{finding.severity.capitalize()}: ", style=STYLES[finding.severity])
+        line.append(f"{finding.title}. What to do: {finding.advice}", style="not bold default")
+        lines.append(line)
     verdict = Text("Promoted: " if report.promotion.promoted else "Not promoted: ", style="bold")
     verdict.append("; ".join(report.promotion.reasons), style="not bold")
     return Group(table, *lines, verdict)
 
 
-def _estimates(figures: Any) -> dict[str, Estimate | None]:
-    names = [*ROWS, "likelihood_margin_nats", "implicit_margin_nats", "chosen_logps_nats"]
-    return {name: getattr(figures, name, None) for name in names}
+def _shown(figures: Figures) -> list[str]:
+    """The stages, the champion only where there is one."""
+    return [stage for stage in STAGES if stage != "champion" or figures.stages[stage]]
+
+
+def _estimates(figures: StageFigures | None) -> dict[str, Estimate | None]:
+    return {name: getattr(figures, name, None) for name in StageFigures.model_fields if name not in HISTOGRAMS}
+
+
+def _beside(figures: Figures) -> str:
+    """What stands beside accuracy, in a line."""
+    there = {NAMES[stage]: found for stage in _shown(figures) if (found := figures.stages[stage])}
+    parts = [f"perplexity on chosen {', '.join(f'{n} {f.chosen_perplexity.value:.3g}' for n, f in there.items())}"]
+    if (dpo := figures.stages["dpo"]) and dpo.kl_nats_per_token:
+        parts.append(f"KL to SFT {dpo.kl_nats_per_token.value:.2g} nats a token")
+    if figures.calibration:
+        parts.append(f"calibration error {figures.calibration.ece:.1%}")
+    parts.append(f"preferring the longer response is right on {figures.length.prefer_longer.value:.1%}")
+    return "Beside: " + "; ".join(parts)
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -1,12 +1,25 @@
 """Every published figure against one worked by hand."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from posttrain.config import EvaluationSection, GateSection
-from posttrain.evaluate import bootstrap_mean, compare, correct, summarise, wilson
-from posttrain.promotion import decide
+from posttrain.checkpoint import Base, Checkpoint
+from posttrain.config import DataSection, DpoSection, EvaluationSection, SftSection, Source
+from posttrain.data.pair_sets import PairSets, load_pair_sets, set_name
+from posttrain.data.preferences import Preferences
+from posttrain.divergence import NextTokenKL
+from posttrain.dpo import train_dpo
+from posttrain.errors import UserError
+from posttrain.estimates import bootstrap_mean, wilson
+from posttrain.evaluate import Evaluation, evaluate
+from posttrain.model import load_model
+from posttrain.reference import Lengths, score_reference
+from posttrain.sft import train_sft
+from posttrain.statistics import calibrate, compare, correct, perplexity, rank_correlation, summarise
+from posttrain.training import Stage
 
 SECTION = EvaluationSection()
 
@@ -47,12 +60,51 @@ def test_the_bootstrap_is_the_same_for_the_same_seed_and_near_the_normal_interva
     values = np.random.default_rng(1).normal(3.0, 2.0, 400)
     first, second = bootstrap_mean(values, SECTION), bootstrap_mean(values, SECTION)
     assert first == second
+    assert bootstrap_mean(values, EvaluationSection(seed=1)).low != first.low
     half = 1.96 * values.std() / 20
     assert (first.low, first.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
 
 
+def test_the_bootstrap_keeps_pairs_together():
+    """Perplexity of responses that all have ln 2 a token is 2 in every resample, however long they are."""
+    n_tokens = np.array([1, 5, 20])
+    assert perplexity(-np.log(2) * n_tokens, n_tokens, SECTION) == perplexity(-np.log(2) * n_tokens, n_tokens, SECTION)
+    estimate = perplexity(-np.log(2) * n_tokens, n_tokens, SECTION)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((2, 2, 2))
+
+
+def test_perplexity_weighs_tokens_not_responses():
+    """2 nats over 1 token and 1 nat over 5: exp(3 / 6)."""
+    assert perplexity(np.array([-2.0, -1.0]), np.array([1, 5]), SECTION).value == pytest.approx(np.exp(0.5))
+
+
+def test_rank_correlation_by_hand():
+    """Ranks 1 2 3 4 5 against 2 1 4 3 5: 1 - 6 * 4 / (5 * 24) = 0.8; z = 1.0986 -+ 1.96 sqrt(1.32 / 2)."""
+    found = rank_correlation(np.arange(5.0), np.array([2.0, 1.0, 4.0, 3.0, 50.0]), SECTION)
+    assert (found.value, found.low, found.high) == pytest.approx((0.8, -0.4572, 0.9909), abs=1e-3)
+    assert rank_correlation(np.arange(5.0), np.ones(5), SECTION) is None
+
+
+def test_calibration_by_hand():
+    """Odds of 4 to 1 are 80 % sure; of ten such pairs 6 are right: the error is 0.2, all in the bin 0.8 to 0.85... The
+    square is 6 x 0.04 + 4 x 0.64 over 10."""
+    log_odds = np.log(4.001) * np.array([1.0] * 6 + [-1.0] * 4)
+    found = calibrate(log_odds, SECTION)
+    (filled,) = (b for b in found.bins if b.n_pairs)
+    assert (filled.low, filled.high, filled.n_pairs) == pytest.approx((0.8, 0.85, 10))
+    assert filled.accuracy.value == 0.6
+    assert found.ece == pytest.approx(0.2, abs=1e-3)
+    assert found.brier.value == pytest.approx((6 * 0.04 + 4 * 0.64) / 10, abs=1e-3)
+
+
+def test_a_well_calibrated_model_has_no_error():
+    """80 % sure and right on 8 of 10; sure of nothing costs a quarter."""
+    assert calibrate(np.log(4) * np.array([1.0] * 8 + [-1.0] * 2), SECTION).ece == pytest.approx(0, abs=1e-12)
+    assert calibrate(np.zeros(4), SECTION).brier.value == 0.25
+
+
 @pytest.fixture
-def pairs():
+def rows():
     """Four pairs. Summed: SFT is right on 1 and ties on 2; DPO is right on 1, 2 and 3. Pair 3's responses have 2 and 4
     tokens: DPO's means are -3 and -2, so per token it is wrong there. The hidden reward disagrees with the label of
     pair 4."""
@@ -60,72 +112,310 @@ def pairs():
     return pa.table(
         {
             "id": ["1", "2", "3", "4"],
-            "source": ["s"] * 4,
+            "source": ["hh/a", "hh/a", "hh/b", "other/c"],
             "true_margin": pa.array([1.0, 2.0, 0.5, -1.0], pa.float64()),
+            "prompt": ["p" * 1000 + "!", "p", "p", "p4"],
+            "chosen": ["c"] * 4,
+            "rejected": ["r"] * 4,
+            "n_turns": pa.array([1, 1, 2, 9], pa.int32()),
+            "n_prompt_tokens": pa.array([3, 32, 33, 128], pa.int32()),
             "n_chosen_tokens": pa.array([2, 2, 2, 2], pa.int32()),
-            "n_rejected_tokens": pa.array([2, 2, 4, 2], pa.int32()),
+            "n_rejected_tokens": pa.array([2, 1, 4, 2], pa.int32()),
+            "kl_nats_per_token": pa.array([None, 0.1, 0.3, None], pa.float64()),
             "base_chosen_logps": pa.array([-4.0, -4.0, -9.0, -4.0], f32),
             "base_rejected_logps": pa.array([-5.0, -3.0, -8.0, -3.0], f32),
             "sft_chosen_logps": pa.array([-4.0, -4.0, -9.0, -4.0], f32),
             "sft_rejected_logps": pa.array([-5.0, -4.0, -8.0, -3.0], f32),
-            "dpo_chosen_logps": pa.array([-4.0, -4.0, -6.0, -5.0], f32),
+            "dpo_chosen_logps": pa.array([-4.0, -4.0, -6.0, -5.5], f32),
             "dpo_rejected_logps": pa.array([-6.0, -5.0, -8.0, -4.0], f32),
         }
     )
 
 
-def test_figures_by_hand(pairs):
-    figures = summarise(pairs, SECTION, {}, {})
+def test_figures_by_hand(rows):
+    figures = summarise(rows, SECTION, {}, beta=0.5)
     base, sft, dpo = (figures.stages[stage] for stage in ("base", "sft", "dpo"))
     assert base.likelihood_accuracy.value == 1 / 4
     assert sft.likelihood_accuracy.value == 1.5 / 4
     assert dpo.likelihood_accuracy.value == 3 / 4
+    # per token DPO's means are -2 and -3, -2 and -5, -3 and -2, -2.75 and -2
     assert dpo.normalised_accuracy.value == 2 / 4
-    # DPO's margin less SFT's: 2-1, 1-0, 2-(-1), -1-(-1) = 0, a tie
-    assert dpo.implicit_accuracy.value == 3.5 / 4
+    # DPO's margin less SFT's: 2-1, 1-0, 2-(-1), -1.5-(-1)
+    assert dpo.implicit_accuracy.value == 3 / 4
     assert (base.implicit_accuracy, sft.implicit_accuracy) == (None, None)
     assert dpo.true_agreement.value == 1.0  # also on pair 4, where the label is wrong
     assert sft.true_agreement.value == (1 + 0.5 + 0 + 1) / 4
-    assert dpo.implicit_margin_nats.value == pytest.approx((1 + 1 + 3 + 0) / 4)
+    assert dpo.implicit_margin_nats.value == pytest.approx((1 + 1 + 3 - 0.5) / 4)
+    assert dpo.chosen_perplexity.value == pytest.approx(np.exp(19.5 / 8))
+    assert (dpo.kl_nats_per_token.value, sft.kl_nats_per_token) == (pytest.approx(0.2), None)
     comparison = figures.comparisons["dpo_vs_sft"]
     assert (comparison.n_gained, comparison.n_lost) == (2, 0)
     assert comparison.gain.value == pytest.approx(1.5 / 4)
 
 
-def test_without_a_hidden_reward_there_is_no_agreement(pairs):
-    index = pairs.column_names.index("true_margin")
-    figures = summarise(pairs.set_column(index, "true_margin", pa.nulls(4, pa.float64())), SECTION, {}, {})
+def test_histograms_hold_every_pair_and_share_their_bins(rows):
+    figures = summarise(rows, SECTION, {}, beta=0.5)
+    sft, dpo = figures.stages["sft"], figures.stages["dpo"]
+    assert sum(sft.margins.counts) == sum(dpo.margins.counts) == sum(dpo.implicit_margins.counts) == 4
+    assert sft.margins.edges == dpo.margins.edges
+    assert sft.margins.quantiles["50"] == -0.5  # of 1, 0, -1, -1
+
+
+def test_slices_by_hand(rows):
+    slices = {(s.by, s.name): s for s in summarise(rows, SECTION, {}).slices}
+    assert set(slices) == {
+        ("source", "hh"), ("source", "other"),
+        ("subset", "hh/a"), ("subset", "hh/b"), ("subset", "other/c"),
+        ("n_turns", "1"), ("n_turns", "2"), ("n_turns", "8 or more"),
+        ("prompt_tokens", "1-32"), ("prompt_tokens", "33-64"), ("prompt_tokens", "65-128"),
+    }  # fmt: skip
+    hh = slices["source", "hh"]
+    assert (hh.n_pairs, hh.accuracy["sft"].value, hh.accuracy["dpo"].value) == (3, 0.5, 1.0)
+    assert hh.gains["dpo_vs_sft"].value == 0.5
+    assert slices["n_turns", "1"].n_pairs == slices["prompt_tokens", "1-32"].n_pairs == 2
+
+
+def test_one_source_is_no_slice(rows):
+    same = rows.set_column(1, "source", pa.array(["a/b"] * 4))
+    assert {s.by for s in summarise(same, SECTION, {}).slices} == {"n_turns", "prompt_tokens"}
+
+
+def test_length_by_hand(rows):
+    """Chosen is as long on 1 and 4, longer on 2, shorter on 3: "the longer" is right on 2, ties on two."""
+    length = summarise(rows, SECTION, {}).length
+    assert length.prefer_longer.value == (0.5 + 1 + 0 + 0.5) / 4
+    assert {name: stratum.n_pairs for name, stratum in length.strata.items()} == {
+        "chosen_shorter": 1, "same_length": 2, "chosen_longer": 1,
+    }  # fmt: skip
+    assert length.strata["chosen_shorter"].accuracy["sft"].value == 0
+    assert length.strata["chosen_shorter"].implicit_accuracy.value == 1
+    # length 0 1 -2 0 has the ranks 2.5 4 1 2.5, the implicit margin 1 1 3 -0.5 the ranks 2.5 2.5 4 1
+    assert length.implicit_correlation.value == pytest.approx(-0.5)
+
+
+def test_the_surest_wrong_pairs_come_with_their_texts(rows):
+    """DPO is wrong on pair 4 alone, by half a nat more than SFT: at beta 0.5 it is sigmoid(0.25) sure."""
+    (wrong,) = summarise(rows, SECTION, {}, beta=0.5).wrong
+    assert (wrong.id, wrong.source, wrong.prompt, wrong.true_margin) == ("4", "other/c", "p4", -1.0)
+    assert wrong.margin_nats == -0.5
+    assert wrong.confidence == pytest.approx(1 / (1 + np.exp(-0.25)))
+
+
+def test_the_end_of_a_long_prompt_is_shown(rows):
+    wrong = summarise(rows.drop_columns(["sft_chosen_logps", "sft_rejected_logps", "dpo_chosen_logps", "dpo_rejected_logps"]), SECTION, {}).wrong  # fmt: skip # noqa: E501
+    assert [pair.id for pair in wrong] == ["2", "3", "4"]
+    assert all(len(pair.prompt) <= 600 for pair in wrong)
+
+
+def test_a_champion_is_held_against_the_newest(rows):
+    """The champion orders pair 4 right as well: DPO loses that one to it."""
+    champion = rows["dpo_chosen_logps"].to_numpy() + np.array([0, 0, 0, 9], np.float32)
+    figures = summarise(
+        rows.append_column("champion_chosen_logps", pa.array(champion)).append_column(
+            "champion_rejected_logps", rows["dpo_rejected_logps"]
+        ),
+        SECTION,
+        {},
+    )
+    assert list(figures.comparisons) == ["sft_vs_base", "dpo_vs_sft", "dpo_vs_champion"]
+    assert (figures.comparisons["dpo_vs_champion"].n_gained, figures.comparisons["dpo_vs_champion"].n_lost) == (0, 1)
+    assert figures.stages["champion"].likelihood_accuracy.value == 1
+
+
+def test_without_a_hidden_reward_there_is_no_agreement(rows):
+    index = rows.column_names.index("true_margin")
+    figures = summarise(rows.set_column(index, "true_margin", pa.nulls(4, pa.float64())), SECTION, {})
     assert figures.stages["dpo"].true_agreement is None
 
 
-def test_without_dpo_sft_is_held_against_the_base(pairs):
-    figures = summarise(pairs.drop_columns(["dpo_chosen_logps", "dpo_rejected_logps"]), SECTION, {}, {})
+def test_without_dpo_sft_is_held_against_the_base(rows):
+    figures = summarise(rows.drop_columns(["dpo_chosen_logps", "dpo_rejected_logps"]), SECTION, {})
     assert figures.stages["dpo"] is None
+    assert figures.calibration is None
     assert list(figures.comparisons) == ["sft_vs_base"]
 
 
-def _figures(pairs, n_gained, n_lost):
-    comparison = compare(
-        np.array([1.0] * n_gained + [0.0] * n_lost + [1.0] * 50),
-        np.array([0.0] * n_gained + [1.0] * n_lost + [1.0] * 50),
-        SECTION,
+# Whole evaluations of tiny models
+
+LENGTHS = Lengths(max_length=96, max_prompt_length=64)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base, preferences, tmp_path_factory):
+    """Base, SFT, its reference scores, and DPO, each trained for a few steps."""
+    base, section = tiny_base
+    folder = tmp_path_factory.mktemp("evaluated")
+    sft = train_sft(
+        preferences,
+        None,
+        SftSection(max_steps=3, max_length=96, learning_rate=1e-2),
+        Stage(base, section, 0, folder / "sft"),
     )
-    figures = summarise(pairs, SECTION, {}, {})
-    return figures.model_copy(update={"comparisons": {"dpo_vs_sft": comparison}})
+    reference = score_reference(preferences, sft, base, section, LENGTHS, 8192)
+    dpo = train_dpo(
+        preferences,
+        reference,
+        sft,
+        DpoSection(max_steps=3, max_length=96, max_prompt_length=64, learning_rate=1e-3),
+        Stage(base, section, 0, folder / "dpo"),
+    )
+    return base, section, sft, reference, dpo
 
 
-def test_a_clear_gain_is_promoted(pairs):
-    promotion = decide(_figures(pairs, 30, 5), GateSection())
-    assert promotion.promoted
-    assert len(promotion.reasons) == 1
-    assert "DPO orders +29.4 points more test pairs right than SFT" in promotion.reasons[0]
+def judged(trained, preferences: Preferences, section: EvaluationSection = SECTION, **others) -> Evaluation:
+    base, model, sft, reference, dpo = trained
+    return evaluate(preferences, base, sft, dpo, reference, model, LENGTHS, section, beta=0.1, **others)
 
 
-def test_chance_a_loss_and_too_small_a_gain_are_refused_with_the_setting_that_did_it(pairs):
-    assert "gate.max_p_value" in decide(_figures(pairs, 6, 4), GateSection()).reasons[1]
-    lost = decide(_figures(pairs, 5, 30), GateSection())
-    assert not lost.promoted
-    assert "gate.min_gain" in lost.reasons[1]
-    small = decide(_figures(pairs, 30, 5), GateSection(min_gain=0.5))
-    assert not small.promoted
-    assert "+50.0 points" in small.reasons[1]
+def test_the_size_of_a_batch_changes_nothing(trained, preferences):
+    one_by_one = judged(trained, preferences, EvaluationSection(tokens_per_batch=1))
+    together = judged(trained, preferences, EvaluationSection(tokens_per_batch=8192))
+    for name in together.pairs.column_names:
+        if name.endswith("_logps"):
+            np.testing.assert_allclose(one_by_one.pairs[name], together.pairs[name], atol=1e-4)
+    for stage in ("base", "sft", "dpo"):
+        ours, theirs = one_by_one.figures.stages[stage], together.figures.stages[stage]
+        assert ours.likelihood_accuracy == theirs.likelihood_accuracy
+        assert ours.normalised_accuracy == theirs.normalised_accuracy
+    assert one_by_one.pairs["kl_nats_per_token"] == together.pairs["kl_nats_per_token"]
+
+
+def test_the_same_input_gives_the_same_output(trained, preferences):
+    assert judged(trained, preferences).figures == judged(trained, preferences).figures
+
+
+def test_kl_is_zero_for_the_reference_itself_and_not_for_dpo(trained, preferences):
+    base, model, sft, reference, _ = trained
+    same = evaluate(preferences, base, sft, sft, reference, model, LENGTHS, SECTION, beta=0.1)
+    assert same.figures.stages["dpo"].kl_nats_per_token.value == 0
+    assert judged(trained, preferences).figures.stages["dpo"].kl_nats_per_token.low > 0
+
+
+def test_kl_is_that_of_the_whole_vocabulary(trained, preferences):
+    """Against torch's own, at every place of one pair."""
+    import torch
+
+    base, model, sft, _, dpo = trained
+    rows = [{"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9], "rejected_ids": [10]}]
+    from datasets import Dataset
+
+    kl = NextTokenKL(Dataset.from_list(rows), 1, seed=0)
+    policy, reference = load_model(base, model, dpo), load_model(base, model, sft)
+    kl.remember(reference, model)
+    (found,) = kl.measure(policy, model)
+    expected = []
+    for response in ([8, 9], [10]):
+        ids = torch.tensor([[5, 6, 7, *response]])
+        with torch.no_grad():
+            p, q = (m.eval()(input_ids=ids).logits[0, 2:-1].log_softmax(-1) for m in (policy, reference))
+        expected += torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).tolist()
+    assert len(expected) == 3
+    assert found == pytest.approx(sum(expected) / 3, rel=1e-4)
+
+
+def test_the_champion_is_scored_on_the_same_pairs(trained, preferences, tmp_path):
+    """Another training of the same base is the champion; DPO as its own champion gains and loses nothing."""
+    base, model, _, _, dpo = trained
+    other = train_sft(
+        preferences,
+        None,
+        SftSection(max_steps=1, max_length=96, learning_rate=1e-3),
+        Stage(base, model, 1, tmp_path / "o"),
+    )
+    found = judged(trained, preferences, champion=other)
+    assert found.figures.opponent == "champion"
+    assert found.figures.digests["champion"] == other.digest
+    alone = evaluate(preferences, base, other, None, None, model, LENGTHS, SECTION)
+    np.testing.assert_allclose(found.pairs["champion_chosen_logps"], alone.pairs["sft_chosen_logps"], atol=1e-4)
+    itself = judged(trained, preferences, champion=dpo).figures.comparisons["dpo_vs_champion"]
+    assert (itself.gain.value, itself.p_value) == (0, 1)
+
+
+def test_a_champion_of_another_base_brings_it_along(trained, preferences, tmp_path):
+    """Its manifest names a base that this run does not use: whole weights need no base."""
+    _, _, sft, _, _ = trained
+    elsewhere = Base(id="some/other-base", revision="abc", digest="hub:some/other-base@abc")
+    foreign = Checkpoint(sft.path, sft.manifest.model_copy(update={"base": elsewhere, "digest": "f" * 64}))
+    pairs = judged(trained, preferences, champion=foreign).pairs
+    np.testing.assert_allclose(pairs["champion_chosen_logps"], pairs["sft_chosen_logps"], atol=1e-4)
+    assert pairs["champion_n_chosen_tokens"] == pairs["n_chosen_tokens"]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Source(path=str(path))
+
+
+@pytest.fixture
+def extra(tmp_path, preferences):
+    """Two sets; the second pair of the first has a prompt that is trained on."""
+    known = preferences.train[0]["prompt"][0]["content"]
+    first = [
+        {"prompt": "What is slow?", "chosen": "the printer", "rejected": "the light"},
+        {"prompt": known.upper(), "chosen": "yes", "rejected": "no"},
+    ]
+    second = [{"prompt": f"Number {i}?", "chosen": "restart it", "rejected": "wait"} for i in range(5)]
+    (tmp_path / "bench").mkdir()
+    return [write(tmp_path / "bench" / "one.jsonl", first), write(tmp_path / "bench" / "two.jsonl", second)]
+
+
+def test_further_sets_are_judged_too_and_come_back(trained, preferences, extra, tmp_path):
+    sets = load_pair_sets(extra, preferences, DataSection(max_drop_share=0.5))
+    assert sets.sets["bench/one"].dropped == {"trained_on": 1}
+    (tmp_path / "sets").mkdir()
+    sets.save(tmp_path / "sets")
+    back = PairSets.load(tmp_path / "sets")
+    assert {name: found.digest for name, found in back.sets.items()} == {n: f.digest for n, f in sets.sets.items()}
+    found = judged(trained, preferences, sets=back)
+    assert {name: figures.n_pairs for name, figures in found.figures.sets.items()} == {"bench/one": 1, "bench/two": 5}
+    assert found.figures.n_pairs == 8
+    assert found.figures.sets["bench/two"].stages["dpo"].implicit_accuracy is not None
+    (tmp_path / "evaluation").mkdir()
+    found.save(tmp_path / "evaluation")
+    loaded = Evaluation.load(tmp_path / "evaluation")
+    assert loaded.figures == found.figures
+    assert loaded.sets["bench/two"] == found.sets["bench/two"]
+
+
+def test_a_set_of_trained_prompts_is_refused(preferences, extra):
+    with pytest.raises(UserError, match=r"1 of 2 rows \(50\.0%\) cannot be used(.|\n)*trained_on"):
+        load_pair_sets(extra, preferences, DataSection())
+
+
+def test_two_sets_of_one_name_are_refused(preferences, extra):
+    with pytest.raises(UserError, match="two sets are called 'bench/two'"):
+        load_pair_sets([extra[1], extra[1]], preferences, DataSection())
+
+
+def test_the_name_of_a_set_is_short():
+    assert set_name(Source(path="../shared/data/llmbar/Natural.jsonl.gz")) == "llmbar/Natural"
+    assert set_name(Source(path="org/name", subset="hard")) == "org/name/hard"
+
+
+def test_no_pair_left_says_what_to_raise(trained, preferences):
+    base, model, sft, _, _ = trained
+    with pytest.raises(UserError, match=r"no test pair is left of 8 .*raise dpo.max_length"):
+        evaluate(preferences, base, sft, None, None, model, Lengths(max_length=2, max_prompt_length=2), SECTION)
+
+
+def test_pairs_keep_their_texts(trained, preferences):
+    row = judged(trained, preferences).pairs.to_pylist()[0]
+    pair = next(p for p in preferences.test if p["id"] == row["id"])
+    assert row["prompt"] == f"user: {pair['prompt'][0]['content']}"
+    assert row["chosen"] == pair["chosen"][0]["content"]
+    assert row["n_turns"] == 1
+
+
+def test_hundreds_of_pairs_take_seconds():
+    """All bootstraps of 5000 pairs: the intervals must not cost more than the scoring."""
+    import time
+
+    n, generator = 5000, np.random.default_rng(0)
+    logps = {f"{s}_{w}_logps": pa.array(-generator.exponential(50, n)) for s in ("base", "sft", "dpo", "champion") for w in ("chosen", "rejected")}  # fmt: skip # noqa: E501
+    counts = {f"n_{name}": pa.array(generator.integers(1, 600, n)) for name in ("turns", "prompt_tokens", "chosen_tokens", "rejected_tokens")}  # fmt: skip # noqa: E501
+    texts = {name: pa.array(["x"] * n) for name in ("prompt", "chosen", "rejected")}
+    ids = {"id": pa.array([str(i) for i in range(n)]), "source": pa.array([f"s/{i % 4}" for i in range(n)])}
+    table = pa.table({**ids, "true_margin": pa.nulls(n, pa.float64()), **texts, **counts, **logps})
+    start = time.process_time()
+    summarise(table, SECTION, {}, beta=0.1)
+    assert time.process_time() - start < 20

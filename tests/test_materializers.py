@@ -27,9 +27,11 @@ from posttrain.checkpoint import Base, Checkpoint, seal
 from posttrain.config import DataSection, EvaluationSection, Source
 from posttrain.data.preferences import Instructions, Preferences, load_preferences
 from posttrain.errors import UserError
-from posttrain.evaluate import Evaluation, summarise
+from posttrain.evaluate import Evaluation
+from posttrain.figures import Figures
 from posttrain.promotion import Promotion
 from posttrain.reference import ReferenceLogps
+from posttrain.statistics import summarise
 
 BASE = Base(id="some/base", revision=None, digest="b" * 64)
 
@@ -61,13 +63,18 @@ def evaluation() -> Evaluation:
             "id": ["a", "b"],
             "source": ["s", "s"],
             "true_margin": pa.array([1.0, None]),
+            **{name: ["text", "text"] for name in ("prompt", "chosen", "rejected")},
+            "n_turns": [1, 2],
+            "n_prompt_tokens": [5, 6],
             "n_chosen_tokens": [2, 2],
             "n_rejected_tokens": [2, 2],
             **{f"{stage}_chosen_logps": pa.array([-1.0, -2.0]) for stage in ("base", "sft")},
             **{f"{stage}_rejected_logps": pa.array([-2.0, -1.0]) for stage in ("base", "sft")},
         }
     )
-    return Evaluation(summarise(pairs, EvaluationSection(n_bootstrap=100), {}, {"base": BASE.digest}), pairs)
+    found = summarise(pairs, EvaluationSection(n_bootstrap=100), {})
+    about = {"confidence": 0.95, "seed": 0, "digests": {"base": BASE.digest}}
+    return Evaluation(Figures(**dict(found), sets={"some/set": found}, **about), pairs, {"some/set": pairs})
 
 
 @pytest.fixture(params=["local store", "remote store"])
@@ -132,9 +139,10 @@ def test_an_evaluation_comes_back() -> None:
     back = stored(EvaluationMaterializer, original).load(Evaluation)
     assert back.figures == original.figures
     assert back.pairs == original.pairs
+    assert back.sets == original.sets
 
 
-@pytest.mark.parametrize("record", [BASE, Promotion(promoted=False, reasons=["<b>too few</b>"])])
+@pytest.mark.parametrize("record", [BASE, Promotion(promoted=False, opponent="sft", reasons=["<b>too few</b>"])])
 def test_a_record_comes_back(record: Any) -> None:
     assert stored(RecordMaterializer, record).load(type(record)) == record
 

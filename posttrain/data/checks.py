@@ -19,6 +19,7 @@ REASONS = {
     "prompt_in_test": "the prompt is also in the test split, which keeps it",
     "prompt_in_validation": "the prompt is also in the validation split, which keeps it",
     "held_out": "the prompt is also in the validation or test split of the preferences",
+    "trained_on": "the prompt is also in the training or validation split of the preferences",
     "conflicting": "elsewhere the same two responses are ranked the other way round; both rows go",
     "duplicate": "an earlier row has the same prompt and responses",
 }

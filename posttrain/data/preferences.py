@@ -164,6 +164,32 @@ def load_instructions(source: Source, held_out: Preferences, data: DataSection) 
     return instructions, tally.report({"train": len(instructions.rows)}, instructions.digest)
 
 
+def load_pairs(source: Source, trained_on: set[bytes], data: DataSection) -> tuple[Dataset, DataReport]:
+    """All pairs of a source, of whatever split, to judge by; and the report on them.
+
+    Args:
+        trained_on: keys of prompts (`prompt_key`) whose pairs are dropped.
+        data: its `max_chars` and `max_drop_share` hold here too.
+
+    Raises:
+        UserError: the source is missing or has no known layout, too many rows cannot be used, or none is left.
+    """
+    tally, rows = Tally(), _Rows(PAIR_SCHEMA)
+    keys, responses = list[bytes](), list[tuple[bytes, bytes]]()
+    opened = open_source(source)
+    for record, _, pair in _read(source, opened, PREFERENCE_LAYOUTS, data.max_chars, tally):
+        keys.append(prompt_key(pair.prompt))
+        responses.append((_turns_key(pair.chosen), _turns_key(pair.rejected)))
+        rows.add(record, {"id": _id(pair), **pair._asdict(), "true_margin": None})
+    reasons: list[str | None] = ["trained_on" if key in trained_on else None for key in keys]
+    _mark_repeats(keys, responses, reasons)
+    pairs = rows.sort(("test",), ["test"] * len(reasons), reasons, tally)["test"]
+    if not len(pairs):
+        raise UserError(f"{source.path}: no pair is left to judge by, of {tally.n_read}:\n{tally.summary()}")
+    tally.check_share(data.max_drop_share)
+    return pairs, tally.report({"test": len(pairs)}, _digest({"test": pairs}))
+
+
 def _read(
     source: Source,
     opened: OpenSource,

@@ -1,0 +1,409 @@
+"""What is wrong with a run, if anything: rules over the training curves, the evaluation and what the models write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from posttrain.estimates import Estimate
+from posttrain.figures import SEVERITIES, Figures, Finding, Severity, StageFigures
+
+History = list[dict[str, float]]
+Seen = tuple[str, dict[str, float]] | None
+"""What is the case, and the figures that say so; None where all is well or nothing can be said."""
+
+MIN_LOGS = 8
+"""Fewer logged steps are no curve."""
+MIN_SLICE_PAIRS = 20
+"""Smaller slices say too little, whatever their interval."""
+
+
+class WrittenBy(Protocol):
+    """What rules look at in the answers of one stage."""
+
+    @property
+    def stop_rate(self) -> Estimate: ...
+    @property
+    def n_tokens(self) -> Estimate: ...
+
+
+class Written(Protocol):
+    """Answers to test prompts, by stage."""
+
+    @property
+    def stages(self) -> Mapping[str, WrittenBy]: ...
+
+
+class Curves:
+    """What a trainer logged, by name of the figure."""
+
+    def __init__(self, history: History) -> None:
+        self._train = [entry for entry in history if "loss" in entry]
+        self._validation = [entry for entry in history if "eval_loss" in entry]
+
+    def train(self, name: str) -> np.ndarray:
+        """Every logged value of a training figure, in order."""
+        return np.array([entry[name] for entry in self._train if name in entry])
+
+    def validation(self, name: str) -> np.ndarray:
+        """Every value of a validation figure, in order."""
+        return np.array([entry[f"eval_{name}"] for entry in self._validation if f"eval_{name}" in entry])
+
+    def ends(self, name: str) -> tuple[float, float] | None:
+        """Means of the first and the last quarter of a training figure; None where it is no curve."""
+        values = self.train(name)
+        quarter = len(values) // 4
+        if len(values) < MIN_LOGS or not np.isfinite(values).all():
+            return None
+        return float(values[:quarter].mean()), float(values[-quarter:].mean())
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a rule may look at."""
+
+    figures: Figures
+    sft: Curves
+    dpo: Curves
+    generations: Written | None = None
+
+    def stage(self, name: str) -> StageFigures | None:
+        """The figures of a stage on the test pairs."""
+        return self.figures.stages[name]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that may be wrong, and what to do about it."""
+
+    name: str
+    severity: Severity
+    stage: Literal["data", "sft", "dpo"]
+    limit: float
+    threshold: str
+    """In words; `{limit}` stands for the number."""
+    advice: str
+    check: Callable[[Evidence, float], Seen]
+
+
+def diagnose(
+    figures: Figures, sft_history: History, dpo_history: History, generations: Written | None = None
+) -> list[Finding]:
+    """What every rule has found, the gravest first.
+
+    Args:
+        sft_history, dpo_history: `Checkpoint.history`; empty where there was no such training.
+    """
+    evidence = Evidence(figures, Curves(sft_history), Curves(dpo_history), generations)
+    findings = []
+    for rule in RULES:
+        if seen := rule.check(evidence, rule.limit):
+            title, numbers = seen
+            findings.append(
+                Finding(
+                    rule=rule.name,
+                    severity=rule.severity,
+                    stage=rule.stage,
+                    title=title,
+                    evidence=numbers,
+                    threshold=rule.threshold.format(limit=rule.limit),
+                    advice=rule.advice,
+                )
+            )
+    return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
+
+
+def _not_finite(stage: Literal["sft", "dpo"]) -> Callable[[Evidence, float], Seen]:
+    def check(evidence: Evidence, limit: float) -> Seen:
+        curves: Curves = getattr(evidence, stage)
+        n = sum(int((~np.isfinite(curves.train(name))).sum()) for name in ("loss", "grad_norm"))
+        if n <= limit:
+            return None
+        return f"{stage.upper()}'s loss or gradient was no number in {n} logs", {"n_not_finite": float(n)}
+
+    return check
+
+
+def _flat_loss(stage: Literal["sft", "dpo"]) -> Callable[[Evidence, float], Seen]:
+    def check(evidence: Evidence, limit: float) -> Seen:
+        ends = getattr(evidence, stage).ends("loss")
+        if ends is None or ends[0] - ends[1] >= limit * abs(ends[0]):
+            return None
+        return (
+            f"{stage.upper()}'s loss did not fall: {ends[0]:.4g} at first, {ends[1]:.4g} at last",
+            {"first_loss": ends[0], "last_loss": ends[1]},
+        )
+
+    return check
+
+
+def _unstable(stage: Literal["sft", "dpo"]) -> Callable[[Evidence, float], Seen]:
+    def check(evidence: Evidence, limit: float) -> Seen:
+        norms = getattr(evidence, stage).train("grad_norm")
+        norms = norms[len(norms) // 10 :]  # the first steps of a fresh model are rough anyway
+        if len(norms) < MIN_LOGS or not np.isfinite(norms).all() or norms.max() <= limit * np.median(norms):
+            return None
+        ratio = float(norms.max() / np.median(norms))
+        return (
+            f"{stage.upper()}'s gradient spiked to {ratio:.0f} times its median",
+            {"largest_grad_norm": float(norms.max()), "median_grad_norm": float(np.median(norms))},
+        )
+
+    return check
+
+
+def _reference_mismatch(evidence: Evidence, limit: float) -> Seen:
+    digests = evidence.figures.digests
+    if "reference" in digests and digests["reference"] != digests.get("sft"):
+        return "DPO was held near another model than this run's SFT", {"same_checkpoint": 0.0}
+    chosen, rejected = evidence.dpo.train("rewards/chosen"), evidence.dpo.train("rewards/rejected")
+    if not len(chosen) or not len(rejected):
+        return None
+    start = {"first_reward_chosen": float(chosen[0]), "first_reward_rejected": float(rejected[0])}
+    if max(map(abs, start.values())) <= limit:
+        return None
+    return "DPO did not start at its reference: its first rewards are not 0", start
+
+
+def _weak_signal(evidence: Evidence, limit: float) -> Seen:
+    dpo = evidence.stage("dpo")
+    if dpo is None or dpo.implicit_accuracy is None or dpo.implicit_accuracy.value >= limit:
+        return None
+    accuracy = dpo.implicit_accuracy
+    return (
+        f"DPO has hardly learned: its reward orders {accuracy.value:.1%} of the test pairs right, and chance 50 %",
+        {"implicit_accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high},
+    )
+
+
+def _overfit(evidence: Evidence, limit: float) -> Seen:
+    ends, validation = evidence.dpo.ends("rewards/accuracies"), evidence.dpo.validation("rewards/accuracies")
+    if ends is None or not len(validation) or ends[1] - validation[-1] <= limit:
+        return None
+    return (
+        f"DPO is right on {ends[1]:.1%} of the training pairs, but on {validation[-1]:.1%} of the validation pairs",
+        {"train_accuracy": ends[1], "validation_accuracy": float(validation[-1])},
+    )
+
+
+def _memorised(evidence: Evidence, limit: float) -> Seen:
+    dpo, ends = evidence.stage("dpo"), evidence.dpo.ends("rewards/accuracies")
+    if dpo is None or dpo.true_agreement is not None or ends is None or ends[1] <= limit:
+        return None
+    return (
+        f"DPO is right on {ends[1]:.1%} of the training pairs: more than people agree with each other",
+        {"train_accuracy": ends[1]},
+    )
+
+
+def _validation_rose(evidence: Evidence, limit: float) -> Seen:
+    losses = evidence.dpo.validation("loss")
+    if len(losses) < 2 or not np.isfinite(losses).all() or losses[-1] <= losses.min() * (1 + limit):
+        return None
+    return (
+        f"DPO's validation loss rose again: {losses.min():.4g} at best, {losses[-1]:.4g} at the end",
+        {"best_validation_loss": float(losses.min()), "last_validation_loss": float(losses[-1])},
+    )
+
+
+def _displacement(evidence: Evidence, limit: float) -> Seen:
+    chosen, margins = evidence.dpo.ends("rewards/chosen"), evidence.dpo.ends("rewards/margins")
+    sft, dpo = evidence.stage("sft"), evidence.stage("dpo")
+    if chosen is None or margins is None or sft is None or dpo is None:
+        return None
+    ratio = dpo.chosen_perplexity.value / sft.chosen_perplexity.value
+    if not (chosen[1] < chosen[0] and margins[1] > margins[0] and ratio > limit):
+        return None
+    return (
+        f"DPO moved probability away from the chosen responses too: their perplexity is {ratio:.2f} times SFT's",
+        {
+            "first_reward_chosen": chosen[0],
+            "last_reward_chosen": chosen[1],
+            "last_margin": margins[1],
+            "perplexity_ratio": ratio,
+        },
+    )
+
+
+def _far_away(evidence: Evidence, limit: float) -> Seen:
+    dpo = evidence.stage("dpo")
+    kl = dpo.kl_nats_per_token if dpo else None
+    if kl is None or kl.low <= limit:
+        return None
+    return (
+        f"DPO is far from its reference: {kl.value:.2f} nats a token",
+        {"kl_nats_per_token": kl.value, "low": kl.low, "high": kl.high},
+    )
+
+
+def _length_exploited(evidence: Evidence, limit: float) -> Seen:
+    length = evidence.figures.length
+    correlation = length.implicit_correlation
+    shorter, longer = (length.strata[name].implicit_accuracy for name in ("chosen_shorter", "chosen_longer"))
+    if correlation is None or shorter is None or longer is None:
+        return None
+    if correlation.low <= limit or longer.value <= shorter.value:
+        return None
+    return (
+        f"DPO's reward goes with length: it is right on {longer.value:.1%} of the pairs whose chosen response is longer, and on "
+        f"{shorter.value:.1%} of those where it is shorter",
+        {"correlation": correlation.value, "accuracy_longer": longer.value, "accuracy_shorter": shorter.value},
+    )
+
+
+def _answers_grew(evidence: Evidence, limit: float) -> Seen:
+    stages = evidence.generations.stages if evidence.generations else {}
+    if not {"sft", "dpo"} <= stages.keys():
+        return None
+    sft, dpo = stages["sft"].n_tokens.value, stages["dpo"].n_tokens.value
+    if dpo <= limit * sft:
+        return None
+    return f"DPO answers with {dpo:.0f} tokens, SFT with {sft:.0f}", {"sft_tokens": sft, "dpo_tokens": dpo}
+
+
+def _stop_rate_fell(evidence: Evidence, limit: float) -> Seen:
+    stages = evidence.generations.stages if evidence.generations else {}
+    if not {"sft", "dpo"} <= stages.keys():
+        return None
+    sft, dpo = stages["sft"].stop_rate.value, stages["dpo"].stop_rate.value
+    if sft - dpo <= limit:
+        return None
+    return f"DPO ends {dpo:.1%} of its answers, SFT {sft:.1%}", {"sft_stop_rate": sft, "dpo_stop_rate": dpo}
+
+
+def _too_easy(evidence: Evidence, limit: float) -> Seen:
+    sft, ends = evidence.stage("sft"), evidence.dpo.ends("rewards/accuracies")
+    if sft is not None and sft.likelihood_accuracy.value > limit:
+        accuracy = sft.likelihood_accuracy.value
+        return f"SFT alone orders {accuracy:.1%} of the test pairs right", {"sft_accuracy": accuracy}
+    if ends is not None and ends[0] > limit:
+        return f"DPO is right on {ends[0]:.1%} of the pairs from the start", {"first_train_accuracy": ends[0]}
+    return None
+
+
+def _length_says_as_much(evidence: Evidence, limit: float) -> Seen:
+    newest = evidence.stage(evidence.figures.newest)
+    longer = evidence.figures.length.prefer_longer
+    if newest is None:
+        return None
+    best = max(e.value for e in (newest.likelihood_accuracy, newest.implicit_accuracy) if e is not None)
+    if longer.low <= 0.5 or longer.value - best <= limit:
+        return None
+    return (
+        f"always preferring the longer response is right on {longer.value:.1%} of the test pairs, the model on {best:.1%}",
+        {"prefer_longer": longer.value, "accuracy": best},
+    )
+
+
+def _slice_worse(evidence: Evidence, limit: float) -> Seen:
+    figures = evidence.figures
+    name = next((name for name in figures.comparisons if name in ("dpo_vs_sft",)), None)
+    worse = [
+        (slice_.gains[name], f"{slice_.by} {slice_.name}")
+        for slice_ in figures.slices
+        if name and slice_.n_pairs >= MIN_SLICE_PAIRS and slice_.gains[name].high < limit
+    ]
+    if not worse:
+        return None
+    worse.sort(key=lambda found: found[0].value)
+    gain, label = worse[0]
+    others = f", and on {len(worse) - 1} other slices" if len(worse) > 1 else ""
+    return (
+        f"DPO is worse than SFT on {label}: {100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+        f"{others}",
+        {slice_label: gain.value for gain, slice_label in worse[:5]},
+    )
+
+
+LOWER_RATE = "lower {stage}.learning_rate, raise its warmup_steps, or lower its max_grad_norm"
+RULES = (
+    *(
+        Rule(
+            "not_finite", "error", stage, 0, "any loss or gradient that is no number",
+            f"do not use this model; {LOWER_RATE.format(stage=stage)}", _not_finite(stage),
+        )
+        for stage in ("sft", "dpo")
+    ),
+    Rule(
+        "reference_mismatch", "error", "dpo", 0.5,
+        "reference of another checkpoint, or a first reward beyond +-{limit:g}",
+        "score the reference with the checkpoint that DPO starts from; with logging_steps above 1, a high learning rate also "
+        "moves the first average: lower it", _reference_mismatch,
+    ),
+    *(
+        Rule(
+            "loss_did_not_fall", "warning", stage, 0.01, "last quarter less than {limit:.0%} below the first",
+            f"raise {stage}.learning_rate or train for longer ({stage}.epochs); if it jumps about, lower the learning rate",
+            _flat_loss(stage),
+        )
+        for stage in ("sft", "dpo")
+    ),
+    *(
+        Rule(
+            "unstable", "warning", stage, 10, "a gradient norm above {limit:g} times the median",
+            LOWER_RATE.format(stage=stage), _unstable(stage),
+        )
+        for stage in ("sft", "dpo")
+    ),
+    Rule(
+        "weak_signal", "warning", "dpo", 0.55, "implicit-reward accuracy on test below {limit:.0%}",
+        "train for longer (dpo.epochs) or faster (dpo.learning_rate), lower dpo.beta, or look at the data: are the labels "
+        "consistent, are there enough pairs, does a response still hold what makes it better after the cut to dpo.max_length?",
+        _weak_signal,
+    ),
+    Rule(
+        "overfit", "warning", "dpo", 0.15, "training accuracy above validation accuracy by more than {limit:.0%}",
+        "fewer steps (dpo.epochs, or dpo.early_stopping_patience), higher dpo.beta, or more data", _overfit,
+    ),
+    Rule(
+        "memorised", "warning", "dpo", 0.8, "training accuracy above {limit:.0%} on data that people labelled",
+        "fewer steps (dpo.epochs), higher dpo.beta, or more data", _memorised,
+    ),
+    Rule(
+        "validation_loss_rose", "warning", "dpo", 0.05, "last validation loss more than {limit:.0%} above the best",
+        "set dpo.early_stopping_patience, which keeps the best weights, or take fewer dpo.epochs or a lower learning rate",
+        _validation_rose,
+    ),
+    Rule(
+        "likelihood_displacement", "warning", "dpo", 1.2,
+        "chosen reward falling, margin growing, and perplexity on chosen above {limit:g} times SFT's",
+        "mix an SFT term into the loss (dpo.loss_type: [sigmoid, sft]), raise dpo.beta, or lower dpo.learning_rate",
+        _displacement,
+    ),
+    Rule(
+        "far_from_reference", "warning", "dpo", 0.5, "KL to the reference surely above {limit:g} nats a token",
+        "raise dpo.beta, lower dpo.learning_rate, or train for fewer steps; read what it writes", _far_away,
+    ),
+    Rule(
+        "length_exploited", "warning", "dpo", 0.2,
+        "rank correlation of implicit margin and difference in length surely above {limit:g}",
+        "balance the lengths of chosen and rejected in the data, or take dpo.loss_type: sigmoid_norm, which counts by token",
+        _length_exploited,
+    ),
+    Rule(
+        "answers_grew", "warning", "dpo", 1.5, "answers more than {limit:g} times as long as SFT's",
+        "see whether the data prefers long responses; take dpo.loss_type: sigmoid_norm, or raise dpo.beta", _answers_grew,
+    ),
+    Rule(
+        "stop_rate_fell", "warning", "dpo", 0.1, "ends fewer of its answers than SFT by more than {limit:.0%}",
+        "raise dpo.max_length, so that responses keep their stop token in training; raise dpo.beta or lower dpo.learning_rate",
+        _stop_rate_fell,
+    ),
+    Rule(
+        "slice_got_worse", "warning", "dpo", 0.0,
+        f"a slice of at least {MIN_SLICE_PAIRS} pairs whose gain over SFT is surely below {{limit:g}}",
+        "look at the wrong pairs of that slice; add data like it, or raise dpo.beta", _slice_worse,
+    ),
+    Rule(
+        "too_easy", "note", "data", 0.95, "SFT's accuracy on test, or DPO's on its first pairs, above {limit:.0%}",
+        "these pairs leave little to learn: rejected responses that are nearly good teach more", _too_easy,
+    ),
+    Rule(
+        "length_says_as_much", "note", "data", 0.0, "preferring the longer response surely beats chance, and the model",
+        "length alone would do as well: judge by accuracy where the chosen response is shorter, or balance the data",
+        _length_says_as_much,
+    ),
+)  # fmt: skip

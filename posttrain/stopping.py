@@ -1,0 +1,123 @@
+"""Ends a training that gets no better, or that has gone wrong."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from posttrain.config import DpoSection
+from posttrain.errors import UserError
+
+DIVERGED_TIMES = 3.0
+N_LOGS = 10
+"""Logged steps over which the loss is averaged before it is called diverged."""
+
+
+class EarlyStopping(TrainerCallback):
+    """Stops after so many validations without a better loss, and ends with the weights that had the best one.
+
+    Not transformers' own callback: that one needs a checkpoint with optimizer on disk at every validation. The best
+    weights that are trained (an adapter's, or all) are kept in main memory, once.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best_loss = math.inf
+        self.best_step = 0
+        self._n_worse = 0
+        self._best: dict[str, torch.Tensor] = {}
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keeps the weights if they are the best so far, else counts."""
+        loss = (metrics or {})["eval_loss"]
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self._n_worse = loss, state.global_step, 0
+            self._best = {name: p.detach().to("cpu", copy=True) for name, p in _trained(model)}
+            return
+        self._n_worse += 1
+        control.should_training_stop |= self._n_worse >= self.patience
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Puts the best weights back."""
+        if not self._best or self.best_step == state.global_step:
+            return
+        with torch.no_grad():
+            for name, parameter in _trained(model):
+                parameter.copy_(self._best[name])
+        print(f"DPO keeps the weights of step {self.best_step}, whose validation loss {self.best_loss:.4f} is the best")
+
+
+class StopOnDivergence(TrainerCallback):
+    """Ends the training, with nothing saved, once its loss is no number or far above where it began.
+
+    Raises:
+        UserError: at the log that shows it.
+    """
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._last: deque[float] = deque(maxlen=N_LOGS)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Looks at a training step's log."""
+        if not logs or "loss" not in logs:
+            return
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(value := float(logs.get(name, 0.0))):
+                raise UserError(f"dpo: {name} is {value} at step {state.global_step}: {_REMEDY}")
+        self._last.append(float(logs["loss"]))
+        if self._first is None:
+            self._first = self._last[0]
+        mean = sum(self._last) / len(self._last)
+        if len(self._last) == N_LOGS and mean > DIVERGED_TIMES * max(abs(self._first), 1e-3):
+            raise UserError(
+                f"dpo: the loss has diverged: {mean:.4g} over the last {N_LOGS} logs up to step {state.global_step}, "
+                f"{self._first:.4g} at first: {_REMEDY}"
+            )
+
+
+_REMEDY = (
+    "nothing is saved; lower dpo.learning_rate, or raise dpo.warmup_steps (dpo.stop_on_divergence: false lets it go on)"
+)
+
+
+def stopping_callbacks(dpo: DpoSection, *, has_validation: bool) -> list[TrainerCallback]:
+    """The callbacks that the settings ask for.
+
+    Raises:
+        UserError: early stopping without validation pairs.
+    """
+    callbacks: list[TrainerCallback] = [StopOnDivergence()] if dpo.stop_on_divergence else []
+    if dpo.early_stopping_patience is not None:
+        if not has_validation:
+            raise UserError(
+                f"dpo.early_stopping_patience {dpo.early_stopping_patience}: there are no validation pairs to stop by: raise "
+                "data.validation_size, or drop the setting"
+            )
+        callbacks.append(EarlyStopping(dpo.early_stopping_patience))
+    return callbacks
+
+
+def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -9,6 +9,7 @@ from materializers.generations import GenerationsMaterializer
 from materializers.preferences import InstructionsMaterializer, PreferencesMaterializer
 from materializers.records import RecordMaterializer
 from materializers.reference import ReferenceLogpsMaterializer
+from materializers.report import RunReportMaterializer
 
 __all__ = [
     "CheckpointMaterializer",
@@ -18,4 +19,5 @@ __all__ = [
     "PreferencesMaterializer",
     "RecordMaterializer",
     "ReferenceLogpsMaterializer",
+    "RunReportMaterializer",
 ]

@@ -12,9 +12,11 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     from pipelines._artifacts import existing_checkpoint
     from posttrain.reference import Lengths
     from steps.evaluate import evaluate
+    from steps.generate import generate
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences
     from steps.promote import promote
+    from steps.report import report
     from steps.resolve_base import resolve_base
     from steps.score_reference import score_reference
     from steps.train_dpo import train_dpo
@@ -22,7 +24,7 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
 
     model, sft, dpo = config.model, config.sft, config.dpo
     lengths = Lengths(max_length=dpo.max_length, max_prompt_length=dpo.max_prompt_length)
-    preferences, _ = load_preferences(config.data)
+    preferences, data_report = load_preferences(config.data)
     base = resolve_base(model)
     if dpo.sft_checkpoint:
         sft_checkpoint = existing_checkpoint(dpo.sft_checkpoint)
@@ -37,10 +39,20 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
             preferences, sft_checkpoint, base, model, lengths, config.evaluation.tokens_per_batch
         )
         dpo_checkpoint = train_dpo(preferences, reference_logps, sft_checkpoint, base, model, dpo, config.seed)
+    generations = generate(preferences, base, sft_checkpoint, dpo_checkpoint, model, lengths, config.evaluation)
     evaluation = evaluate(
-        preferences, base, sft_checkpoint, dpo_checkpoint, reference_logps, model, lengths, config.evaluation
+        preferences,
+        base,
+        sft_checkpoint,
+        dpo_checkpoint,
+        reference_logps,
+        model,
+        lengths,
+        config.evaluation,
+        generations,
     )
-    promote(evaluation, config.gate, config.name)
+    promotion = promote(evaluation, config.gate, config.name)
+    report(data_report, base, sft_checkpoint, dpo_checkpoint, evaluation, generations, promotion)
 
 
 dpo_pipeline = CheckedPipeline("dpo_pipeline", sft_then_dpo, default_config=ROOT / "configs" / "demo.yaml")

@@ -23,8 +23,8 @@ from posttrain.chat import Chat
 from posttrain.checkpoint import Checkpoint, file_digest
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
-from posttrain.lineage import Lineage
 from posttrain.model import _base_source, load_chat, load_model, resolve_base
+from posttrain.run_report import RunReport
 
 CHECKSUMS = "SHA256SUMS"
 LINEAGE = "lineage.json"
@@ -38,7 +38,7 @@ def export(
     section: ModelSection,
     dest: str,
     card: ModelCard,
-    lineage: Lineage | None = None,
+    report: RunReport | None = None,
     *,
     adapter: bool = False,
     dtype: Dtype = "auto",
@@ -61,7 +61,7 @@ def export(
     if "://" in dest:
         with tempfile.TemporaryDirectory(prefix="posttrain-export-") as scratch:
             folder = Path(scratch)
-            write_model(checkpoint, section, folder, card, lineage, adapter=adapter, dtype=dtype)
+            write_model(checkpoint, section, folder, card, report, adapter=adapter, dtype=dtype)
             return to_s3(folder, dest) if dest.startswith("s3://") else to_hub(folder, dest, private=private)
     target = Path(dest).expanduser().absolute()
     check_is_ours(target)
@@ -69,7 +69,7 @@ def export(
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         folder = Path(scratch) / "new"
         folder.mkdir()
-        write_model(checkpoint, section, folder, card, lineage, adapter=adapter, dtype=dtype)
+        write_model(checkpoint, section, folder, card, report, adapter=adapter, dtype=dtype)
         replace_folder(folder, target)
     return str(target)
 
@@ -79,7 +79,7 @@ def write_model(
     section: ModelSection,
     folder: Path,
     card: ModelCard,
-    lineage: Lineage | None,
+    report: RunReport | None,
     *,
     adapter: bool,
     dtype: Dtype,
@@ -104,8 +104,8 @@ def write_model(
         model.generation_config = _stops(chat, model.generation_config)
         model.save_pretrained(folder)
     card.save(folder / "README.md")
-    if lineage is not None:
-        (folder / LINEAGE).write_text(lineage.model_dump_json(indent=2), encoding="utf-8")
+    if report is not None:
+        (folder / LINEAGE).write_text(report.lineage.model_dump_json(indent=2, exclude={"config"}), encoding="utf-8")
     sums = "".join(f"{file_digest(file)}  {file.name}\n" for file in sorted(folder.iterdir()))
     (folder / CHECKSUMS).write_text(sums, encoding="utf-8")
 

@@ -151,6 +151,17 @@ def choose_prompts(rows: Dataset, n: int) -> Dataset:
     return rows.select([keys[key] for key in sorted(keys)[:n]])
 
 
+def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> GenerationConfig:
+    """Settings that are all ours: a model's own may hold penalties and temperatures that were meant for its base."""
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        temperature=temperature or None,
+        eos_token_id=chat.stop_ids,
+        pad_token_id=chat.tokenizer.pad_token_id,
+    )
+
+
 @torch.no_grad()
 def complete(
     model: Model, chat: Chat, prompts: Sequence[list[int]], about: ModelSection, section: EvaluationSection, label: str
@@ -164,14 +175,7 @@ def complete(
         label: names the work on the progress bar.
     """
     settings = section.generations
-    # The model's own configuration may hold penalties and temperatures that were meant for its base.
-    model.generation_config = GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
-        do_sample=settings.temperature > 0,
-        temperature=settings.temperature or None,
-        eos_token_id=chat.stop_ids,
-        pad_token_id=chat.tokenizer.pad_token_id,
-    )
+    model.generation_config = generation_config(chat, settings.max_new_tokens, settings.temperature)
     model.eval()
     found: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
     where = next(model.parameters()).device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -11,52 +12,48 @@ from posttrain.checkpoint import Manifest
 from posttrain.data.report import DataReport
 from posttrain.estimates import Estimate
 from posttrain.figures import Figures
-from posttrain.lineage import Lineage
+from posttrain.run_report import Lineage, RunReport
 
 METRICS = {
     "likelihood_accuracy": "preference accuracy",
     "normalised_accuracy": "preference accuracy per token",
     "implicit_accuracy": "implicit-reward accuracy",
 }
-STAGES = {"base": "base", "sft": "SFT", "dpo": "DPO"}
+STAGES = {"base": "base", "sft": "SFT", "dpo": "DPO", "champion": "champion"}
 
 
 def model_card(
     name: str,
     manifest: Manifest,
+    report: RunReport | None = None,
     *,
     adapter: bool,
-    lineage: Lineage | None = None,
-    figures: Figures | None = None,
-    data: DataReport | None = None,
-    decision: str | None = None,
 ) -> ModelCard:
     """A card with valid Hub metadata. No row of the data and no path of this machine is in it.
 
     Args:
         name: of the model.
+        report: of the run that made and judged the model.
         adapter: whether the weights are an adapter, still to be put on its base.
-        decision: the verdict in one line.
     """
-    results = list(_results(manifest.stage, figures, data)) if figures else []
+    results = list(_results(manifest.stage, report)) if report else []
     metadata = ModelCardData(
         base_model=manifest.base.id if manifest.base.revision else None,  # only what is on the Hub has one
-        datasets=_hub_datasets(data) or None,
+        datasets=(_hub_datasets(report.data) or None) if report else None,
         eval_results=results or None,
         library_name="peft" if adapter else "transformers",
         model_name=name,
         pipeline_tag="text-generation",
         tags=["trl", manifest.stage, *(["lora"] if adapter else [])],
     )
+    stages = "SFT" if manifest.stage == "sft" else "SFT and DPO"
     parts = [
         f"# {name}",
-        decision or "",
-        f"{_shown(manifest.base.id)} after {'SFT' if manifest.stage == 'sft' else 'SFT and DPO'}, trained with TRL by posttrain.",
+        report.verdict if report else "",
+        f"{_shown(manifest.base.id)} after {stages}, trained with TRL by posttrain.",
         _usage(adapter),
-        _evaluation(figures) if figures else "",
-        _data(data) if data else "",
-        _settings(lineage) if lineage else "",
-        _origin(manifest, lineage),
+        *([_evaluation(report.figures), _data(report.data), _settings(report.lineage)] if report else []),
+        _origin(manifest, report.lineage if report else None),
     ]
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n")
 
@@ -123,11 +120,10 @@ def _origin(manifest: Manifest, lineage: Lineage | None) -> str:
     return "## Origin\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
-def _results(stage: str, figures: Figures, data: DataReport | None) -> Any:
-    found = figures.stages[stage]
-    hub = _hub_datasets(data)
+def _results(stage: str, report: RunReport) -> Iterator[EvalResult]:
+    hub = _hub_datasets(report.data)
     for metric, label in METRICS.items():
-        estimate: Estimate | None = getattr(found, metric)
+        estimate: Estimate | None = getattr(report.figures.stages[stage], metric)
         if estimate is not None:
             yield EvalResult(
                 task_type="text-generation",
@@ -141,9 +137,9 @@ def _results(stage: str, figures: Figures, data: DataReport | None) -> Any:
             )
 
 
-def _hub_datasets(data: DataReport | None) -> list[str]:
+def _hub_datasets(data: DataReport) -> list[str]:
     """The sources that are datasets on the Hub: only these have a revision."""
-    return [source.path for source in data.sources if source.revision] if data else []
+    return [source.path for source in data.sources if source.revision]
 
 
 def _shown(place: str) -> str:

@@ -104,6 +104,9 @@ def margin_figure(figures: Figures) -> Figure:
                 alpha=0.35,
             )
             axes.stairs(found.margins.counts, found.margins.edges, color=COLOUR[stage])
+    trained = [found.margins.quantiles for stage, found in present(figures).items() if stage != "base"]
+    low, high = min(q["5"] for q in trained), max(q["95"] for q in trained)
+    axes.set_xlim(low - (high - low) / 2, high + (high - low) / 2)  # the base's own margins are far wider
     axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
     axes.set_xlabel("log p(chosen) - log p(rejected), nats")
     axes.set_ylabel("pairs")
@@ -135,11 +138,10 @@ def length_figure(length: Length) -> Figure:
         for x, part in enumerate(strata.values()):
             if estimate := part.accuracy.get(stage):
                 place = x + (i - (len(stages) - 1) / 2) * 0.15
-                ends = [[100 * (estimate.value - estimate.low)], [100 * (estimate.high - estimate.value)]]
                 axes.errorbar(
                     [place],
                     [100 * estimate.value],
-                    ends,
+                    _arms(estimate),
                     fmt="o",
                     color=COLOUR[stage],
                     label=NAMES[stage] if x == 0 else None,
@@ -158,8 +160,7 @@ def calibration_figure(calibration: Calibration) -> Figure:
     for part in calibration.bins:
         if part.accuracy is not None and part.confidence is not None:
             value = part.accuracy
-            ends = [[100 * (value.value - value.low)], [100 * (value.high - value.value)]]
-            axes.errorbar([100 * part.confidence], [100 * value.value], ends, fmt="o", color=COLOUR["dpo"])
+            axes.errorbar([100 * part.confidence], [100 * value.value], _arms(value), fmt="o", color=COLOUR["dpo"])
     axes.set_xlabel("how sure it is, %")
     axes.set_ylabel("how often it is right, %")
     return figure
@@ -195,5 +196,9 @@ def _intervals(axes: Any, places: Sequence[float], estimates: Sequence[Estimate]
 
 
 def _interval(axes: Any, y: float, estimate: Estimate, colour: str, label: str | None = None) -> None:
-    ends = [[100 * (estimate.value - estimate.low)], [100 * (estimate.high - estimate.value)]]
-    axes.errorbar([100 * estimate.value], [y], xerr=ends, fmt="o", color=colour, label=label)
+    axes.errorbar([100 * estimate.value], [y], xerr=_arms(estimate), fmt="o", color=colour, label=label)
+
+
+def _arms(estimate: Estimate) -> list[list[float]]:
+    """How far an interval reaches to either side, in percent; rounding may put a share of 1 just outside of its own."""
+    return [[max(0.0, 100 * (estimate.value - estimate.low))], [max(0.0, 100 * (estimate.high - estimate.value))]]

@@ -29,6 +29,11 @@ from posttrain.run_report import RunReport
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ACCURACY = "Accuracy of each model, with its interval; dotted: chance"
+MARGINS = "How far the models prefer the chosen responses"
+SLICES = "Gain of the newest model over its opponent, by slice"
+LENGTH = "Accuracy where the chosen response is shorter, as long, longer"
+CALIBRATION = "How sure DPO is, and how often it is right; dotted: as it should be"
 N_SLICES_DRAWN = 30
 N_UNFOLDED = 3
 
@@ -50,21 +55,21 @@ def report_page(report: RunReport) -> str:
         _data(report),
         _lineage(report),
     ]
-    return page(report.lineage.run, sections, lead=paragraph(report.verdict))
+    return page(report.lineage.run, sections, lead=f"<strong>{paragraph(report.verdict)}</strong>")
 
 
 def drawings(report: RunReport) -> Iterator[tuple[str, Figure]]:
     """Every picture of the report, with its caption."""
     figures = report.figures
-    yield "Accuracy", accuracy_figure(figures, report.data.ceiling)
+    yield ACCURACY, accuracy_figure(figures, report.data.ceiling)
     yield from curve_figures(report.histories)
-    yield "Margins", margin_figure(figures)
+    yield MARGINS, margin_figure(figures)
     if figures.slices:
-        yield "Gain by slice", slice_figure(figures.slices[:N_SLICES_DRAWN], contest(figures))
+        yield SLICES, slice_figure(figures.slices[:N_SLICES_DRAWN], contest(figures))
     if any(part.accuracy for part in figures.length.strata.values()):
-        yield "Accuracy by length", length_figure(figures.length)
+        yield LENGTH, length_figure(figures.length)
     if figures.calibration:
-        yield "Calibration", calibration_figure(figures.calibration)
+        yield CALIBRATION, calibration_figure(figures.calibration)
 
 
 def contest(figures: Figures) -> str:
@@ -98,7 +103,7 @@ def _accuracy(report: RunReport, pictures: dict[str, str]) -> Section:
         else ""
     )
     return Section(
-        "Accuracy", paragraph(intro) + pictures["Accuracy"] + table(header, rows) + _comparisons(figures) + further
+        "Accuracy", paragraph(intro) + pictures[ACCURACY] + table(header, rows) + _comparisons(figures) + further
     )
 
 
@@ -143,7 +148,7 @@ def _margins(figures: Figures, pictures: dict[str, str]) -> Section:
             rows.append(
                 [f"{NAMES[stage]}, implicit", *(round(found.implicit_margins.quantiles[q], 2) for q in quantiles)]
             )
-    return Section("Margins", pictures["Margins"] + table(["nats", *(f"{q} %" for q in quantiles)], rows))
+    return Section("Margins", pictures[MARGINS] + table(["nats", *(f"{q} %" for q in quantiles)], rows))
 
 
 def _slices(figures: Figures, pictures: dict[str, str]) -> Section:
@@ -167,9 +172,7 @@ def _slices(figures: Figures, pictures: dict[str, str]) -> Section:
         for part in figures.slices
     ]
     header = ["by", "", "pairs", *(NAMES[stage] for stage in stages), "gain, points"]
-    return Section(
-        "Slices", (warning if worse else "") + pictures["Gain by slice"] + folded("All figures", table(header, rows))
-    )
+    return Section("Slices", (warning if worse else "") + pictures[SLICES] + folded("All figures", table(header, rows)))
 
 
 def _length(figures: Figures, pictures: dict[str, str]) -> Section:
@@ -188,7 +191,7 @@ def _length(figures: Figures, pictures: dict[str, str]) -> Section:
     return Section(
         "Length",
         paragraph(f"Always preferring the longer response is right on {percent(length.prefer_longer)} %.")
-        + pictures.get("Accuracy by length", "")
+        + pictures.get(LENGTH, "")
         + table(["", "pairs", *(NAMES[stage] for stage in stages), "implicit reward"], rows)
         + paragraph(
             f"Rank correlation of margin and length difference: {correlations}{implicit}." if correlations else ""
@@ -202,7 +205,7 @@ def _calibration(figures: Figures, pictures: dict[str, str]) -> Iterator[Section
             f"Expected calibration error {100 * figures.calibration.ece:.1f} %; Brier score {plain(figures.calibration.brier)}, "
             "where not knowing costs 0.25."
         )
-        yield Section("Calibration", paragraph(said) + pictures["Calibration"])
+        yield Section("Calibration", paragraph(said) + pictures[CALIBRATION])
     if figures.wrong:
         intro = "The pairs that the model is surest about, against their labels: mislabelled pairs gather here."
         shown = (

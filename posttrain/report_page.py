@@ -38,9 +38,13 @@ N_SLICES_DRAWN = 30
 N_UNFOLDED = 3
 
 
-def report_page(report: RunReport) -> str:
-    """One self-contained HTML page; whatever the data or the models say is shown as text."""
-    figures, pictures = report.figures, {caption: figure_svg(figure, caption) for caption, figure in drawings(report)}
+def report_page(report: RunReport, pictures: dict[str, str] | None = None) -> str:
+    """One self-contained HTML page; whatever the data or the models say is shown as text.
+
+    Args:
+        pictures: what `draw` gives, where it is there already.
+    """
+    figures, pictures = report.figures, pictures or draw(report)
     sections = [
         _accuracy(report, pictures),
         _findings(figures),
@@ -58,8 +62,12 @@ def report_page(report: RunReport) -> str:
     return page(report.lineage.run, sections, lead=f"<strong>{paragraph(report.verdict)}</strong>")
 
 
-def drawings(report: RunReport) -> Iterator[tuple[str, Figure]]:
-    """Every picture of the report, with its caption."""
+def draw(report: RunReport) -> dict[str, str]:
+    """Every picture of the report as HTML, by its caption."""
+    return {caption: figure_svg(figure, caption) for caption, figure in _figures(report)}
+
+
+def _figures(report: RunReport) -> Iterator[tuple[str, Figure]]:
     figures = report.figures
     yield ACCURACY, accuracy_figure(figures, report.data.ceiling)
     yield from curve_figures(report.histories)

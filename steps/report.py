@@ -11,7 +11,7 @@ from posttrain.evaluate import Evaluation
 from posttrain.generate import Generations
 from posttrain.promotion import Promotion
 from posttrain.report_figures import file_name, svg_file
-from posttrain.report_page import drawings, report_page
+from posttrain.report_page import draw, report_page
 from posttrain.run_report import Lineage, RunReport
 from posttrain.tracking import package_versions
 from steps._code import code_digest
@@ -48,8 +48,9 @@ def report(
         promotion=promotion,
     )
     with tracked(nested=False) as tracking:
-        tracking.log_text(report_page(result), "report/report.html")
+        pictures = draw(result)
+        tracking.log_text(report_page(result, pictures), "report/report.html")
         tracking.log_text(result.model_dump_json(indent=1), "report/report.json")
-        for caption, figure in drawings(result):
-            tracking.log_text(svg_file(figure), f"figures/{file_name(caption)}.svg")
+        for caption, picture in pictures.items():
+            tracking.log_text(svg_file(picture), f"figures/{file_name(caption)}.svg")
     return result

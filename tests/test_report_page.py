@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from xml.etree import ElementTree
 
 import pytest
 from huggingface_hub import ModelCard
@@ -11,7 +12,7 @@ from run_reports import make_report
 from posttrain.checkpoint import Base, Manifest
 from posttrain.model_card import model_card
 from posttrain.report_figures import label_text, svg_file
-from posttrain.report_page import drawings, report_page
+from posttrain.report_page import draw, report_page
 from posttrain.run_report import RunReport
 
 HOSTILE = (
@@ -65,8 +66,8 @@ def test_what_is_shown_is_what_was_stored(tmp_path):
 
 
 def test_pictures_also_stand_alone():
-    for _, figure in drawings(make_report(text="$x^{$")):
-        assert svg_file(figure).rstrip().endswith("</svg>")
+    for picture in draw(make_report(text="$x^{$ <b>")).values():
+        assert ElementTree.fromstring(svg_file(picture)).tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_a_label_is_short_and_no_formula():
@@ -90,7 +91,7 @@ def test_nothing_in_a_hostile_text_runs_in_a_browser(tmp_path):
     for name in ("page", "control"):
         done = subprocess.run(
             [
-                "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", 
+                "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
                 f"--user-data-dir={tmp_path / name}", "--dump-dom", (tmp_path / f"{name}.html").as_uri(),
             ],
             capture_output=True, text=True, timeout=120, check=True,

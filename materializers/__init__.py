@@ -6,6 +6,7 @@ Every materializer hashes the content, so a step that ran again and gave the sam
 from materializers.checkpoint import CheckpointMaterializer
 from materializers.evaluation import EvaluationMaterializer
 from materializers.generations import GenerationsMaterializer
+from materializers.pair_sets import PairSetsMaterializer
 from materializers.preferences import InstructionsMaterializer, PreferencesMaterializer
 from materializers.records import RecordMaterializer
 from materializers.reference import ReferenceLogpsMaterializer
@@ -16,6 +17,7 @@ __all__ = [
     "EvaluationMaterializer",
     "GenerationsMaterializer",
     "InstructionsMaterializer",
+    "PairSetsMaterializer",
     "PreferencesMaterializer",
     "RecordMaterializer",
     "ReferenceLogpsMaterializer",

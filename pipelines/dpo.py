@@ -12,8 +12,10 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     from pipelines._artifacts import existing_checkpoint
     from posttrain.reference import Lengths
     from steps.evaluate import evaluate
+    from steps.find_champion import find_champion
     from steps.generate import generate
     from steps.load_instructions import load_instructions
+    from steps.load_pair_sets import load_pair_sets
     from steps.load_preferences import load_preferences
     from steps.promote import promote
     from steps.report import report
@@ -33,25 +35,22 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
         if sft.dataset:
             instructions, _ = load_instructions(preferences, sft.dataset, config.data)
         sft_checkpoint = train_sft(preferences, instructions, base, model, sft, config.seed)
-    reference_logps = dpo_checkpoint = None
+    reference_logps = dpo_checkpoint = pair_sets = None
     if config.finetuning_type != "sft":
         reference_logps = score_reference(
             preferences, sft_checkpoint, base, model, lengths, config.evaluation.tokens_per_batch
         )
         dpo_checkpoint = train_dpo(preferences, reference_logps, sft_checkpoint, base, model, dpo, config.seed)
+    candidate = dpo_checkpoint or sft_checkpoint
+    if config.evaluation.sets:
+        pair_sets = load_pair_sets(preferences, config.evaluation.sets, config.data)
+    champion = find_champion(candidate, config.name)
     generations = generate(preferences, base, sft_checkpoint, dpo_checkpoint, model, lengths, config.evaluation)
     evaluation = evaluate(
-        preferences,
-        base,
-        sft_checkpoint,
-        dpo_checkpoint,
-        reference_logps,
-        model,
-        lengths,
-        config.evaluation,
-        generations,
-    )
-    promotion = promote(evaluation, config.gate, config.name)
+        preferences, base, sft_checkpoint, dpo_checkpoint, reference_logps, champion, pair_sets, model, lengths,
+        config.evaluation, generations, dpo.beta if dpo_checkpoint else None,
+    )  # fmt: skip
+    promotion = promote(evaluation, candidate, champion, config.gate, config.name)
     report(data_report, base, sft_checkpoint, dpo_checkpoint, evaluation, generations, promotion)
 
 

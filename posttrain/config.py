@@ -357,7 +357,8 @@ class EvaluationSection(Section):
     )
     n_wrong_pairs: int = Field(20, ge=0, description="how many of the surest wrong pairs are shown with their texts")
     sets: list[Source] = Field(
-        [], description="further pairs to judge by, such as LLMBar or PandaLM; all their rows, of any split, are used"
+        [],
+        description="further pairs to judge by, such as LLMBar or PandaLM, each as `data.sources[]`; all rows of any split",
     )
     generations: GenerationsSection = GenerationsSection()
     judge: JudgeSection = JudgeSection()

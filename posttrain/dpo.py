@@ -18,6 +18,7 @@ from posttrain.errors import UserError
 from posttrain.logprobs import dpo_loss, score_pairs
 from posttrain.model import Model, load_chat, load_model, uses_bf16
 from posttrain.reference import ReferenceLogps
+from posttrain.stopping import stopping_callbacks
 from posttrain.training import Stage, train_and_seal, training_arguments
 
 N_START_PAIRS = 16
@@ -76,7 +77,7 @@ def train_dpo(
         train_dataset=train,
         eval_dataset=validation if len(validation) else None,
         processing_class=chat.tokenizer,
-        callbacks=list(stage.callbacks),
+        callbacks=[*stage.callbacks, *stopping_callbacks(dpo, has_validation=len(validation) > 0)],
     )
     if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
         # TRL copies the adapter as its reference; here the stored log-probabilities are that.

@@ -68,16 +68,17 @@ def _render(report: Report) -> Group:
     figures, data = report.figures, report.data
     title = f"\n{report.run}: {figures.n_pairs} held-out pairs"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(f"in %, {figures.confidence:.0%} intervals", no_wrap=True)
+    table.add_column(f"in %, {figures.confidence:.0%} intervals")
     shown = _shown(figures)
+    digits = 1 if len(shown) < 4 else 0  # of the intervals, so that a fourth column fits into 80 characters
     for stage in shown:
         table.add_column(NAMES[stage], justify="right", no_wrap=True)
     for name, label in ROWS.items():
-        cells = [_cell(_estimates(figures.stages[stage]).get(name)) for stage in shown]
+        cells = [_cell(_estimates(figures.stages[stage]).get(name), digits) for stage in shown]
         if any(cell != "-" for cell in cells):
             table.add_row(label, *cells)
     for name, found in figures.sets.items():
-        cells = [_cell(_estimates(found.stages[stage]).get("likelihood_accuracy")) for stage in shown]
+        cells = [_cell(_estimates(found.stages[stage]).get("likelihood_accuracy"), digits) for stage in shown]
         table.add_row(f"{name} ({found.n_pairs} pairs)", *cells)
     lines = [
         Text(_beside(figures)),
@@ -121,11 +122,12 @@ def _beside(figures: Figures) -> str:
     return "Beside: " + "; ".join(parts)
 
 
-def _cell(estimate: Estimate | None) -> str:
+def _cell(estimate: Estimate | None, digits: int) -> str:
     if estimate is None:
         return "-"
     value, low, high = (
-        f"{100 * end:.1f}".replace("100.0", "100") for end in (estimate.value, estimate.low, estimate.high)
+        f"{100 * end:.{places}f}".replace("100.0", "100")
+        for end, places in ((estimate.value, 1), (estimate.low, digits), (estimate.high, digits))
     )
     return f"{value} ({low}-{high})"
 

@@ -10,6 +10,9 @@ from posttrain.config import RunConfig
 
 Schema = dict[str, Any]
 
+LIKE_DATA_SOURCES = {"evaluation.sets"}
+"""Lists of sources, whose fields stand under `data.sources[]` already."""
+
 
 def settings_table() -> str:
     """Every setting as a row of a Markdown table: its key, what it takes, its default, what it does."""
@@ -26,7 +29,7 @@ def _rows(section: Schema, sections: dict[str, Schema], prefix: str) -> Iterator
             default = f"`{json.dumps(field['default'])}`" if "default" in field else "required"
             takes = _takes(field).replace("|", "\\|")
             yield f"| `{key}` | {takes} | {default} | {field.get('description', '')} |"
-        if inner is not None and "anyOf" not in field:
+        if inner is not None and "anyOf" not in field and key not in LIKE_DATA_SOURCES:
             yield from _rows(inner, sections, f"{key}[]." if field.get("type") == "array" else f"{key}.")
 
 

@@ -57,6 +57,7 @@ STARTED_TAG = "posttrain.started"
 STEP_TAG = "posttrain.step."
 OUTAGE_TAG = "posttrain.outage"
 PARENT_TAG = "mlflow.parentRunId"
+MODEL_VERSION_TAG = "zenml.model_version"
 
 # How many records of a kind go into one request, in the order in which the kinds are sent. Artifacts come last: they
 # may lie in another store, whose failure must keep back neither the curves nor how the step ended.
@@ -191,7 +192,7 @@ class Stage:
     """
 
     def __init__(self, tracker: Tracker, step: str, nested: bool) -> None:
-        self._tracker = tracker
+        self.tracker = tracker
         self._step = step
         self._mlflow = _StepRun(tracker, step, nested)
         self._waiting: list[Record] = []
@@ -230,7 +231,7 @@ class Stage:
 
     def link(self) -> str:
         """Where a browser shows the experiment's runs: at the server, or at the one that `serve_command` starts."""
-        uri = self._tracker.shown_uri
+        uri = self.tracker.shown_uri
         if self._mlflow.experiment_id is None:
             return f"MLflow at {uri}, which has not answered yet"
         # MLflow 3 opens its view of language model traces where nothing else is said, and folds nested runs away (and
@@ -246,11 +247,11 @@ class Stage:
     @property
     def serve_command(self) -> str | None:
         """What serves a store that is a database; None where a server runs already."""
-        uri = self._tracker.shown_uri
+        uri = self.tracker.shown_uri
         return None if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)} --port {UI_PORT}"
 
     def __enter__(self) -> Stage:
-        _untold.pop((self._tracker.pipeline_run, self._step), None)
+        _untold.pop((self.tracker.pipeline_run, self._step), None)
         self._send()
         self._receive()
         return self
@@ -265,7 +266,7 @@ class Stage:
         self._receive()
         self._worker.shutdown()
         if any(record.kind == "status" for record in self._waiting):
-            _untold[self._tracker.pipeline_run, self._step] = status
+            _untold[self.tracker.pipeline_run, self._step] = status
         if self._waiting:
             self._write_unsent()
 
@@ -295,7 +296,7 @@ class Stage:
             self._pause_s = min(max(2 * self._pause_s, RETRY_AFTER_S), RETRY_AT_MOST_AFTER_S)
         else:
             if self._pause_s > SEND_EVERY_S:
-                logger.warning("MLflow at %s takes records again; nothing is lost.", self._tracker.shown_uri)
+                logger.warning("MLflow at %s takes records again; nothing is lost.", self.tracker.shown_uri)
             self._pause_s = SEND_EVERY_S
         self._next_send_s = time.monotonic() + self._pause_s
 
@@ -307,17 +308,17 @@ class Stage:
         logger.warning(
             "MLflow at %s does not take the records of %s: %s. The work goes on and keeps them; "
             "what MLflow has not taken by the end will be in %s.",
-            self._tracker.shown_uri, self._step, _reason(failure), self._unsent_path(),
+            self.tracker.shown_uri, self._step, _reason(failure), self._unsent_path(),
         )  # fmt: skip
         self._waiting.append(Record("tag", OUTAGE_TAG, f"since {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"))
 
     def _unsent_path(self) -> Path:
-        name = re.sub(r"[^\w.-]", "_", f"{self._tracker.run_name}-{self._step}")
+        name = re.sub(r"[^\w.-]", "_", f"{self.tracker.run_name}-{self._step}")
         return _local_folder() / "unsent" / f"{name}.jsonl"
 
     def _write_unsent(self) -> None:
         """Write what MLflow has not taken, one JSON object a line; the first line says which run it belongs to."""
-        tracker, path = self._tracker, self._unsent_path()
+        tracker, path = self.tracker, self._unsent_path()
         run = {"experiment": tracker.experiment, "pipeline_run": tracker.pipeline_run, "run_name": tracker.run_name}
         lines = [run | {"step": self._step}, *map(asdict, self._waiting)]
         try:
@@ -451,6 +452,110 @@ class _StepRun:
             **(tags or {}),
         }
         return str(self._client.create_run(str(self.experiment_id), self._started, tags, name).info.run_id)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What MLflow's registry is told of a version of a model."""
+
+    version: str
+    """Its name in ZenML's registry, unique within the model."""
+    source: str
+    """URI of the checkpoint's files; they stay there, nothing is copied."""
+    tags: dict[str, str]
+    description: str
+    experiment: str
+    pipeline_run: str
+    """Of the pipeline run that made it; its MLflow run is found by these two."""
+
+
+class ModelRegistry:
+    """A model in MLflow's registry. Everything here may be repeated, and then changes nothing.
+
+    Every method raises `MlflowException` where MLflow does not answer.
+    """
+
+    def __init__(self, uri: str, name: str) -> None:
+        self._tracker = Tracker(uri, "", "", "")
+        self._uri, self._name = uri, name
+        self._client = _connect(uri)
+
+    def register(self, registration: Registration) -> str:
+        """The number of the version in MLflow, which is made where it is missing."""
+        from mlflow.exceptions import MlflowException
+
+        known = self.numbers()
+        if registration.version not in known:
+            try:
+                self._client.create_registered_model(self._name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            self._client.create_model_version(
+                self._name,
+                _readable_elsewhere(registration.source, self._uri),
+                run_id=self._find_run(registration),
+                tags={**registration.tags, MODEL_VERSION_TAG: registration.version},
+                description=registration.description,
+            )
+            known = self.numbers()
+        return known[registration.version]
+
+    def numbers(self) -> dict[str, str]:
+        """The number in MLflow of each version, by its name in ZenML's registry; the first where there are two."""
+        versions = self._client.search_model_versions(f"name = '{self._name}'", max_results=10_000)
+        ordered = sorted(versions, key=lambda version: -int(version.version))
+        return {v.tags[MODEL_VERSION_TAG]: str(v.version) for v in ordered if MODEL_VERSION_TAG in v.tags}
+
+    def alias(self, alias: str) -> str | None:
+        """The number of the version that an alias points to, if there is such a version."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self._client.get_model_version_by_alias(self._name, alias).version)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def set_alias(self, alias: str, number: str | None) -> None:
+        """Points an alias to a version; None removes it."""
+        if self.alias(alias) == number:
+            return
+        if number is None:
+            self._client.delete_registered_model_alias(self._name, alias)
+        else:
+            self._client.set_registered_model_alias(self._name, alias, number)
+
+    def link(self, number: str) -> str:
+        """Where a browser shows a version: at the server, or at the one that `Stage.serve_command` starts."""
+        uri = self._tracker.shown_uri
+        return f"{uri.rstrip('/') if uri.startswith('http') else f'http://127.0.0.1:{UI_PORT}'}/#/models/{self._name}/versions/{number}"
+
+    def _find_run(self, registration: Registration) -> str | None:
+        """The MLflow run of the pipeline run, unless it was never told to this server."""
+        experiment = self._client.get_experiment_by_name(registration.experiment)
+        if experiment is None:
+            return None
+        runs = self._client.search_runs(
+            [experiment.experiment_id], f"tags.`{PIPELINE_RUN_TAG}` = '{registration.pipeline_run}'"
+        )
+        return next((str(run.info.run_id) for run in runs if PARENT_TAG not in run.data.tags), None)
+
+
+def _readable_elsewhere(source: str, uri: str) -> str:
+    """The source as a server takes it: it refuses paths, which would be those of its own disk."""
+    if uri.startswith("http") and source.startswith("/"):
+        return f"local://{socket.gethostname()}{source}"
+    return source
+
+
+def registry_error() -> type[Exception]:
+    """What `ModelRegistry` raises, for those who may not import MLflow."""
+    import mlflow.exceptions
+
+    error: type[Exception] = mlflow.exceptions.MlflowException
+    return error
 
 
 def _dataset_input(name: str, digest: str, n_rows: int, source: str, context: str) -> DatasetInput:

@@ -23,7 +23,7 @@ def tracked(*, nested: bool) -> Iterator[Stage]:
     context = get_step_context()
     config = RunConfig.model_validate(context.pipeline_run.config.parameters["config"])
     tracker = Tracker(
-        _tracking_uri(), config.tracking.experiment, str(context.pipeline_run.id), context.pipeline_run.name
+        tracking_uri(), config.tracking.experiment, str(context.pipeline_run.id), context.pipeline_run.name
     )
     step = context.step_run.name
     with tracker.stage(step) if nested else tracker.parent(step) as stage:
@@ -33,7 +33,7 @@ def tracked(*, nested: bool) -> Iterator[Stage]:
     log_metadata({"mlflow": stage.link(), **({"mlflow_serve": stage.serve_command} if stage.serve_command else {})})
 
 
-def _tracking_uri() -> str:
+def tracking_uri() -> str:
     """Of the active stack's MLflow tracker, if it has one; its credentials are put where MLflow looks for them."""
     component: Any = Client().active_stack.experiment_tracker
     if component is None or component.flavor != "mlflow":

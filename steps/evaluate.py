@@ -3,14 +3,19 @@
 from typing import Annotated
 
 from zenml import step
+from zenml.client import Client
 
 from materializers.evaluation import key_figures
 from posttrain import evaluate as library
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import EvaluationSection, ModelSection
+from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
+from posttrain.errors import UserError
 from posttrain.evaluate import Evaluation
+from posttrain.figures import Figures
 from posttrain.generate import Generations
+from posttrain.promotion import Champion
 from posttrain.reference import Lengths, ReferenceLogps
 from steps._tracking import tracked
 
@@ -22,12 +27,15 @@ def evaluate(
     sft_checkpoint: Checkpoint,
     dpo_checkpoint: Checkpoint | None,
     reference_logps: ReferenceLogps | None,
+    champion: Champion,
+    pair_sets: PairSets | None,
     model: ModelSection,
     lengths: Lengths,
     evaluation: EvaluationSection,
     generations: Generations,
+    beta: float | None,
 ) -> Annotated[Evaluation, "evaluation"]:
-    """Base, SFT and, where there is one, DPO on the same test pairs."""
+    """Base, SFT and, where there are such, DPO and the champion on the same test pairs."""
     with tracked(nested=False) as run:
         result = library.evaluate(
             preferences,
@@ -39,7 +47,32 @@ def evaluate(
             lengths,
             evaluation,
             generations=generations,
+            beta=beta,
+            champion=_checkpoint(champion),
+            sets=pair_sets,
         )
         run.log_metrics(key_figures(result.figures))
         run.log_dict(result.figures.model_dump(), "evaluation.json")
+        run.set_tags(_finding_tags(result.figures))
     return result
+
+
+def _checkpoint(champion: Champion) -> Checkpoint | None:
+    """The champion's checkpoint, from the artifact that holds it."""
+    if champion.artifact is None:
+        return None
+    try:
+        checkpoint = Client().get_artifact_version(champion.artifact).load()
+    except KeyError as error:
+        raise UserError(
+            f"the champion, version {champion.version}, cannot be held against: its checkpoint, artifact version "
+            f"{champion.artifact}, was deleted: take that version out of production"
+        ) from error
+    assert isinstance(checkpoint, Checkpoint)
+    return checkpoint
+
+
+def _finding_tags(figures: Figures) -> dict[str, str]:
+    """`findings` names all of them, and each has a tag of its own that says what is the case."""
+    tags = {f"finding.{finding.rule}": f"{finding.severity}: {finding.title}" for finding in figures.findings}
+    return tags | {"findings": ", ".join(f"{f.severity} {f.rule}" for f in figures.findings) or "none"}

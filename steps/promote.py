@@ -2,24 +2,31 @@
 
 from typing import Annotated
 
-from zenml import step
-from zenml.enums import ModelStages
+from zenml import get_step_context, step
+from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain import promotion as library
 from posttrain.config import GateSection
 from posttrain.evaluate import Evaluation
-from posttrain.promotion import Promotion
-from steps._registry import register_version
+from posttrain.promotion import Champion, Promotion
+from steps._registry import result_name, settle
 from steps._tracking import tracked
 
 
 @step
-def promote(evaluation: Evaluation, gate: GateSection, name: str) -> Annotated[Promotion, "promotion"]:
-    """Whether the model is promoted, and why; either way it becomes a version of the model in the registry."""
-    promotion = library.decide(evaluation.figures, gate)
+def promote(
+    evaluation: Evaluation, candidate: UnmaterializedArtifact, champion: Champion, gate: GateSection, name: str
+) -> Annotated[Promotion, "promotion"]:
+    """Whether the model is promoted, and why; either way it becomes a version of the model in the registries."""
     with tracked(nested=False) as run:
+        promotion = settle(
+            name,
+            result_name(evaluation.figures, gate.model_dump()),
+            library.decide(evaluation.figures, gate),
+            champion,
+            candidate,
+            get_step_context().pipeline_run,
+            run.tracker,
+        )
         run.set_tags({"promoted": str(promotion.promoted).lower(), "reasons": "; ".join(promotion.reasons)})
-    version = register_version(name, promotion.model_dump())
-    if promotion.promoted:
-        version.set_stage(ModelStages.PRODUCTION, force=True)
     return promotion

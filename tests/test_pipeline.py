@@ -28,6 +28,7 @@ TINY: dict[str, Any] = {
     "data": {"sources": [{"path": "demo", "limit": 200}], "test_size": 0.2},
     "sft": {"max_steps": 1, "batch_size": 2},
     "dpo": {"max_steps": 1, "batch_size": 2},
+    "evaluation": {"generations": {"n": 4, "max_new_tokens": 4}},
 }
 
 
@@ -54,7 +55,7 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("zenml", "message"),
     [
-        ({"steps": {"train_dop": {}}}, "steps.train_dop: unknown step (known: evaluate, import_checkpoint,"),
+        ({"steps": {"train_dop": {}}}, "steps.train_dop: unknown step (known: evaluate, find_champion,"),
         ({"steps": {"train_dpo": {"setings": {}}}}, "steps.train_dpo.setings: unknown key"),
         ({"steps": {"train_dpo": {"parameters": {"seed": 1}}}}, "steps.train_dpo.parameters: not allowed"),
         ({"steps": {"load_preferences": {"enable_cache": True}}}, "enable_cache: true is not allowed"),
@@ -87,18 +88,22 @@ def test_a_file_replaces_the_demo_and_is_not_merged_into_it(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("config", "steps"),
     [
-        ({}, "load_preferences resolve_base train_sft score_reference train_dpo evaluate promote"),
-        ({"finetuning_type": "sft"}, "load_preferences resolve_base train_sft evaluate promote"),
+        ({}, "load_preferences resolve_base train_sft score_reference train_dpo find_champion evaluate promote"),
+        ({"finetuning_type": "sft"}, "load_preferences resolve_base train_sft find_champion evaluate promote"),
         (
             {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "FOLDER"}},
-            "load_preferences resolve_base import_checkpoint score_reference train_dpo evaluate promote",
+            "load_preferences resolve_base import_checkpoint score_reference train_dpo find_champion evaluate promote",
         ),
         (
             {"sft": {"dataset": {"path": "instructions.jsonl"}}},
-            "load_preferences resolve_base load_instructions train_sft score_reference train_dpo evaluate promote",
+            "load_preferences resolve_base load_instructions train_sft score_reference train_dpo find_champion evaluate promote",
+        ),
+        (
+            {"finetuning_type": "sft", "evaluation": {"sets": [{"path": "bench.jsonl"}]}},
+            "load_preferences resolve_base train_sft load_pair_sets find_champion evaluate promote",
         ),
     ],
-    ids=["both", "sft", "dpo", "instructions"],
+    ids=["both", "sft", "dpo", "instructions", "sets"],
 )
 def test_the_finetuning_type_decides_which_steps_there_are(tmp_path: Path, config: dict[str, Any], steps: str) -> None:
     if "dpo" in config:
@@ -156,7 +161,7 @@ def test_nothing_is_trained_twice(
     def n_versions() -> int:
         return int(Client().list_model_versions(model="tiny").total)
 
-    always = {"load_preferences", "resolve_base"}
+    always = {"load_preferences", "resolve_base", "find_champion"}
     first = run(TINY)
     assert worked(first) == always | {"train_sft", "score_reference", "train_dpo", "evaluate", "promote"}
     assert n_versions() == 1
@@ -173,11 +178,15 @@ def test_nothing_is_trained_twice(
     renamed = run({**TINY, "tracking": {"experiment": "another"}})
     assert worked(renamed) == always
 
-    monkeypatch.setattr("posttrain.promotion.decide", lambda *_: Promotion(promoted=True, reasons=["well done"]))
+    monkeypatch.setattr(
+        "posttrain.promotion.decide", lambda *_: Promotion(promoted=True, opponent="sft", reasons=["well done"])
+    )
     other_gate = run({**TINY, "gate": {"max_p_value": 0.5}})
     assert worked(other_gate) == always | {"promote"}
     champion = Client().get_model_version("tiny", ModelStages.PRODUCTION)
     assert champion.number == n_versions() == 3
+    # The model is the champion now, and what it was promoted over has not changed: its verdict stands.
+    assert worked(run({**TINY, "gate": {"max_p_value": 0.5}})) == always
     assert champion.run_metadata["reasons"] == ["well done"]
     assert {"sft_checkpoint", "dpo_checkpoint", "evaluation", "preferences"} <= {
         link.artifact_version.name for link in Client().list_model_version_artifact_links(model_version_id=champion.id)
@@ -191,3 +200,38 @@ def test_nothing_is_trained_twice(
 
     monkeypatch.setattr(_code, "code_digest", lambda: "edited")
     assert "train_sft" in worked(run({**TINY, "finetuning_type": "sft"}))
+
+
+@pytest.mark.slow
+def test_a_challenger_is_held_against_the_champion_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run, again, changed, again, and back to the first: whatever is repeated comes from the cache."""
+    monkeypatch.setattr(
+        "posttrain.promotion.decide",
+        lambda figures, _: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"]),
+    )
+
+    def run(beta: float) -> tuple[set[str], Any]:
+        config = {**TINY, "name": "rivals", "dpo": {**TINY["dpo"], "beta": beta}}
+        done = dpo_pipeline.with_options(config_path=written(tmp_path, config))()
+        assert done is not None
+        worked = {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
+        return worked - {"load_preferences", "resolve_base", "find_champion"}, read_report(done.id).figures
+
+    judging = {"evaluate", "promote"}
+    _, first = run(0.15)
+    assert first.opponent == "sft"
+    assert run(0.15) == (set(), first)
+
+    worked, second = run(0.35)
+    assert worked == judging | {"train_dpo"}
+    assert second.opponent == "champion"
+    assert second.digests["champion"] == first.digests["dpo"]
+    assert run(0.35) == (set(), second)
+
+    worked, third = run(0.15)
+    assert worked == judging  # it is trained already, but has another rival now
+    assert third.digests["champion"] == second.digests["dpo"]
+    assert run(0.15) == (set(), third)
+    assert len(Client().list_model_versions(model="rivals", stage=ModelStages.PRODUCTION)) == 1

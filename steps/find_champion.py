@@ -1,0 +1,20 @@
+"""Who is in production."""
+
+from typing import Annotated
+
+from zenml import step
+from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
+
+from posttrain.promotion import Champion
+from steps._registry import reconcile, standing_champion
+from steps._tracking import tracking_uri
+
+
+@step(enable_cache=False)
+def find_champion(candidate: UnmaterializedArtifact, name: str) -> Annotated[Champion, "champion"]:
+    """The model that the candidate must beat, if there is one. Always asked again: it may have been replaced.
+
+    The registries are put in order before they are asked: an earlier run may have been cut off in the middle.
+    """
+    reconcile(name, tracking_uri())
+    return standing_champion(name, str(candidate.run_metadata["digest"]))

@@ -1,0 +1,18 @@
+"""Further sets of pairs to judge by."""
+
+from typing import Annotated
+
+from zenml import step
+
+from posttrain.config import DataSection, Source
+from posttrain.data import pair_sets as library
+from posttrain.data.pair_sets import PairSets
+from posttrain.data.preferences import Preferences
+
+
+@step(enable_cache=False)
+def load_pair_sets(
+    preferences: Preferences, sources: list[Source], data: DataSection
+) -> Annotated[PairSets, "pair_sets"]:
+    """The sets, less pairs that are trained on. Always read again: a source may have changed."""
+    return library.load_pair_sets(sources, preferences, data)

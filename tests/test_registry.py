@@ -1,0 +1,309 @@
+"""Promotion in real registries, cut off at every point and done by two at once: one champion, and a rerun repairs."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from mlflow import MlflowClient
+from sqlmodel import Session, text
+from zenml import pipeline, step
+from zenml.client import Client
+from zenml.enums import ModelStages
+
+import materializers  # noqa: F401 (registers them)
+from posttrain.checkpoint import Base, Checkpoint, seal
+from posttrain.errors import UserError
+from posttrain.promotion import Champion, Promotion
+from posttrain.tracking import ModelRegistry, Tracker, default_tracking_uri
+from steps import _registry
+from steps._registry import digest_of, reconcile, settle, sole_champion, standing_champion
+
+GOOD = Promotion(promoted=True, opponent="sft", reasons=["well done"])
+BAD = Promotion(promoted=False, opponent="sft", reasons=["hardly better", "gate.min_gain"])
+
+
+@step(enable_cache=False)
+def make_first(folder: str) -> Annotated[Checkpoint, "dpo_checkpoint"]:
+    return Checkpoint.load(Path(folder) / "first")
+
+
+@step(enable_cache=False)
+def make_second(folder: str) -> Annotated[Checkpoint, "other_checkpoint"]:
+    return Checkpoint.load(Path(folder) / "second")
+
+
+@pipeline
+def two_checkpoints(folder: str) -> None:
+    make_first(folder)
+    make_second(folder)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A pipeline run, and the two checkpoint artifacts that it made."""
+    parent = tmp_path_factory.mktemp("made")
+    for name in ("first", "second"):
+        folder = parent / name
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(name)
+        base = Base(id="some/base", revision=None, digest="b")
+        about = {"stage": "dpo", "kind": "full", "base": base, "parent": None, "template": "", "stop_ids": [0]}
+        seal(folder, [], **about, metrics={})
+    run = two_checkpoints(str(parent))
+    outputs = [run.steps[name].output for name in ("make_first", "make_second")]
+    return run, *outputs
+
+
+class Place:
+    """One model's registries, and promotions into them."""
+
+    def __init__(self, name: str, made: Any) -> None:
+        self.name = name
+        self.run, first, second = made
+        self.candidates = {"first": first, "second": second}
+        self.uri = default_tracking_uri()
+
+    def promote(self, which: str, promotion: Promotion = GOOD, opponent: Champion | None = None) -> Promotion:
+        tracker = Tracker(self.uri, "registry", str(self.run.id), "run")
+        return settle(
+            self.name, f"dpo-{which}", promotion, opponent or Champion(), self.candidates[which], self.run, tracker
+        )
+
+    def champions(self) -> tuple[list[str], str | None]:
+        """In production in ZenML, and the name in ZenML of MLflow's champion."""
+        standing = Client().list_model_versions(model=self.name, stage=ModelStages.PRODUCTION).items
+        return [version.name for version in standing], self.alias("champion")
+
+    def alias(self, alias: str) -> str | None:
+        registry = ModelRegistry(self.uri, self.name)
+        names = {number: name for name, number in registry.numbers().items()}
+        number = registry.alias(alias)
+        return names[number] if number else None
+
+    def version(self, which: str) -> Any:
+        return Client().get_model_version(self.name, f"dpo-{which}")
+
+    def n_versions(self) -> tuple[int, int]:
+        """In ZenML, and in MLflow."""
+        client = MlflowClient(self.uri)
+        return (
+            Client().list_model_versions(model=self.name).total,
+            len(client.search_model_versions(f"name = '{self.name}'")),
+        )
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, made: Any) -> Place:
+    with Tracker(default_tracking_uri(), "registry", str(made[0].id), "run").parent("promote"):
+        pass
+    return Place(f"model-{abs(hash(request.node.name))}", made)
+
+
+def test_a_promoted_model_is_the_champion_in_both_registries_with_links_both_ways(place: Place) -> None:
+    assert place.promote("first").promoted
+    assert place.champions() == (["dpo-first"], "dpo-first")
+    ours = place.version("first").run_metadata
+    theirs = MlflowClient(place.uri).get_model_version_by_alias(place.name, "champion")
+    assert str(theirs.version) == ours["mlflow_version"]
+    assert f"/models/{place.name}/versions/{theirs.version}" in ours["mlflow_model"]
+    assert theirs.tags["zenml.model_version_id"] == str(place.version("first").id)
+    assert theirs.tags["posttrain.digest"] == ours["digest"]
+    assert theirs.source == f"{place.candidates['first'].uri}/files"
+    run = MlflowClient(place.uri).get_run(theirs.run_id)
+    assert run.data.tags["posttrain.pipeline_run"] == str(place.run.id)
+    linked = Client().list_model_version_artifact_links(model_version_id=place.version("first").id)
+    assert {link.artifact_version.name for link in linked} == {"dpo_checkpoint", "other_checkpoint"}
+
+
+def test_a_refused_model_is_the_challenger_and_keeps_its_reasons(place: Place) -> None:
+    place.promote("first")
+    place.promote("second", BAD)
+    assert place.champions() == (["dpo-first"], "dpo-first")
+    assert place.alias("challenger") == "dpo-second"
+    assert place.version("second").run_metadata["reasons"] == BAD.reasons
+    assert MlflowClient(place.uri).get_model_version_by_alias(place.name, "challenger").description == "; ".join(BAD.reasons)  # fmt: skip # noqa: E501
+
+
+def test_a_challenger_that_a_later_champion_has_overtaken_is_none(place: Place) -> None:
+    place.promote("first", BAD)
+    assert place.alias("challenger") == "dpo-first"
+    place.promote("second")
+    assert (place.alias("challenger"), place.alias("champion")) == (None, "dpo-second")
+
+
+def test_once_more_changes_nothing(place: Place) -> None:
+    place.promote("first")
+    place.promote("first")
+    reconcile(place.name, place.uri)
+    assert place.n_versions() == (1, 1)
+    assert place.champions() == (["dpo-first"], "dpo-first")
+
+
+def test_a_new_champion_takes_the_place_of_the_old_one(place: Place) -> None:
+    place.promote("first")
+    place.promote("second", opponent=standing_champion(place.name, "of the second"))
+    assert place.champions() == (["dpo-second"], "dpo-second")
+    assert place.version("first").stage == ModelStages.ARCHIVED
+
+
+def test_a_champion_is_held_against_the_one_it_was_promoted_over(place: Place) -> None:
+    """So a repeated run finds what it found before."""
+    assert standing_champion(place.name, "any") == Champion()
+    place.promote("first")
+    first = standing_champion(place.name, "any other")
+    assert (first.version, first.digest) == ("dpo-first", digest_of(place.version("first")))
+    assert standing_champion(place.name, str(first.digest)) == Champion()
+    place.promote("second", opponent=first)
+    assert standing_champion(place.name, str(digest_of(place.version("second")))) == first
+
+
+def test_who_was_held_against_another_champion_is_refused(place: Place) -> None:
+    place.promote("first")
+    late = place.promote("second")  # judged when there was no champion
+    assert not late.promoted
+    assert "version dpo-first has become the champion meanwhile: run again" in late.reasons[-1]
+    assert place.champions() == (["dpo-first"], "dpo-first")
+
+
+def test_what_a_person_put_into_production_is_told(place: Place) -> None:
+    Client().create_model(place.name)
+    Client().create_model_version(place.name, "by-hand").set_stage(ModelStages.PRODUCTION)
+    with pytest.raises(UserError, match=r"version by-hand of model .* was not put there by this pipeline"):
+        standing_champion(place.name, "any")
+
+
+BEFORE, AFTER = True, False
+
+
+class Cut(BaseException):
+    """The process is killed."""
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, before: bool) -> None:
+    """The process ends right before or right after a call."""
+    call = getattr(target, name)
+
+    def ends(*args: Any, **kwargs: Any) -> Any:
+        if not before:
+            call(*args, **kwargs)
+        raise Cut
+
+    monkeypatch.setattr(target, name, ends)
+
+
+FIRST, LATER = False, True
+CUTS: list[tuple[bool, Callable[[], Any], str, bool]] = [
+    (FIRST, lambda: Client, "create_model", AFTER),
+    (FIRST, lambda: type(Client().zen_store), "update_model_version", AFTER),
+    (FIRST, lambda: MlflowClient, "create_registered_model", AFTER),
+    (FIRST, lambda: MlflowClient, "set_registered_model_alias", BEFORE),
+    (LATER, lambda: Client, "create_model_version", AFTER),
+    (LATER, lambda: _registry, "log_metadata", BEFORE),
+    (LATER, lambda: _registry, "log_metadata", AFTER),
+    (LATER, lambda: type(Client().zen_store), "update_model_version", AFTER),
+    (LATER, lambda: MlflowClient, "create_model_version", BEFORE),
+    (LATER, lambda: MlflowClient, "create_model_version", AFTER),
+    (LATER, lambda: MlflowClient, "set_registered_model_alias", BEFORE),
+]
+
+
+@pytest.mark.parametrize(("standing", "target", "name", "before"), CUTS)
+def test_a_promotion_cut_off_anywhere_leaves_one_champion_and_a_rerun_completes_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch, standing: bool, target: Any, name: str, before: bool
+) -> None:
+    opponent = Champion()
+    if standing:
+        place.promote("first")
+        opponent = standing_champion(place.name, "of the second")
+    with monkeypatch.context() as patched:
+        cut(patched, target(), name, before)
+        with pytest.raises(Cut):
+            place.promote("second", opponent=opponent)
+
+    reconcile(place.name, place.uri)  # as any later run does first
+    zenml, mlflow = place.champions()
+    assert (zenml, mlflow) in [([], None), (["dpo-first"], "dpo-first"), (["dpo-second"], "dpo-second")]
+    assert bool(zenml) or not standing
+
+    assert place.promote("second", opponent=opponent).promoted
+    assert place.champions() == (["dpo-second"], "dpo-second")
+    assert place.n_versions() == (1 + standing, 1 + standing)
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [(_registry, "reconcile"), (_registry, "log_metadata"), (ModelRegistry, "set_alias"), (ModelRegistry, "register")],
+    ids=["reconcile", "log_metadata", "set_alias", "register"],
+)
+def test_two_at_once_leave_one_champion(place: Place, monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> None:
+    """All of the second promotion happens in the midst of the first."""
+    call, inside = getattr(target, name), threading.Event()
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if not inside.is_set():
+            inside.set()
+            place.promote("second")
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, interrupted)
+    place.promote("first")
+    zenml, mlflow = place.champions()
+    assert [mlflow] == zenml
+    assert place.n_versions() == (2, 2)
+
+
+def test_an_alias_that_was_overtaken_is_set_right(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between reading who the champion is and writing it, another promotion comes and goes."""
+    place.promote("first")
+    first, call, inside = standing_champion(place.name, "x"), ModelRegistry.set_alias, threading.Event()
+
+    def late(registry: ModelRegistry, alias: str, number: str | None) -> None:
+        if not inside.is_set():
+            inside.set()
+            place.promote("second", opponent=first)
+        call(registry, alias, number)
+
+    monkeypatch.setattr(ModelRegistry, "set_alias", late)
+    reconcile(place.name, place.uri)
+    assert place.champions() == (["dpo-second"], "dpo-second")
+
+
+def test_two_threads_leave_one_champion(place: Place) -> None:
+    threads = [threading.Thread(target=place.promote, args=(which,)) for which in ("first", "second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    reconcile(place.name, place.uri)
+    zenml, mlflow = place.champions()
+    assert len(zenml) == 1
+    assert [mlflow] == zenml
+
+
+def test_two_in_production_become_one(place: Place) -> None:
+    """What ZenML's own check cannot prevent: two processes that both saw the place empty."""
+    place.promote("first")
+    place.promote("second", opponent=standing_champion(place.name, "x"))
+    with Session(Client().zen_store.engine) as session:
+        ids = [str(place.version(which).id).replace("-", "") for which in ("first", "second")]
+        for version_id in ids:
+            session.exec(text("UPDATE model_version SET stage = 'production' WHERE id = :id").bindparams(id=version_id))
+        session.commit()
+    assert len(place.champions()[0]) == 2
+    champion = sole_champion(place.name)
+    assert champion is not None
+    assert champion.name == "dpo-second"
+    assert place.champions()[0] == ["dpo-second"]
+
+
+def test_without_mlflow_the_work_goes_on_and_the_next_run_catches_up(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    alive, place.uri = place.uri, "http://127.0.0.1:9"
+    assert place.promote("first").promoted
+    assert "MLflow's registry of model-" in caplog.text
+    place.uri = alive
+    reconcile(place.name, place.uri)
+    assert place.champions() == (["dpo-first"], "dpo-first")

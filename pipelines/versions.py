@@ -84,7 +84,8 @@ def _find(name: str | None) -> tuple[ArtifactVersionResponse, str]:
         if artifacts:
             return artifacts[0], f"{artifacts[0].artifact.name}-{artifacts[0].version}"
     with contextlib.suppress(KeyError):
-        found_version = client.get_model_version(model or name, version if model else None)
+        number = int(version) if version.isdecimal() else version
+        found_version = client.get_model_version(model or name, number if model else None)
         return _of_model(found_version), f"{found_version.model.name}-{found_version.number}"
     raise UserError(f"{name}: no such model: {REMEDY}")
 

@@ -35,7 +35,8 @@ SLICES = "Gain of the newest model over its opponent, by slice"
 LENGTH = "Accuracy where the chosen response is shorter, as long, longer"
 CALIBRATION = "How sure DPO is, and how often it is right; dotted: as it should be"
 N_SLICES_DRAWN = 30
-N_UNFOLDED = 3
+N_UNFOLDED, N_LISTED = 3, 20
+"""Of the exchanges: how many are open at once, and how many of the others are listed."""
 
 
 def report_page(report: RunReport, pictures: dict[str, str] | None = None) -> str:
@@ -254,9 +255,10 @@ def _generations(generations: Generations) -> Section:
         )
     how = "the likeliest token each time" if not generations.temperature else f"temperature {generations.temperature:g}"
     intro = f"{len(generations.exchanges)} test prompts, at most {generations.max_new_tokens} tokens, {how}."
-    exchanges = (_exchange(exchange, i < N_UNFOLDED) for i, exchange in enumerate(generations.exchanges))
+    shown = [_exchange(exchange, i < N_UNFOLDED) for i, exchange in enumerate(generations.exchanges)]
+    more = folded(f"{len(shown) - N_LISTED} more", "".join(shown[N_LISTED:])) if len(shown) > N_LISTED else ""
     header = ["", *(NAMES[stage] for stage in stages)]
-    return Section("Answers", paragraph(intro) + table(header, rows) + judged + "".join(exchanges))
+    return Section("Answers", paragraph(intro) + table(header, rows) + judged + "".join(shown[:N_LISTED]) + more)
 
 
 def _won(by: str, rate: WinRate) -> str:

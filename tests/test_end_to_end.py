@@ -172,7 +172,7 @@ def test_mlflow_keeps_a_parent_run_and_one_nested_run_a_stage(tmp_path: Path, ti
         f"preferences/{split}" for split in ("train", "validation", "test")
     }
     artifacts = {a.path for a in MlflowClient().list_artifacts(parent.info.run_id)}
-    assert artifacts == {"config.json", "data_report.json", "evaluation.json"}
+    assert artifacts == {"config.json", "data_report.json", "evaluation.json", "figures", "report"}
     assert parent.data.tags["promoted"] in ("true", "false")
 
 

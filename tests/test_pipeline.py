@@ -88,19 +88,25 @@ def test_a_file_replaces_the_demo_and_is_not_merged_into_it(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("config", "steps"),
     [
-        ({}, "load_preferences resolve_base train_sft score_reference train_dpo find_champion evaluate promote"),
-        ({"finetuning_type": "sft"}, "load_preferences resolve_base train_sft find_champion evaluate promote"),
+        (
+            {},
+            "load_preferences resolve_base train_sft score_reference train_dpo find_champion generate evaluate promote report",
+        ),
+        (
+            {"finetuning_type": "sft"},
+            "load_preferences resolve_base train_sft find_champion generate evaluate promote report",
+        ),
         (
             {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "FOLDER"}},
-            "load_preferences resolve_base import_checkpoint score_reference train_dpo find_champion evaluate promote",
+            "load_preferences resolve_base import_checkpoint score_reference train_dpo find_champion generate evaluate promote report",
         ),
         (
             {"sft": {"dataset": {"path": "instructions.jsonl"}}},
-            "load_preferences resolve_base load_instructions train_sft score_reference train_dpo find_champion evaluate promote",
+            "load_preferences resolve_base load_instructions train_sft score_reference train_dpo find_champion generate evaluate promote report",
         ),
         (
             {"finetuning_type": "sft", "evaluation": {"sets": [{"path": "bench.jsonl"}]}},
-            "load_preferences resolve_base train_sft load_pair_sets find_champion evaluate promote",
+            "load_preferences resolve_base train_sft load_pair_sets find_champion generate evaluate promote report",
         ),
     ],
     ids=["both", "sft", "dpo", "instructions", "sets"],
@@ -163,7 +169,9 @@ def test_nothing_is_trained_twice(
 
     always = {"load_preferences", "resolve_base", "find_champion"}
     first = run(TINY)
-    assert worked(first) == always | {"train_sft", "score_reference", "train_dpo", "evaluate", "promote"}
+    assert worked(first) == always | {
+        "train_sft", "score_reference", "train_dpo", "generate", "evaluate", "promote", "report",
+    }  # fmt: skip
     assert n_versions() == 1
 
     again = run(TINY)
@@ -173,7 +181,7 @@ def test_nothing_is_trained_twice(
     assert again.name in capsys.readouterr().out
 
     steeper = run({**TINY, "dpo": {**TINY["dpo"], "beta": 0.3}})
-    assert worked(steeper) == always | {"train_dpo", "evaluate", "promote"}
+    assert worked(steeper) == always | {"train_dpo", "generate", "evaluate", "promote", "report"}
 
     renamed = run({**TINY, "tracking": {"experiment": "another"}})
     assert worked(renamed) == always
@@ -182,7 +190,7 @@ def test_nothing_is_trained_twice(
         "posttrain.promotion.decide", lambda *_: Promotion(promoted=True, opponent="sft", reasons=["well done"])
     )
     other_gate = run({**TINY, "gate": {"max_p_value": 0.5}})
-    assert worked(other_gate) == always | {"promote"}
+    assert worked(other_gate) == always | {"promote", "report"}
     champion = Client().get_model_version("tiny", ModelStages.PRODUCTION)
     assert champion.number == n_versions() == 3
     # The model is the champion now, and what it was promoted over has not changed: its verdict stands.
@@ -219,13 +227,13 @@ def test_a_challenger_is_held_against_the_champion_and_only_once(
         worked = {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
         return worked - {"load_preferences", "resolve_base", "find_champion"}, read_report(done.id).figures
 
-    judging = {"evaluate", "promote"}
+    judging = {"evaluate", "promote", "report"}
     _, first = run(0.15)
     assert first.opponent == "sft"
     assert run(0.15) == (set(), first)
 
     worked, second = run(0.35)
-    assert worked == judging | {"train_dpo"}
+    assert worked == judging | {"train_dpo", "generate"}
     assert second.opponent == "champion"
     assert second.digests["champion"] == first.digests["dpo"]
     assert run(0.35) == (set(), second)

@@ -299,12 +299,10 @@ def _length_says_as_much(evidence: Evidence, limit: float) -> Seen:
 
 
 def _slice_worse(evidence: Evidence, limit: float) -> Seen:
-    figures = evidence.figures
-    name = next((name for name in figures.comparisons if name in ("dpo_vs_sft",)), None)
     worse = [
-        (slice_.gains[name], f"{slice_.by} {slice_.name}")
-        for slice_ in figures.slices
-        if name and slice_.n_pairs >= MIN_SLICE_PAIRS and slice_.gains[name].high < limit
+        (part.gains["dpo_vs_sft"], f"{part.by} {part.name}")
+        for part in evidence.figures.slices
+        if part.n_pairs >= MIN_SLICE_PAIRS and "dpo_vs_sft" in part.gains and part.gains["dpo_vs_sft"].high < limit
     ]
     if not worse:
         return None

@@ -497,6 +497,7 @@ class ModelRegistry:
                 run_id=self._find_run(registration),
                 tags={**registration.tags, MODEL_VERSION_TAG: registration.version},
                 description=registration.description,
+                await_creation_for=0,
             )
             known = self.numbers()
         return known[registration.version]

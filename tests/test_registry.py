@@ -209,7 +209,13 @@ CUTS: list[tuple[bool, Callable[[], Any], str, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("standing", "target", "name", "before"), CUTS)
+@pytest.mark.parametrize(
+    ("standing", "target", "name", "before"),
+    CUTS,
+    ids=[
+        f"{name}, {'before' if before else 'after'}, {'later' if later else 'first'}" for later, _, name, before in CUTS
+    ],
+)
 def test_a_promotion_cut_off_anywhere_leaves_one_champion_and_a_rerun_completes_it(
     place: Place, monkeypatch: pytest.MonkeyPatch, standing: bool, target: Any, name: str, before: bool
 ) -> None:

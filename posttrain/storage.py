@@ -12,8 +12,8 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,11 +61,13 @@ class ObjectStore:
         with _answering("S3"):
             self._client = _client()
 
-    def find(self, url: str) -> tuple[list[StoredObject], str]:
-        """The objects at an address in the order of their keys, and how their keys begin, up to the last `/` before them.
+    def find(self, url: str, is_wanted: Callable[[str], bool]) -> tuple[list[StoredObject], str]:
+        """The objects at an address in the order of their keys, and how all these keys begin, up to a `/`.
 
         Args:
             url: `s3://bucket/` and a key, a prefix that ends with a whole name, or a glob, in which `**` crosses `/`.
+            is_wanted: called with what follows the common beginning of a key; of objects that are not named by their whole key
+                only those are taken for which it is true.
 
         Raises:
             UserError: there is none, or the store does not answer.
@@ -78,9 +80,11 @@ class ObjectStore:
             if key and not key.endswith("/") and not glob.has_magic(key) and (found := self._head(bucket, key)):
                 return [found], key[: key.rfind("/") + 1]
             keys, root = self._list(bucket, key)
-            found_all = [item for item in (self._head(bucket, name) for name in keys) if item is not None]
+            wanted = [name for name in keys if is_wanted(name[len(root) :])]
+            found_all = [item for item in (self._head(bucket, name) for name in wanted) if item is not None]
         if not found_all:
-            raise UserError(f"{url}: there is no such object: correct bucket, key or glob, or AWS_ENDPOINT_URL")
+            what = f"none of the {len(keys)} objects there can be read" if keys else "there is no such object"
+            raise UserError(f"{url}: {what}: correct bucket, key or glob, or AWS_ENDPOINT_URL")
         return found_all, root
 
     def fetch(self, item: StoredObject) -> Path:
@@ -94,18 +98,23 @@ class ObjectStore:
         file = folder / PurePosixPath(item.key).name
         if file.exists():
             return file
-        folder.mkdir(parents=True, exist_ok=True)
         part = folder / f".{uuid.uuid4().hex}"
         version = {"VersionId": item.version_id} if item.version_id else {}
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             with _answering(item.url):
                 self._client.download_file(item.bucket, item.key, str(part), ExtraArgs=version)
                 after = item if item.version_id else self._head(item.bucket, item.key)
             if after != item or part.stat().st_size != item.n_bytes:
                 raise UserError(f"{item.url}: was overwritten while it was read: run again when it is complete")
             os.replace(part, file)
+        except OSError as error:
+            raise UserError(
+                f"{item.url}: cannot be kept in {folder} ({error.strerror}): make room there, or set POSTTRAIN_CACHE"
+            ) from error
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
         return file
 
     def _head(self, bucket: str, key: str) -> StoredObject | None:
@@ -131,9 +140,8 @@ class ObjectStore:
             wanted = re.compile(".*", re.DOTALL)
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=fixed)
         keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
-        return sorted(name for name in keys if wanted.fullmatch(name) and not name.endswith("/")), fixed[
-            : fixed.rfind("/") + 1
-        ]
+        matching = sorted(name for name in keys if wanted.fullmatch(name) and not name.endswith("/"))
+        return matching, fixed[: fixed.rfind("/") + 1]
 
 
 def upload_file(path: Path, uri: str) -> None:
@@ -203,8 +211,9 @@ def _checksum_of(parts: Iterator[bytes], size: int) -> str:
 
 
 def _client() -> Any:
-    retries = Config(retries={"mode": "standard"}, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S)
-    return boto3.client("s3", config=retries)
+    # A session of its own: the default one would keep the first credentials that it found.
+    config = Config(retries={"mode": "standard"}, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S)
+    return boto3.session.Session().client("s3", config=config)
 
 
 def cache_dir() -> Path:

@@ -20,7 +20,6 @@ from posttrain.data import demo
 from posttrain.data.preferences import Preferences
 from posttrain.estimates import Estimate, Result, bootstrap_mean, wilson
 from posttrain.judge import Contest, Judgement, WinRate, judge_contests, win_rate
-from posttrain.logprobs import batches_by_length
 from posttrain.model import Model, autocast, load_chat, load_model
 from posttrain.progress import progress_bar
 from posttrain.reference import Lengths
@@ -179,10 +178,12 @@ def complete(
     model.eval()
     found: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
     where = next(model.parameters()).device
-    whole = [len(prompt) + settings.max_new_tokens for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    longest_whole = max(map(len, prompts), default=0) + settings.max_new_tokens
+    n_rows = max(1, section.tokens_per_batch // longest_whole)
     with autocast(about), torch.random.fork_rng(), progress_bar(len(prompts), label, " prompts") as progress:
         torch.manual_seed(section.seed)
-        for batch in batches_by_length(whole, section.tokens_per_batch):
+        for batch in (order[start : start + n_rows] for start in range(0, len(order), n_rows)):
             longest = len(prompts[batch[0]])
             input_ids = torch.full((len(batch), longest), chat.tokenizer.pad_token_id, dtype=torch.long)
             attention_mask = torch.zeros_like(input_ids)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
 
 from posttrain.config import load_config, point_label
 from posttrain.errors import UserError
+
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,19 +83,159 @@ def data(config: Path, html: Path | None) -> None:
 @main.command()
 @click.argument("run", required=False)
 @click.option("--json", "as_json", is_flag=True, help="The whole evaluation, for scripts.")
-def report(run: str | None, as_json: bool) -> None:
+@click.option("--html", type=FILE, help="Write the run's page, with all figures and answers, to this file.")
+def report(run: str | None, as_json: bool, html: Path | None) -> None:
     """Print the outcome of the last run of dpo_pipeline, or of the RUN with this name or id."""
-    from pipelines.report import read_report
-    from posttrain.report import print_report
+    with clean_errors():
+        from pipelines.report import read_report, read_run_report
+        from posttrain.report import print_report
+        from posttrain.report_page import report_page
 
-    try:
         outcome = read_report(run)
-    except UserError as error:
-        raise click.ClickException(str(error)) from error
-    if as_json:
+        if html:
+            write(html, report_page(read_run_report(run)[0]))
+    if html:
+        click.echo(f"Written: {html}")
+    elif as_json:
         click.echo(json.dumps(outcome.as_dict(), indent=2))
     else:
         print_report(outcome)
+
+
+@main.command()
+@click.argument("first")
+@click.argument("second")
+def compare(first: str, second: str) -> None:
+    """Print how two runs differ: settings, figures, findings, and the second's model against the first's."""
+    with clean_errors():
+        from pipelines.report import read_run_report
+        from posttrain.compare import compare_runs, print_difference
+
+        print_difference(compare_runs(read_run_report(first), read_run_report(second)))
+
+
+@main.command()
+@click.argument("places", nargs=-1, required=True, metavar="[VERSION] DEST")
+@click.option("--adapter", is_flag=True, help="Keep an adapter as it is; else it is merged into its base.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    help="Of the weights; auto: the base's own.",
+)
+@click.option("--public", is_flag=True, help="On the Hub: a repository that is made for it may be seen by all.")
+def export(places: tuple[str, ...], adapter: bool, dtype: Any, public: bool) -> None:
+    """Write a model for plain transformers to a folder, s3://bucket/folder or hf://organisation/name.
+
+    VERSION is a version of a model (demo:3, demo:production), of a checkpoint (dpo_checkpoint:3) or a folder; the model in
+    production where none is named.
+    """
+    if len(places) > 2:
+        raise click.UsageError("name at most a VERSION and a DEST")
+    with clean_errors():
+        from pipelines.versions import find_version
+        from posttrain.export import export as export_model
+        from posttrain.model_card import model_card
+
+        version = find_version(places[0] if len(places) == 2 else None)
+        card = model_card(version.name, version.checkpoint.manifest, version.report, adapter=adapter)
+        options = {"adapter": adapter, "dtype": dtype, "private": not public}
+        where = export_model(version.checkpoint, version.model, places[-1], card, version.report, **options)
+    click.echo(f"{version.name} is at {where}")
+
+
+@main.command()
+@click.argument("versions", nargs=-1)
+@click.option(
+    "--prompt", "prompts", multiple=True, help="Ask this instead of reading from the terminal; may be repeated."
+)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest word each time."
+)
+def chat(versions: tuple[str, ...], prompts: tuple[str, ...], max_new_tokens: int, temperature: float) -> None:
+    """Talk to SFT and DPO of the last run side by side, or to any VERSIONS, as `export` takes them."""
+    with clean_errors():
+        from rich.console import Console
+
+        from pipelines.versions import find_version, stages_of
+        from posttrain.side_by_side import converse, load_speaker
+
+        found = [find_version(name) for name in versions] or stages_of(None)
+        speakers = [load_speaker(version.name, version.checkpoint, version.model) for version in found]
+        asked = prompts or iter(_read_prompt, None)
+        converse(speakers, asked, Console(), max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+def _read_prompt() -> str | None:
+    """A line from the terminal; None at its end."""
+    try:
+        return str(click.prompt("you", prompt_suffix="> ", err=True))
+    except click.Abort:
+        return None
+
+
+@main.group()
+def ab() -> None:
+    """Let people choose between SFT's and DPO's answers, without knowing whose is which."""
+
+
+@ab.command("export")
+@click.argument("file", type=FILE)
+@click.option("--run", help="The last run where none is named.")
+def ab_export(file: Path, run: str | None) -> None:
+    """Write a page to FILE that people open, choose in, and save their choices from."""
+    with clean_errors():
+        from posttrain.ab import ab_page
+
+        write(file, ab_page(_generations(run)))
+    click.echo(f"Written: {file}")
+
+
+@ab.command("score")
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--run", help="The last run where none is named.")
+def ab_score(files: tuple[Path, ...], run: str | None) -> None:
+    """Print how often people preferred DPO's answer, from the FILES that they saved."""
+    with clean_errors():
+        from posttrain.ab import ab_score as score
+
+        found = score(_generations(run), files)
+    share = found.share
+    click.echo(
+        f"DPO preferred on {share.value:.1%} of {found.n_wins + found.n_ties + found.n_losses} prompts ({share.low:.1%} to "
+        f"{share.high:.1%}): {found.n_wins} won, {found.n_ties} tied, {found.n_losses} lost, p = {found.p_value:.2g}"
+    )
+
+
+def _generations(run: str | None) -> Any:
+    from pipelines.report import read_run_report
+
+    generations = read_run_report(run)[0].generations
+    if generations is None:
+        raise UserError("the run has no answers: raise evaluation.generations.n, and run again")
+    return generations
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """Inside, a user's mistake is one line."""
+    try:
+        yield
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a text file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}): name another file") from error
 
 
 @main.command()

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pyarrow as pa
 from zenml.client import Client
 from zenml.models import PipelineRunResponse, StepRunResponse
 
 from posttrain.errors import UserError
 from posttrain.report import Report
+from posttrain.run_report import RunReport
 
 PIPELINE = "dpo_pipeline"
 
 
 def read_report(run: str | UUID | None = None) -> Report:
-    """The outcome of a run.
+    """The outcome of a run, as it is printed.
 
     Args:
         run: its name or id; None for the last run of dpo_pipeline.
@@ -27,30 +29,48 @@ def read_report(run: str | UUID | None = None) -> Report:
     Raises:
         UserError: there is no such run, or it has no outcome.
     """
-    found = _find(run)
-    if not found.status.is_successful:
-        raise UserError(
-            f"run {found.name} is {found.status.value}, without outcome: name another run (`zenml pipeline runs list`)"
-        )
+    found = _finished(run)
     steps = found.steps
-    if "promote" not in steps:
-        raise UserError(f"run {found.name} is not of {PIPELINE}: name another run (`zenml pipeline runs list`)")
     newest = steps.get("choose_point") or steps.get("train_dpo") or steps["train_sft"]
     return Report(
         run=found.name,
-        figures=_output(steps["evaluate"]).load().figures,
-        promotion=_output(steps["promote"]).load(),
-        data=_output(steps["load_preferences"], "data_report").load(),
-        sweep=_output(newest, "sweep_outcome").load() if "choose_point" in steps else None,
+        figures=output(steps["evaluate"]).load().figures,
+        promotion=output(steps["promote"]).load(),
+        data=output(steps["load_preferences"], "data_report").load(),
+        sweep=output(newest, "sweep_outcome").load() if "choose_point" in steps else None,
         next_steps=tuple(_next_steps(found.name, newest)),
     )
 
 
+def read_run_report(run: str | UUID | None = None) -> tuple[RunReport, pa.Table]:
+    """Everything that a run found out, and the test pairs behind it.
+
+    Raises:
+        UserError: as `read_report`, or the run is of a time before there were such reports.
+    """
+    found = _finished(run)
+    if "report" not in found.steps:
+        raise UserError(f"run {found.name} has no page: it is of an older version; run it again")
+    return output(found.steps["report"]).load(), output(found.steps["evaluate"]).load().pairs
+
+
+def _finished(run: str | UUID | None) -> PipelineRunResponse:
+    found = find_run(run)
+    if not found.status.is_successful:
+        raise UserError(
+            f"run {found.name} is {found.status.value}, without outcome: name another run (`zenml pipeline runs list`)"
+        )
+    if "promote" not in found.steps:
+        raise UserError(f"run {found.name} is not of {PIPELINE}: name another run (`zenml pipeline runs list`)")
+    return found
+
+
 def _next_steps(run: str, training: StepRunResponse) -> Iterator[str]:
     """Where to look next, in lines that work when pasted into the shell that ran this."""
-    metadata = _first_run(training).run_metadata
-    yield f"Model:   {_output(training, 'dpo_checkpoint' if training.name == 'choose_point' else None).uri}/files"
+    metadata = first_run(training).run_metadata
+    yield f"Model:   {output(training, 'dpo_checkpoint' if training.name == 'choose_point' else None).uri}/files"
     yield f"Again:   {_command(f'posttrain report {run}')}"
+    yield f"Page:    {_command(f'posttrain report {run} --html report.html')}"
     if "mlflow_serve" in metadata:
         yield f"Curves:  {_command(str(metadata['mlflow_serve']))}"
     if "mlflow" in metadata:
@@ -68,7 +88,8 @@ def _command(line: str) -> str:
     return f"{settings if 'posttrain' in program else ''}{program} {rest}"
 
 
-def _find(run: str | UUID | None) -> PipelineRunResponse:
+def find_run(run: str | UUID | None) -> PipelineRunResponse:
+    """A run by its name or id; None for the last one of dpo_pipeline."""
     client = Client()
     if run is None:
         latest = client.list_pipeline_runs(pipeline=PIPELINE, sort_by="desc:created", size=1, hydrate=True)
@@ -81,12 +102,12 @@ def _find(run: str | UUID | None) -> PipelineRunResponse:
         raise UserError(f"{run}: no such run: list them with `zenml pipeline runs list`") from error
 
 
-def _output(step: StepRunResponse, name: str | None = None) -> Any:
+def output(step: StepRunResponse, name: str | None = None) -> Any:
     """An artifact that a step has made, or reused from the cache; without a name its only one."""
     (artifact,) = step.outputs[name] if name else next(iter(step.outputs.values()))
     return artifact
 
 
-def _first_run(step: StepRunResponse) -> StepRunResponse:
+def first_run(step: StepRunResponse) -> StepRunResponse:
     """The run of a step that did the work, where this one was served from the cache."""
     return Client().get_run_step(step.original_step_run_id) if step.original_step_run_id else step

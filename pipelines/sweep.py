@@ -2,7 +2,7 @@
 
 from pipelines import ROOT
 from pipelines._checked import CheckedPipeline
-from pipelines.dpo import up_to_sft
+from pipelines.dpo import judge_and_promote, up_to_sft
 from posttrain.config import RunConfig
 from posttrain.errors import UserError
 
@@ -14,17 +14,13 @@ def one_sft_then_many_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B00
             "sweep: missing, so there is nothing to compare: add e.g. `sweep: {grid: {beta: [0.05, 0.1, 0.5]}}`, or run "
             "dpo_pipeline"
         )
-    from posttrain.reference import Lengths
     from steps.choose_point import choose_point
-    from steps.evaluate import evaluate
-    from steps.promote import promote
     from steps.score_reference import score_reference
     from steps.train_point import train_point
 
     model, n_tokens = config.model, config.evaluation.tokens_per_batch
-    lengths = Lengths(max_length=config.dpo.max_length, max_prompt_length=config.dpo.max_prompt_length)
-    preferences, base, sft_checkpoint = up_to_sft(config)
-    reference_logps = score_reference(preferences, sft_checkpoint, base, model, lengths, n_tokens)
+    preferences, data_report, base, sft_checkpoint = up_to_sft(config)
+    reference_logps = score_reference(preferences, sft_checkpoint, base, model, config.dpo.lengths, n_tokens)
     checkpoints, points = [], []
     for values, dpo in config.sweep_points():
         checkpoint, point = train_point(
@@ -33,10 +29,7 @@ def one_sft_then_many_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B00
         checkpoints.append(checkpoint)
         points.append(point)
     dpo_checkpoint, _ = choose_point(points, checkpoints, config.sweep, config.evaluation)
-    evaluation = evaluate(
-        preferences, base, sft_checkpoint, dpo_checkpoint, reference_logps, model, lengths, config.evaluation
-    )
-    promote(evaluation, config.gate, config.name)
+    judge_and_promote(config, preferences, data_report, base, sft_checkpoint, dpo_checkpoint, reference_logps)
 
 
 sweep_pipeline = CheckedPipeline(

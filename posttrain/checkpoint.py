@@ -43,6 +43,8 @@ class Manifest(BaseModel):
     """Digest of the checkpoint that training started from; None where it was the base."""
     template: str
     stop_ids: list[int]
+    beta: float | None = None
+    """Of DPO's loss; None for SFT."""
     metrics: dict[str, float]
     files: dict[str, str]
     """sha256 of every file beside the manifest, by name."""

@@ -351,6 +351,13 @@ class SftSection(TrainSection):
         return dataset
 
 
+class Lengths(Section):
+    """How many tokens of a pair are used: part of what a reference was scored on."""
+
+    max_length: int
+    max_prompt_length: int
+
+
 class DpoSection(TrainSection):
     """Direct preference optimisation (Rafailov et al. 2023) with any of TRL's losses."""
 
@@ -385,6 +392,11 @@ class DpoSection(TrainSection):
     stop_on_divergence: bool = Field(
         True, description="end at once when the loss is no number, or over ten logs three times what it was at first"
     )
+
+    @property
+    def lengths(self) -> Lengths:
+        """What decides the tokens of a pair."""
+        return Lengths(max_length=self.max_length, max_prompt_length=self.max_prompt_length)
 
     @property
     def losses(self) -> list[str]:
@@ -503,6 +515,55 @@ class SweepSection(Section):
     )
 
 
+class GenerationsSection(Section):
+    """What SFT and DPO answer to the same test prompts."""
+
+    n: int = Field(
+        64, ge=0, description="test prompts that are answered; higher: narrower intervals, more time; 0: none"
+    )
+    max_new_tokens: int = Field(128, ge=1, description="an answer that has not stopped by then is cut, and counted")
+    temperature: float = Field(0.0, ge=0, description="0: the likeliest token each time; higher: answers vary more")
+
+
+class JudgeSection(Section):
+    """Who says which of two answers is better: a function, an OpenAI-compatible endpoint, or nobody."""
+
+    function: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="`module:function` that takes prompt, first and second and says `first`, `second` or `tie`",
+    )
+    base_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="of an OpenAI-compatible endpoint, up to `/v1`; prompts and answers are sent there",
+    )
+    model: str | None = Field(None, min_length=1, description="name of the model behind base_url")
+    api_key_env: str | None = Field(
+        None, min_length=1, description="environment variable that holds the key; null: none is sent"
+    )
+    criteria: str = Field(
+        "the helpfulness, relevance, accuracy, depth and harmlessness of the responses",
+        description="what the judge is to look at",
+    )
+    temperature: float | None = Field(0.0, ge=0, description="of the judge; null: not sent, for models that refuse it")
+    concurrency: int = Field(
+        4, ge=1, le=64, description="questions asked at once; higher: faster, until the endpoint refuses"
+    )
+    timeout_s: float = Field(60.0, gt=0, description="for one answer of the judge")
+    n_retries: int = Field(
+        5, ge=0, le=20, description="where the endpoint is busy or cannot be reached, ever longer apart"
+    )
+
+    @model_validator(mode="after")
+    def one_judge_is_named_in_full(self) -> JudgeSection:
+        if self.function and self.base_url:
+            raise ValueError("function and base_url are two judges: name one")
+        if bool(self.base_url) != bool(self.model):
+            raise ValueError("an endpoint needs both base_url and model: name both, or neither")
+        return self
+
+
 class EvaluationSection(Section):
     """How the test pairs are scored."""
 
@@ -520,6 +581,8 @@ class EvaluationSection(Section):
         [],
         description="further pairs to judge by, such as LLMBar or PandaLM, each as `data.sources[]`; all rows of any split",
     )
+    generations: GenerationsSection = GenerationsSection()
+    judge: JudgeSection = JudgeSection()
 
 
 class GateSection(Section):

@@ -16,7 +16,7 @@ from posttrain.errors import UserError
 from posttrain.logprobs import dpo_loss, score_pairs
 from posttrain.model import Model, load_chat, load_model, uses_bf16
 from posttrain.processes import on_processes, share_rows
-from posttrain.reference import Lengths, ReferenceLogps
+from posttrain.reference import ReferenceLogps
 from posttrain.stopping import stopping_callbacks
 from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows
 
@@ -64,10 +64,9 @@ def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSec
 
 
 def _train(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, stage: Stage) -> Checkpoint:
-    asked = Lengths(max_length=dpo.max_length, max_prompt_length=dpo.max_prompt_length)
-    if reference.lengths != asked:
+    if reference.lengths != dpo.lengths:
         raise UserError(
-            f"dpo.max_length {asked.max_length} and max_prompt_length {asked.max_prompt_length} are asked for, but the reference "
+            f"dpo.max_length {dpo.max_length} and max_prompt_length {dpo.max_prompt_length} are asked for, but the reference "
             f"was scored with {reference.lengths.max_length} and {reference.lengths.max_prompt_length}: score it again"
         )
     chat = load_chat(stage.base, stage.model, sft_checkpoint)

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from posttrain.chat import Messages, Tokenised, tokenise_pairs
 from posttrain.checkpoint import Base, Checkpoint
-from posttrain.config import EvaluationSection, LoraSection, ModelSection
+from posttrain.config import EvaluationSection, Lengths, LoraSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.diagnose import Written, diagnose
@@ -22,7 +22,7 @@ from posttrain.errors import UserError
 from posttrain.figures import Figures
 from posttrain.logprobs import PairLogps, score_pairs
 from posttrain.model import Model, load_chat, load_model, resolve_base
-from posttrain.reference import Lengths, ReferenceLogps
+from posttrain.reference import ReferenceLogps
 from posttrain.statistics import summarise
 
 TEST = "test"
@@ -67,7 +67,6 @@ def evaluate(
     lengths: Lengths,
     section: EvaluationSection,
     *,
-    beta: float | None = None,
     champion: Checkpoint | None = None,
     sets: PairSets | None = None,
     generations: Written | None = None,
@@ -76,7 +75,6 @@ def evaluate(
 
     Args:
         reference: the stored log-probabilities of the SFT checkpoint, which are then not computed again.
-        beta: of DPO's loss, for the calibration.
         champion: the model in production. It reads the pairs through its own tokenizer and template.
         generations: what the models answered, for the diagnosis.
 
@@ -99,7 +97,7 @@ def evaluate(
         scoring.score_champion(champion, same)
     tables = {name: pairs.table() for name, pairs in scoring.sets.items()}
     summaries = {
-        name: summarise(table, section, dict(scoring.sets[name].cut), beta if dpo else None)
+        name: summarise(table, section, dict(scoring.sets[name].cut), dpo.manifest.beta if dpo else None)
         for name, table in tables.items()
     }
     models = {"base": base, "sft": sft, "dpo": dpo, "champion": champion}

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import psutil
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.utils.error import NoMatchingPeftModuleError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
@@ -167,7 +167,7 @@ def _commit_on_hub(section: ModelSection) -> str:
     """The commit that a Hub id and revision stand for: asked of the Hub, else read from the local cache."""
     try:
         return str(HfApi().model_info(section.base, revision=section.revision, timeout=20).sha)
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         cached = try_to_load_from_cache(section.base, "config.json", revision=section.revision)
         if isinstance(cached, str):
             return Path(cached).parent.name

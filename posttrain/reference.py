@@ -12,11 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
-from pydantic import BaseModel, ConfigDict
 
 from posttrain.chat import Tokenised, tokenise_pairs
 from posttrain.checkpoint import Base, Checkpoint
-from posttrain.config import ModelSection
+from posttrain.config import Lengths, ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.logprobs import PairLogps, score_pairs
@@ -24,15 +23,6 @@ from posttrain.model import load_chat, load_model, uses_bf16
 
 IDS = pa.list_(pa.int32())
 TOKENS = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS)])
-
-
-class Lengths(BaseModel):
-    """How many tokens of a pair are used: part of what a reference was scored on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_length: int
-    max_prompt_length: int
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from posttrain.data.checks import REASONS, allowed_policies
 Schema = dict[str, Any]
 
 
-
 def settings_table() -> str:
     """Every setting as a row of a Markdown table: its key, what it takes, its default, what it does."""
     schema = RunConfig.model_json_schema()

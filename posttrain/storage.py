@@ -1,4 +1,4 @@
-"""Object stores that speak S3: what lies there, in which version, and a copy of it on this machine.
+"""Object stores that speak S3: what lies there, in which version, a copy of it on this machine, and uploads.
 
 Address and credentials are boto3's own: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` for MinIO, Ceph and friends, keys from
 the environment, the shared files or the machine's role.
@@ -6,6 +6,7 @@ the environment, the shared files or the machine's role.
 
 from __future__ import annotations
 
+import base64
 import glob
 import hashlib
 import os
@@ -15,8 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import boto3
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from fsspec.utils import glob_translate
@@ -24,6 +27,8 @@ from fsspec.utils import glob_translate
 from posttrain.errors import UserError
 
 _URL = re.compile(r"s3://([^/]+)/?(.*)", re.DOTALL)
+PART_BYTES = 64 * 2**20
+"""Of an upload in parts: 10,000 of them, which is S3's limit, are 625 GiB."""
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10, 60
 
 
@@ -54,13 +59,7 @@ class ObjectStore:
 
     def __init__(self) -> None:
         with _answering("S3"):
-            # A session of its own: the default one would keep the first credentials that it found.
-            self._client = boto3.session.Session().client(
-                "s3",
-                config=Config(
-                    retries={"mode": "standard"}, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S
-                ),
-            )
+            self._client = _client()
 
     def find(self, url: str, is_wanted: Callable[[str], bool]) -> tuple[list[StoredObject], str]:
         """The objects at an address in the order of their keys, and how all these keys begin, up to a `/`.
@@ -143,6 +142,78 @@ class ObjectStore:
         keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
         matching = sorted(name for name in keys if wanted.fullmatch(name) and not name.endswith("/"))
         return matching, fixed[: fixed.rfind("/") + 1]
+
+
+def upload_file(path: Path, uri: str) -> None:
+    """Copies a file to `s3://bucket/key`, in parts if it is large; nothing is sent where the object is the same already.
+
+    Every part is sent with its sha256, which the store checks, and what the store has at the end is compared once more.
+
+    Raises:
+        UserError: the store refuses, cannot be reached, or has other bytes at the end.
+    """
+    bucket, key = _split(uri)
+    size, checksum = path.stat().st_size, _checksum(path)
+    with _answering(uri):
+        store = _client()
+        if _is_stored(store, bucket, key, size, checksum):
+            return
+        parts = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES)
+        store.upload_file(str(path), bucket, key, ExtraArgs={"ChecksumAlgorithm": "SHA256"}, Config=parts)
+        if not _is_stored(store, bucket, key, size, checksum):
+            raise UserError(f"{uri}: the store holds other bytes than were sent to it: send them again")
+
+
+def put_text(text: str, uri: str) -> None:
+    """Writes a small object at once: a reader finds the old one or the new one, and never a part.
+
+    Raises:
+        UserError: the store refuses or cannot be reached.
+    """
+    bucket, key = _split(uri)
+    with _answering(uri):
+        _client().put_object(Bucket=bucket, Key=key, Body=text.encode(), ChecksumAlgorithm="SHA256")
+
+
+def _split(uri: str) -> tuple[str, str]:
+    match = _URL.fullmatch(uri)
+    if match is None:
+        raise UserError(f"{uri}: has no bucket: it must have the form s3://bucket/key")
+    return match.group(1), match.group(2)
+
+
+def _is_stored(store: Any, bucket: str, key: str, size: int, checksum: str) -> bool:
+    """Whether the object has these bytes, by the store's checksum or, where it keeps none, by reading it back."""
+    try:
+        found = store.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
+            return False
+        raise
+    if found["ContentLength"] != size:
+        return False
+    stored = found.get("ChecksumSHA256")
+    if stored is None:
+        stored = _checksum_of(store.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(PART_BYTES), size)
+    return bool(stored.split("-")[0] == checksum)  # S3 puts the number of parts behind
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return _checksum_of(iter(lambda: file.read(PART_BYTES), b""), path.stat().st_size)
+
+
+def _checksum_of(parts: Iterator[bytes], size: int) -> str:
+    """The checksum as S3 has it: sha256 of a small object, sha256 over those of its parts of one that came in parts."""
+    digests = [hashlib.sha256(part).digest() for part in parts] or [hashlib.sha256(b"").digest()]
+    whole = digests[0] if size < PART_BYTES else hashlib.sha256(b"".join(digests)).digest()
+    return base64.b64encode(whole).decode()
+
+
+def _client() -> Any:
+    # A session of its own: the default one would keep the first credentials that it found.
+    config = Config(retries={"mode": "standard"}, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S)
+    return boto3.session.Session().client("s3", config=config)
 
 
 def cache_dir() -> Path:

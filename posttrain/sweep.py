@@ -12,10 +12,12 @@ from posttrain.checkpoint import Checkpoint
 from posttrain.config import DpoSection, EvaluationSection, SweepSection, point_label
 from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
-from posttrain.evaluate import Comparison, Estimate, compare, correct, wilson
+from posttrain.estimates import Estimate, wilson
+from posttrain.figures import Comparison
 from posttrain.logprobs import score_pairs
 from posttrain.model import load_model
 from posttrain.reference import ReferenceLogps
+from posttrain.statistics import compare, correct
 from posttrain.training import Stage
 
 MEASURES = {"likelihood_accuracy": "preference accuracy", "implicit_accuracy": "implicit reward"}

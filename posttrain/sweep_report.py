@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.config import value_label
-from posttrain.evaluate import Estimate
+from posttrain.estimates import Estimate
 from posttrain.sweep import MEASURES, SweepOutcome
 
 

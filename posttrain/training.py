@@ -182,6 +182,7 @@ def _write(
         parent=parent.digest if parent else None,
         template=chat.template,
         stop_ids=chat.stop_ids,
+        beta=getattr(trainer, "beta", None),
         metrics=_summary(history, trainer, facts),
     )
 

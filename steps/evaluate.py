@@ -8,14 +8,15 @@ from zenml.client import Client
 from materializers.evaluation import key_figures
 from posttrain import evaluate as library
 from posttrain.checkpoint import Base, Checkpoint
-from posttrain.config import EvaluationSection, ModelSection
+from posttrain.config import EvaluationSection, Lengths, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluate import Evaluation
 from posttrain.figures import Figures
+from posttrain.generate import Generations
 from posttrain.promotion import Champion
-from posttrain.reference import Lengths, ReferenceLogps
+from posttrain.reference import ReferenceLogps
 from steps._tracking import tracked
 
 
@@ -31,7 +32,7 @@ def evaluate(
     model: ModelSection,
     lengths: Lengths,
     evaluation: EvaluationSection,
-    beta: float | None,
+    generations: Generations,
 ) -> Annotated[Evaluation, "evaluation"]:
     """Base, SFT and, where there are such, DPO and the champion on the same test pairs."""
     with tracked(nested=False) as run:
@@ -44,7 +45,7 @@ def evaluate(
             model,
             lengths,
             evaluation,
-            beta=beta,
+            generations=generations,
             champion=_checkpoint(champion),
             sets=pair_sets,
         )

@@ -7,9 +7,9 @@ from zenml.client import Client
 
 from posttrain import reference as library
 from posttrain.checkpoint import Base, Checkpoint
-from posttrain.config import ModelSection
+from posttrain.config import Lengths, ModelSection
 from posttrain.data.preferences import Preferences
-from posttrain.reference import Lengths, ReferenceLogps
+from posttrain.reference import ReferenceLogps
 
 
 @step

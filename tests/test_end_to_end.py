@@ -173,7 +173,7 @@ def test_mlflow_keeps_a_parent_run_and_one_nested_run_a_stage(tmp_path: Path, ti
     }
     artifacts = {a.path for a in MlflowClient().list_artifacts(parent.info.run_id)}
     reports = {f"{name}_report.{suffix}" for name in ("data", "token") for suffix in ("json", "html")}
-    assert artifacts == {"config.json", "evaluation.json"} | reports
+    assert artifacts == {"config.json", "evaluation.json", "figures", "report"} | reports
     assert parent.data.tags["promoted"] in ("true", "false")
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from posttrain.checkpoint import Base, Checkpoint
-from posttrain.config import DataSection, DpoSection, EvaluationSection, SftSection, Source
+from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths, SftSection, Source
 from posttrain.data.pair_sets import PairSets, load_pair_sets, set_name
 from posttrain.data.preferences import Preferences
 from posttrain.divergence import NextTokenKL
@@ -16,7 +16,7 @@ from posttrain.errors import UserError
 from posttrain.estimates import bootstrap_mean, wilson
 from posttrain.evaluate import Evaluation, evaluate
 from posttrain.model import load_model
-from posttrain.reference import Lengths, score_reference
+from posttrain.reference import score_reference
 from posttrain.sft import train_sft
 from posttrain.statistics import calibrate, compare, correct, perplexity, rank_correlation, summarise
 from posttrain.training import Stage
@@ -264,7 +264,7 @@ def trained(tiny_base, preferences, tmp_path_factory):
 
 def judged(trained, preferences: Preferences, section: EvaluationSection = SECTION, **others) -> Evaluation:
     base, model, sft, reference, dpo = trained
-    return evaluate(preferences, base, sft, dpo, reference, model, LENGTHS, section, beta=0.1, **others)
+    return evaluate(preferences, base, sft, dpo, reference, model, LENGTHS, section, **others)
 
 
 def test_the_size_of_a_batch_changes_nothing(trained, preferences):
@@ -286,7 +286,7 @@ def test_the_same_input_gives_the_same_output(trained, preferences):
 
 def test_kl_is_zero_for_the_reference_itself_and_not_for_dpo(trained, preferences):
     base, model, sft, reference, _ = trained
-    same = evaluate(preferences, base, sft, sft, reference, model, LENGTHS, SECTION, beta=0.1)
+    same = evaluate(preferences, base, sft, sft, reference, model, LENGTHS, SECTION)
     assert same.figures.stages["dpo"].kl_nats_per_token.value == 0
     assert judged(trained, preferences).figures.stages["dpo"].kl_nats_per_token.low > 0
 

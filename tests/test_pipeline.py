@@ -28,6 +28,7 @@ TINY: dict[str, Any] = {
     "data": {"sources": [{"path": "demo", "limit": 200}], "test_size": 0.2},
     "sft": {"max_steps": 1, "batch_size": 2},
     "dpo": {"max_steps": 1, "batch_size": 2},
+    "evaluation": {"generations": {"n": 4, "max_new_tokens": 4}},
 }
 
 
@@ -54,7 +55,10 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("zenml", "message"),
     [
-        ({"steps": {"train_dop": {}}}, "steps.train_dop: unknown step (known: check_tokens, evaluate, import_checkpoint,"),
+        (
+            {"steps": {"train_dop": {}}},
+            "steps.train_dop: unknown step (known: check_tokens, evaluate, import_checkpoint,",
+        ),
         ({"steps": {"train_dpo": {"setings": {}}}}, "steps.train_dpo.setings: unknown key"),
         ({"steps": {"train_dpo": {"parameters": {"seed": 1}}}}, "steps.train_dpo.parameters: not allowed"),
         ({"steps": {"load_preferences": {"enable_cache": True}}}, "enable_cache: true is not allowed"),
@@ -84,25 +88,25 @@ def test_a_file_replaces_the_demo_and_is_not_merged_into_it(tmp_path: Path) -> N
     assert dpo_pipeline.with_options(config_path=path).configuration.parameters == {"config": {"dpo": {"beta": 0.2}}}
 
 
-BEGIN, END = "load_preferences resolve_base check_tokens", "evaluate promote"
+BEGIN = "load_preferences resolve_base check_tokens"
 
 
 @pytest.mark.parametrize(
     ("config", "steps"),
     [
-        ({}, f"{BEGIN} train_sft score_reference train_dpo find_champion {END}"),
-        ({"finetuning_type": "sft"}, f"{BEGIN} train_sft find_champion {END}"),
+        ({}, f"{BEGIN} train_sft score_reference train_dpo"),
+        ({"finetuning_type": "sft"}, f"{BEGIN} train_sft"),
         (
             {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "FOLDER"}},
-            f"{BEGIN} import_checkpoint score_reference train_dpo find_champion {END}",
+            f"{BEGIN} import_checkpoint score_reference train_dpo",
         ),
         (
             {"sft": {"dataset": {"path": "instructions.jsonl"}}},
-            f"{BEGIN} load_instructions train_sft score_reference train_dpo find_champion {END}",
+            f"{BEGIN} load_instructions train_sft score_reference train_dpo",
         ),
         (
             {"finetuning_type": "sft", "evaluation": {"sets": [{"path": "bench.jsonl"}]}},
-            f"{BEGIN} train_sft load_pair_sets find_champion {END}",
+            f"{BEGIN} train_sft load_pair_sets",
         ),
     ],
     ids=["both", "sft", "dpo", "instructions", "sets"],
@@ -112,7 +116,8 @@ def test_the_finetuning_type_decides_which_steps_there_are(tmp_path: Path, confi
         config = {**config, "dpo": {"sft_checkpoint": str(tmp_path)}}
     pipeline = dpo_pipeline.with_options(config_path=written(tmp_path, config))
     pipeline.prepare()
-    assert list(pipeline.invocations) == steps.split()
+    verdict = ["find_champion", "generate", "evaluate", "promote", "report"]
+    assert list(pipeline.invocations) == [*steps.split(), *verdict]
 
 
 @pytest.mark.parametrize(
@@ -170,8 +175,10 @@ def test_nothing_is_trained_twice(
         "train_sft",
         "score_reference",
         "train_dpo",
+        "generate",
         "evaluate",
         "promote",
+        "report",
     }
     assert n_versions() == 1
 
@@ -182,7 +189,7 @@ def test_nothing_is_trained_twice(
     assert again.name in capsys.readouterr().out
 
     steeper = run({**TINY, "dpo": {**TINY["dpo"], "beta": 0.3}})
-    assert worked(steeper) == always | {"train_dpo", "evaluate", "promote"}
+    assert worked(steeper) == always | {"train_dpo", "generate", "evaluate", "promote", "report"}
 
     renamed = run({**TINY, "tracking": {"experiment": "another"}})
     assert worked(renamed) == always
@@ -191,7 +198,7 @@ def test_nothing_is_trained_twice(
         "posttrain.promotion.decide", lambda *_: Promotion(promoted=True, opponent="sft", reasons=["well done"])
     )
     other_gate = run({**TINY, "gate": {"max_p_value": 0.5}})
-    assert worked(other_gate) == always | {"promote"}
+    assert worked(other_gate) == always | {"promote", "report"}
     champion = Client().get_model_version("tiny", ModelStages.PRODUCTION)
     assert champion.number == n_versions() == 3
     # The model is the champion now, and what it was promoted over has not changed: its verdict stands.
@@ -205,7 +212,7 @@ def test_nothing_is_trained_twice(
     version = first.steps["train_sft"].outputs["sft_checkpoint"][0].version
     from_sft = run({**without_sft, "finetuning_type": "dpo", "dpo": {**TINY["dpo"], "sft_checkpoint": version}})
     # ZenML's cache key depends on where an input comes from; the same weights come out, so the verdict stands.
-    assert worked(from_sft) == always | {"score_reference", "train_dpo", "evaluate"}
+    assert worked(from_sft) == always | {"score_reference", "train_dpo", "evaluate", "generate", "report"}
 
     monkeypatch.setattr(_code, "code_digest", lambda: "edited")
     assert "train_sft" in worked(run({**TINY, "finetuning_type": "sft"}))
@@ -228,13 +235,13 @@ def test_a_challenger_is_held_against_the_champion_and_only_once(
         worked = {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
         return worked - {"load_preferences", "resolve_base", "find_champion"}, read_report(done.id).figures
 
-    judging = {"evaluate", "promote"}
+    judging = {"evaluate", "promote", "report"}
     _, first = run(0.15)
     assert first.opponent == "sft"
     assert run(0.15) == (set(), first)
 
     worked, second = run(0.35)
-    assert worked == judging | {"train_dpo"}
+    assert worked == judging | {"train_dpo", "generate"}
     assert second.opponent == "champion"
     assert second.digests["champion"] == first.digests["dpo"]
     assert run(0.35) == (set(), second)

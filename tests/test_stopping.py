@@ -5,11 +5,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
-from posttrain.config import DpoSection, SftSection
+from posttrain.config import DpoSection, Lengths, SftSection
 from posttrain.data.preferences import Preferences
 from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
-from posttrain.reference import Lengths, score_reference
+from posttrain.reference import score_reference
 from posttrain.sft import train_sft
 from posttrain.stopping import EarlyStopping, StopOnDivergence, stopping_callbacks
 from posttrain.training import Stage

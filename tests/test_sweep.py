@@ -27,6 +27,7 @@ from posttrain.config import (
     DpoSection,
     EvaluationSection,
     Grid,
+    Lengths,
     RunConfig,
     SftSection,
     SweepSection,
@@ -36,7 +37,7 @@ from posttrain.config import (
 )
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.reference import Lengths, score_reference
+from posttrain.reference import score_reference
 from posttrain.report import print_report
 from posttrain.sft import train_sft
 from posttrain.sweep import SweepPoint, ValidationScores, choose, train_point

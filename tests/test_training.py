@@ -13,14 +13,14 @@ from trl import DPOConfig, DPOTrainer
 
 from posttrain.chat import tokenise_completions, tokenise_pairs
 from posttrain.checkpoint import Checkpoint, seal
-from posttrain.config import DpoSection, EvaluationSection, LoraSection, LossType, ModelSection, SftSection
+from posttrain.config import DpoSection, EvaluationSection, Lengths, LoraSection, LossType, ModelSection, SftSection
 from posttrain.data.preferences import Preferences
 from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.evaluate import evaluate
 from posttrain.logprobs import score_pairs
 from posttrain.model import load_chat, load_model
-from posttrain.reference import Lengths, score_reference
+from posttrain.reference import score_reference
 from posttrain.sft import _chosen, check_stop_tokens, train_sft
 from posttrain.training import Stage, needs_checkpointing
 

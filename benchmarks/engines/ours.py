@@ -8,12 +8,12 @@ from typing import Any
 
 from benchmarks.gate import Gate
 from posttrain.checkpoint import Checkpoint
-from posttrain.config import DataSection, DpoSection, EvaluationSection, ModelSection, Source
+from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths, ModelSection, Source
 from posttrain.data.preferences import load_preferences
 from posttrain.dpo import train_dpo
 from posttrain.evaluate import evaluate
 from posttrain.model import resolve_base
-from posttrain.reference import Lengths, score_reference
+from posttrain.reference import score_reference
 from posttrain.training import Stage
 
 

@@ -210,20 +210,21 @@ def load_pairs(source: Source, trained_on: set[bytes], data: DataSection) -> tup
     Raises:
         UserError: the source is missing or has no known layout, too many rows cannot be used, or none is left.
     """
-    tally, rows = Tally(), _Rows(PAIR_SCHEMA)
-    keys, responses = list[bytes](), list[tuple[bytes, bytes]]()
-    opened = open_source(source)
-    for record, _, pair in _read(source, opened, PREFERENCE_LAYOUTS, data.max_chars, tally):
-        keys.append(prompt_key(pair.prompt))
-        responses.append((_turns_key(pair.chosen), _turns_key(pair.rejected)))
-        rows.add(record, {"id": _id(pair), **pair._asdict(), "true_margin": None})
-    reasons: list[str | None] = ["trained_on" if key in trained_on else None for key in keys]
-    _mark_repeats(keys, responses, reasons)
-    pairs = rows.sort(("test",), ["test"] * len(reasons), reasons, tally)["test"]
+    tally = Tally(data.checks)
+    with _scratch_folder() as folder:
+        pool = Pool(PAIR_SCHEMA, ("prompt", "chosen", "rejected"), folder, tally)
+        for record, values, pair in _read(source, open_source(source), PREFERENCE_LAYOUTS, data, tally):
+            pool.add({**_row(record, pair, values), "true_margin": None}, "test")
+        pool.finish()
+        pool.mark_where("trained_on", lambda row: prompt_key(row["prompt"]) in trained_on)
+        pool.mark_repeats()
+        tables, figures = pool.sort()
+    tally.check_policies()
+    pairs = _dataset(tables["test"])
     if not len(pairs):
         raise UserError(f"{source.path}: no pair is left to judge by, of {tally.n_read}:\n{tally.summary()}")
     tally.check_share(data.max_drop_share)
-    return pairs, tally.report({"test": len(pairs)}, _digest({"test": pairs}))
+    return pairs, tally.report({"test": len(pairs)}, _digest({"test": pairs}), figures)
 
 
 def _read(

@@ -1,0 +1,116 @@
+"""Models of earlier runs, found by what a person calls them."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from zenml.client import Client
+from zenml.enums import ModelStages
+from zenml.models import ArtifactVersionResponse, ModelVersionResponse
+
+from pipelines.report import find_run, first_run, output
+from posttrain.checkpoint import Checkpoint
+from posttrain.config import ModelSection
+from posttrain.errors import UserError
+from posttrain.run_report import RunReport
+
+CHECKPOINT = "contains:posttrain.checkpoint"
+REMEDY = (
+    "name a folder, a version of a model (`demo:3`, `demo:production`), or of a checkpoint (`dpo_checkpoint:3`): list them with "
+    "`zenml model version list` and `zenml artifact version list`"
+)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A trained model, and what is known of the run that made it."""
+
+    name: str
+    checkpoint: Checkpoint
+    model: ModelSection
+    """Names its base."""
+    report: RunReport | None
+    """None where the model is a folder, or its run left no report."""
+
+
+def find_version(name: str | None) -> Version:
+    """A model by the name a person gives it.
+
+    Args:
+        name: a folder, a version of a model or of a checkpoint; None for the model in production.
+
+    Raises:
+        UserError: there is none of that name, or no or several models are in production.
+    """
+    if name is not None and (folder := Path(name).expanduser()).is_dir():
+        checkpoint = Checkpoint.load(folder)
+        return Version(folder.name, checkpoint, _section(checkpoint, None), None)
+    artifact, shown = _find(name)
+    checkpoint = artifact.load()
+    report = _report(artifact)
+    return Version(shown, checkpoint, _section(checkpoint, report), report)
+
+
+def stages_of(run: str | None) -> list[Version]:
+    """SFT and, where there is one, DPO of a run; of the last one where none is named."""
+    found = find_run(run)
+    versions = []
+    for step in ("train_sft", "train_dpo"):
+        if step in found.steps:
+            checkpoint = output(found.steps[step]).load()
+            versions.append(Version(step.removeprefix("train_").upper(), checkpoint, _section(checkpoint, None), None))
+    return versions
+
+
+def _find(name: str | None) -> tuple[ArtifactVersionResponse, str]:
+    client = Client()
+    if name is None:
+        found = client.list_model_versions(stage=ModelStages.PRODUCTION, hydrate=True).items
+        if len(found) != 1:
+            there = ", ".join(f"{version.model.name}:production" for version in found)
+            raise UserError(
+                f"{f'several models are in production ({there})' if found else 'no model is in production'}: {REMEDY}"
+            )
+        return _of_model(found[0]), f"{found[0].model.name}-{found[0].number}"
+    filters: dict[str, Any]
+    model, _, version = name.rpartition(":")
+    filters = {"artifact": model, "version": version}
+    with contextlib.suppress(ValueError):
+        filters = {"id": UUID(name)}
+    if model or "id" in filters:
+        artifacts = client.list_artifact_versions(**filters, data_type=CHECKPOINT, size=1, hydrate=True).items
+        if artifacts:
+            return artifacts[0], f"{artifacts[0].artifact.name}-{artifacts[0].version}"
+    with contextlib.suppress(KeyError):
+        number = int(version) if version.isdecimal() else version
+        found_version = client.get_model_version(model or name, number if model else None)
+        return _of_model(found_version), f"{found_version.model.name}-{found_version.number}"
+    raise UserError(f"{name}: no such model: {REMEDY}")
+
+
+def _of_model(version: ModelVersionResponse) -> ArtifactVersionResponse:
+    """The checkpoint that a version of a model was promoted, or refused, for."""
+    artifact = version.get_artifact("dpo_checkpoint") or version.get_artifact("sft_checkpoint")
+    if artifact is None:
+        raise UserError(f"{version.model.name}:{version.number}: has no checkpoint: {REMEDY}")
+    return artifact
+
+
+def _report(artifact: ArtifactVersionResponse) -> RunReport | None:
+    """The report of the run that made an artifact."""
+    if artifact.producer_pipeline_run_id is None:
+        return None
+    steps = Client().get_pipeline_run(artifact.producer_pipeline_run_id).steps
+    if "report" not in steps:
+        return None
+    report: RunReport = output(first_run(steps["report"])).load()
+    return report if artifact.run_metadata.get("digest") in report.lineage.models.values() else None
+
+
+def _section(checkpoint: Checkpoint, report: RunReport | None) -> ModelSection:
+    base = checkpoint.manifest.base
+    method = "full" if checkpoint.manifest.kind == "full" else "lora"
+    trusted = report is not None and report.lineage.config["model"]["trust_remote_code"]
+    return ModelSection(base=base.id, revision=base.revision, method=method, trust_remote_code=trusted)

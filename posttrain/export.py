@@ -1,0 +1,197 @@
+"""A checkpoint as others use it: weights for plain transformers, tokenizer, stop tokens, model card, checksums.
+
+It goes to a folder, to S3, or to the Hub, whole or not at all: a reader of the destination sees the new one when every byte of
+it has arrived, and until then the old one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError  # type: ignore[attr-defined]
+from huggingface_hub.utils._validators import validate_repo_id
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+
+from posttrain import storage
+from posttrain.chat import Chat
+from posttrain.checkpoint import Checkpoint, file_digest
+from posttrain.config import ModelSection
+from posttrain.errors import UserError
+from posttrain.model import _base_source, load_chat, load_model, resolve_base
+from posttrain.run_report import RunReport
+
+CHECKSUMS = "SHA256SUMS"
+LINEAGE = "lineage.json"
+POINTER = "latest.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def export(
+    checkpoint: Checkpoint,
+    section: ModelSection,
+    dest: str,
+    card: ModelCard,
+    report: RunReport | None = None,
+    *,
+    adapter: bool = False,
+    dtype: Dtype = "auto",
+    private: bool = True,
+) -> str:
+    """Where the model is now: a folder, `s3://bucket/folder/versions/…`, or the commit on the Hub.
+
+    Args:
+        section: names the base.
+        dest: a folder, `s3://bucket/folder`, or `hf://organisation/name`.
+        adapter: keep an adapter as it is; else it is merged, in fp32, and rounded once at the end.
+        dtype: of the weights; auto: the base's own.
+        private: of a repository that is made on the Hub.
+
+    Raises:
+        UserError: the destination cannot be written or holds something else, or the checkpoint has no adapter to keep.
+    """
+    if adapter and checkpoint.manifest.kind == "full":
+        raise UserError(f"{checkpoint.path}: holds whole weights, no adapter to keep: leave --adapter out")
+    if "://" in dest:
+        with tempfile.TemporaryDirectory(prefix="posttrain-export-") as scratch:
+            folder = Path(scratch)
+            write_model(checkpoint, section, folder, card, report, adapter=adapter, dtype=dtype)
+            return to_s3(folder, dest) if dest.startswith("s3://") else to_hub(folder, dest, private=private)
+    target = Path(dest).expanduser().absolute()
+    check_is_ours(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        folder = Path(scratch) / "new"
+        folder.mkdir()
+        write_model(checkpoint, section, folder, card, report, adapter=adapter, dtype=dtype)
+        replace_folder(folder, target)
+    return str(target)
+
+
+def write_model(
+    checkpoint: Checkpoint,
+    section: ModelSection,
+    folder: Path,
+    card: ModelCard,
+    report: RunReport | None,
+    *,
+    adapter: bool,
+    dtype: Dtype,
+) -> None:
+    """Fills an empty folder; its checksums come last."""
+    base = checkpoint.manifest.base if checkpoint.manifest.kind == "full" else resolve_base(section)
+    chat = load_chat(base, section.model_copy(update={"chat_template": None}), checkpoint)
+    chat.tokenizer.save_pretrained(folder)
+    if adapter:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(checkpoint.path / name, folder / name)
+        _stops(chat, GenerationConfig()).save_pretrained(folder)
+    else:
+        # In fp32 and never in 4 bit, whatever it was trained over: a merge is one rounding.
+        method = "full" if checkpoint.manifest.kind == "full" else "lora"
+        exact = section.model_copy(update={"method": method, "precision": "fp32"})
+        model = load_model(base, exact, checkpoint)
+        if method == "lora":
+            model = model.merge_and_unload(safe_merge=True)
+        assert isinstance(model, PreTrainedModel)
+        model.to(DTYPES[dtype] if dtype != "auto" else _own_dtype(checkpoint, section))
+        model.generation_config = _stops(chat, model.generation_config)
+        model.save_pretrained(folder)
+    card.save(folder / "README.md")
+    if report is not None:
+        (folder / LINEAGE).write_text(report.lineage.model_dump_json(indent=2, exclude={"config"}), encoding="utf-8")
+    sums = "".join(f"{file_digest(file)}  {file.name}\n" for file in sorted(folder.iterdir()))
+    (folder / CHECKSUMS).write_text(sums, encoding="utf-8")
+
+
+def _stops(chat: Chat, generation: GenerationConfig) -> GenerationConfig:
+    """The settings of generation with every token that may end a response: without them a model talks on for ever."""
+    generation.eos_token_id = chat.stop_ids
+    generation.pad_token_id = chat.tokenizer.pad_token_id
+    return generation
+
+
+def _own_dtype(checkpoint: Checkpoint, section: ModelSection) -> torch.dtype:
+    """What the base is published in, and fp32 where it does not say."""
+    source, options = _base_source(checkpoint.manifest.base, section)
+    dtype = AutoConfig.from_pretrained(source, **options).dtype
+    return dtype if dtype in DTYPES.values() else torch.float32
+
+
+def check_is_ours(folder: Path) -> None:
+    """Nothing, if a folder is free, or holds an export and nothing else.
+
+    Raises:
+        UserError: there is something in it that no export has written.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file: name a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    sums = folder / CHECKSUMS
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
+    expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for file in sorted(folder.iterdir()):
+        if file != sums and (not file.is_file() or file_digest(file) != expected.get(file.name)):
+            raise UserError(
+                f"{folder}: holds {file.name}, which no export has written and a new one would delete: name another folder"
+            )
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Puts a folder in the place of another of the same file system; the old one comes back if that fails."""
+    if not target.exists():
+        new.rename(target)
+        return
+    old = new.with_name("old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+
+
+def to_s3(folder: Path, dest: str) -> str:
+    """Uploads an export as a version of its own, named by its content, and only then points `latest.json` to it."""
+    version = file_digest(folder / CHECKSUMS)[:16]
+    root = dest.rstrip("/")
+    uri = f"{root}/versions/{version}"
+    for file in sorted(folder.iterdir()):
+        storage.upload_file(file, f"{uri}/{file.name}")
+    files = sorted(file.name for file in folder.iterdir())
+    storage.put_text(json.dumps({"version": version, "uri": uri, "files": files}, indent=2), f"{root}/{POINTER}")
+    return uri
+
+
+def to_hub(folder: Path, dest: str, *, private: bool) -> str:
+    """Uploads an export as one commit, to a repository that is made where there is none."""
+    name = dest.removeprefix("hf://")
+    if not dest.startswith("hf://") or name.count("/") != 1:
+        raise UserError(f"{dest}: name a folder, s3://bucket/folder or hf://organisation/name")
+    try:
+        validate_repo_id(name)
+        api = HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(file.name, str(file)) for file in sorted(folder.iterdir())
+        ]
+        # Weights and settings of an earlier export would still be loaded beside the new ones.
+        operations += [
+            CommitOperationDelete(name)
+            for name in set(api.list_repo_files(name)) - {file.name for file in folder.iterdir()}
+            if name.endswith((".safetensors", ".json"))
+        ]
+        commit = api.create_commit(name, operations, commit_message=f"Export {file_digest(folder / CHECKSUMS)[:16]}")
+    except (HTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{dest}: the Hub does not take it ({reason}): check the name, the network and HF_TOKEN"
+        ) from error
+    return str(commit.commit_url)

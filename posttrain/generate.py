@@ -1,0 +1,274 @@
+"""What the models answer: the same test prompts for SFT and DPO, side by side, and which of the two answers better."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import GenerationConfig
+
+from posttrain.chat import Chat, Messages, tokenise_pairs
+from posttrain.checkpoint import Base, Checkpoint
+from posttrain.config import EvaluationSection, Lengths, ModelSection
+from posttrain.data import demo
+from posttrain.data.preferences import Preferences
+from posttrain.estimates import Estimate, Result, bootstrap_mean, wilson
+from posttrain.judge import Contest, Judgement, WinRate, judge_contests, win_rate
+from posttrain.model import Model, autocast, load_chat, load_model
+from posttrain.progress import progress_bar
+
+
+class Response(Result):
+    """What a model answered."""
+
+    text: str
+    """Without the stop token."""
+    n_tokens: int
+    """Generated, without the stop token."""
+    stopped: bool
+    """Whether a stop token came before `max_new_tokens`."""
+    repetition: float
+    """Share of its token 4-grams that it had used before; 0 where it is shorter."""
+    true_reward: float | None
+    """By the hidden reward (demo only)."""
+
+
+class Exchange(Result):
+    """A prompt and what each model answered."""
+
+    id: str
+    """Of the test pair that the prompt is from."""
+    source: str
+    prompt: Messages
+    responses: dict[str, Response]
+    """By stage: `sft`, `dpo`."""
+
+
+class StageGenerations(Result):
+    """All answers of one model."""
+
+    stop_rate: Estimate
+    """Share that ended by a stop token."""
+    n_tokens: Estimate
+    """Mean."""
+    repetition: Estimate
+    """Mean share of repeated 4-grams (rep-4 of Welleck et al. 2020)."""
+    distinct_2: float
+    """Different token bigrams over all token bigrams of all answers (Li et al. 2016); falls where all answers are alike."""
+    true_reward: Estimate | None
+    """Mean (demo only)."""
+
+
+class Generations(Result):
+    """Everything that was generated, and what follows from it."""
+
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    stages: dict[str, StageGenerations]
+    """By stage: those of `sft` and `dpo` that there are."""
+    by_true_reward: WinRate | None
+    """DPO over SFT by the hidden reward (demo only)."""
+    by_judge: Judgement | None
+    """DPO over SFT, where a judge is set."""
+    exchanges: list[Exchange]
+    digests: dict[str, str]
+    """Of the models."""
+
+    def save(self, folder: Path) -> None:
+        """Writes `generations.json` into a folder."""
+        (folder / "generations.json").write_text(self.model_dump_json(indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Generations:
+        """What `save` wrote."""
+        return cls.model_validate_json((folder / "generations.json").read_text(encoding="utf-8"))
+
+
+def generate(
+    preferences: Preferences,
+    base: Base,
+    checkpoints: Mapping[str, Checkpoint],
+    model: ModelSection,
+    lengths: Lengths,
+    section: EvaluationSection,
+) -> Generations:
+    """The answers of each checkpoint to the same test prompts.
+
+    Args:
+        checkpoints: by stage, the older first.
+        lengths: prompts are cut as they were in training.
+    """
+    chat = load_chat(base, model, next(iter(checkpoints.values())))
+    prompts = choose_prompts(preferences.test, section.generations.n)
+    # Tokenised beside the pair's responses, so that a prompt is the very one that was trained on.
+    rows = tokenise_pairs(chat, prompts, lengths.max_length, lengths.max_prompt_length).rows
+    kept = set(rows["id"])
+    prompts = prompts.filter(lambda row: row["id"] in kept)
+    answers: dict[str, list[Response]] = {}
+    stages: dict[str, StageGenerations] = {}
+    for stage, checkpoint in checkpoints.items():
+        policy = load_model(base, model, checkpoint)
+        found = complete(policy, chat, list(rows["prompt_ids"]), model, section, f"{stage}, answers")
+        del policy
+        answers[stage] = [_response(chat, *answer, row) for answer, row in zip(found, prompts, strict=True)]
+        if found:
+            stages[stage] = _summarise(answers[stage], [ids for ids, _ in found], section)
+    exchanges = [
+        Exchange(
+            id=row["id"],
+            source=row["source"],
+            prompt=row["prompt"],
+            responses={stage: answers[stage][i] for stage in checkpoints},
+        )
+        for i, row in enumerate(prompts)
+    ]
+    return Generations(
+        max_new_tokens=section.generations.max_new_tokens,
+        temperature=section.generations.temperature,
+        seed=section.seed,
+        stages=stages,
+        by_true_reward=_by_true_reward(exchanges, section),
+        by_judge=judge_contests(_contests(exchanges), section.judge, section.confidence),
+        exchanges=exchanges,
+        digests={stage: checkpoint.digest for stage, checkpoint in checkpoints.items()},
+    )
+
+
+def choose_prompts(rows: Dataset, n: int) -> Dataset:
+    """At most `n` rows of different prompts, the same ones whatever else is in the set or in their responses."""
+    keys: dict[str, int] = {}
+    for i, prompt in enumerate(rows["prompt"]):
+        keys.setdefault(hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest(), i)
+    return rows.select([keys[key] for key in sorted(keys)[:n]])
+
+
+def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> GenerationConfig:
+    """Settings that are all ours: a model's own may hold penalties and temperatures that were meant for its base."""
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        temperature=temperature or None,
+        eos_token_id=chat.stop_ids,
+        pad_token_id=chat.tokenizer.pad_token_id,
+    )
+
+
+@torch.no_grad()
+def complete(
+    model: Model, chat: Chat, prompts: Sequence[list[int]], about: ModelSection, section: EvaluationSection, label: str
+) -> list[tuple[list[int], bool]]:
+    """What the model says after each prompt: token ids without the stop token, and whether there was one.
+
+    Prompts are sorted by length and padded on the left. At temperature 0 the size of a batch changes nothing but the logits' last
+    digits; above it, also what is drawn.
+
+    Args:
+        label: names the work on the progress bar.
+    """
+    settings = section.generations
+    model.generation_config = generation_config(chat, settings.max_new_tokens, settings.temperature)
+    model.eval()
+    found: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
+    where = next(model.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    longest_whole = max(map(len, prompts), default=0) + settings.max_new_tokens
+    n_rows = max(1, section.tokens_per_batch // longest_whole)
+    with autocast(about), torch.random.fork_rng(), progress_bar(len(prompts), label, " prompts") as progress:
+        torch.manual_seed(section.seed)
+        for batch in (order[start : start + n_rows] for start in range(0, len(order), n_rows)):
+            longest = len(prompts[batch[0]])
+            input_ids = torch.full((len(batch), longest), chat.tokenizer.pad_token_id, dtype=torch.long)
+            attention_mask = torch.zeros_like(input_ids)
+            for row, i in enumerate(batch):
+                input_ids[row, longest - len(prompts[i]) :] = torch.tensor(prompts[i])
+                attention_mask[row, longest - len(prompts[i]) :] = 1
+            output = model.generate(input_ids=input_ids.to(where), attention_mask=attention_mask.to(where))
+            for i, ids in zip(batch, output[:, longest:].tolist(), strict=True):
+                found[i] = _until_stop(ids, chat.stop_ids)
+            progress.update(len(batch))
+    return found
+
+
+def repetition(ids: Sequence[int], n: int = 4) -> float:
+    """Share of a text's n-grams that stood in it before; 0 where it has none.
+
+    Source: Welleck et al. 2020, rep-n: 1 - different n-grams / n-grams.
+    """
+    grams = list(_ngrams(ids, n))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _ngrams(ids: Sequence[int], n: int) -> Iterator[tuple[int, ...]]:
+    return (tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))
+
+
+def _until_stop(ids: list[int], stop_ids: list[int]) -> tuple[list[int], bool]:
+    end = next((i for i, token in enumerate(ids) if token in stop_ids), None)
+    return (ids, False) if end is None else (ids[:end], True)
+
+
+def _response(chat: Chat, ids: list[int], stopped: bool, row: Mapping[str, Any]) -> Response:
+    text = str(chat.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    return Response(
+        text=text,
+        n_tokens=len(ids),
+        stopped=stopped,
+        repetition=repetition(ids),
+        true_reward=demo.reward(row["prompt"][-1]["content"], text) if row["true_margin"] is not None else None,
+    )
+
+
+def _summarise(
+    answers: Sequence[Response], tokens: Sequence[list[int]], section: EvaluationSection
+) -> StageGenerations:
+    bigrams = [gram for ids in tokens for gram in _ngrams(ids, 2)]
+    rewards = [answer.true_reward for answer in answers if answer.true_reward is not None]
+
+    def mean(values: Sequence[float]) -> Estimate:
+        return bootstrap_mean(np.array(values), section)
+
+    return StageGenerations(
+        stop_rate=wilson(sum(answer.stopped for answer in answers), len(answers), section.confidence),
+        n_tokens=mean([answer.n_tokens for answer in answers]),
+        repetition=mean([answer.repetition for answer in answers]),
+        distinct_2=len(set(bigrams)) / len(bigrams) if bigrams else 0.0,
+        true_reward=mean(rewards) if rewards else None,
+    )
+
+
+def _by_true_reward(exchanges: Sequence[Exchange], section: EvaluationSection) -> WinRate | None:
+    scores = []
+    for exchange in exchanges:
+        rewards = [response.true_reward for response in exchange.responses.values()]
+        if len(rewards) == 2 and None not in rewards:
+            sft, dpo = (round(float(reward or 0), 6) for reward in rewards)  # sums in another order are no difference
+            scores.append((float(np.sign(dpo - sft)) + 1) / 2)
+    return win_rate(scores, section.confidence) if scores else None
+
+
+def _contests(exchanges: Sequence[Exchange]) -> list[Contest]:
+    return [
+        Contest(exchange.id, exchange.prompt, exchange.responses["sft"].text, exchange.responses["dpo"].text)
+        for exchange in exchanges
+        if {"sft", "dpo"} <= exchange.responses.keys()
+    ]
+
+
+def key_figures(generations: Generations) -> dict[str, float]:
+    """The figures without their intervals, as MLflow shows them: `answers_stop_rate/dpo`, `win_rate/true_reward`."""
+    flat = {
+        f"answers_{name}/{stage}": estimate.value
+        for stage, figures in generations.stages.items()
+        for name in ("stop_rate", "n_tokens", "repetition", "true_reward")
+        if (estimate := getattr(figures, name)) is not None
+    }
+    judged = generations.by_judge.win_rate if generations.by_judge else None
+    by = {"true_reward": generations.by_true_reward, "judge": judged}
+    return flat | {f"win_rate/{name}": rate.share.value for name, rate in by.items() if rate}

@@ -1,0 +1,263 @@
+"""Which of two answers is better, asked of a judge: any function, or a model behind an OpenAI-compatible endpoint.
+
+Each question is asked twice, with the answers in both orders, because judges favour a place: who wins in one order alone has not
+won.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import requests
+from requests.adapters import HTTPAdapter
+from scipy.stats import binomtest
+from urllib3.util import Retry
+
+from posttrain.chat import Messages
+from posttrain.config import JudgeSection
+from posttrain.errors import UserError
+from posttrain.estimates import Estimate, Result, wilson
+from posttrain.storage import cache_dir
+
+Verdict = Literal["first", "second", "tie"]
+VERDICTS: dict[str, Verdict] = {"A": "first", "B": "second", "C": "tie"}
+
+# Zheng et al. 2023 (MT-Bench), figure 5, with the criteria left to the config.
+SYSTEM = (
+    "Please act as an impartial judge and evaluate the quality of the responses provided by two AI assistants to the conversation "
+    "displayed below. Choose the assistant that answers better. Your evaluation should consider {criteria}. Begin your evaluation "
+    "by comparing the two responses and provide a short explanation. Avoid any position biases and ensure that the order in which "
+    "the responses were presented does not influence your decision. Do not allow the length of the responses to influence your "
+    "evaluation. Be as objective as possible. After providing your explanation, output your final verdict by strictly following "
+    'this format: "[[A]]" if assistant A is better, "[[B]]" if assistant B is better, and "[[C]]" for a tie.'
+)
+QUESTION = """[Conversation]
+{prompt}
+
+[The Start of Assistant A's Answer]
+{first}
+[The End of Assistant A's Answer]
+
+[The Start of Assistant B's Answer]
+{second}
+[The End of Assistant B's Answer]"""
+
+
+class Judge(Protocol):
+    """Whatever can tell which of two answers is better. What it raises is counted as a failure."""
+
+    def __call__(self, prompt: Messages, first: str, second: str) -> Verdict:
+        """`first`, `second` or `tie`."""
+
+
+class NoVerdict(Exception):
+    """The judge answered, and did not say who won."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Two answers to one prompt."""
+
+    id: str
+    prompt: Messages
+    sft: str
+    dpo: str
+
+
+class WinRate(Result):
+    """How often the newer model's answer is the better one of the two to the same prompt."""
+
+    share: Estimate
+    """Wins and half of the ties, over all."""
+    n_wins: int
+    n_ties: int
+    n_losses: int
+    p_value: float
+    """Exact sign test of wins against losses, two-sided."""
+
+
+class Judgement(Result):
+    """What a judge made of the answers."""
+
+    judge: str
+    """`module:function`, or the model and where it is."""
+    win_rate: WinRate | None
+    """None where no prompt could be judged."""
+    n_disagreed: int
+    """Prompts where the two orders of the answers had opposite winners: these are ties."""
+    n_failed: int
+    """Prompts without two verdicts: they are left out of the win rate."""
+    failures: dict[str, int]
+    """Reason, and how often."""
+    verdicts: dict[str, str]
+    """By id: `dpo`, `sft`, `tie` or `failed`."""
+
+
+def judge_contests(contests: Sequence[Contest], section: JudgeSection, confidence: float) -> Judgement | None:
+    """What the judge of the config makes of the answers; None where there is no judge or nothing to judge.
+
+    Two answers that are the same tie without being asked about.
+
+    Raises:
+        UserError: the judge cannot be loaded, or its key is missing.
+    """
+    judge = load_judge(section)
+    if judge is None or not contests:
+        return None
+    failures: Counter[str] = Counter()
+
+    def ask(contest: Contest) -> tuple[str, str]:
+        if contest.sft == contest.dpo:
+            return "tie", "tie"
+        one = _ask(judge, contest.prompt, contest.sft, contest.dpo, failures)
+        other = _ask(judge, contest.prompt, contest.dpo, contest.sft, failures)
+        return (
+            {"first": "sft", "second": "dpo"}.get(one, one),
+            {"first": "dpo", "second": "sft"}.get(other, other),
+        )
+
+    with ThreadPoolExecutor(section.concurrency) as pool:
+        answers = list(pool.map(ask, contests))
+    verdicts = {
+        contest.id: "failed" if "failed" in pair else pair[0] if pair[0] == pair[1] else "tie"
+        for contest, pair in zip(contests, answers, strict=True)
+    }
+    scores = [{"dpo": 1.0, "sft": 0.0, "tie": 0.5}[verdict] for verdict in verdicts.values() if verdict != "failed"]
+    return Judgement(
+        judge=section.function or f"{section.model} at {section.base_url}",
+        win_rate=win_rate(scores, confidence) if scores else None,
+        n_disagreed=sum(set(pair) == {"sft", "dpo"} for pair in answers),
+        n_failed=len(verdicts) - len(scores),
+        failures=dict(failures.most_common()),
+        verdicts=verdicts,
+    )
+
+
+def load_judge(section: JudgeSection) -> Judge | None:
+    """The judge of a config; None where it names none.
+
+    Raises:
+        UserError: the function cannot be imported, or the environment lacks the key.
+    """
+    if section.function:
+        module, _, name = section.function.partition(":")
+        try:
+            judge: Judge = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"evaluation.judge.function: {section.function} cannot be imported ({error}): name it as module:function, "
+                "of a module on PYTHONPATH"
+            ) from error
+        return judge
+    return Endpoint(section) if section.base_url else None
+
+
+def _ask(judge: Judge, prompt: Messages, first: str, second: str, failures: Counter[str]) -> str:
+    try:
+        verdict = judge(prompt, first, second)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 (foreign code: whatever it raises, one answer is missing and the rest counts)
+        lines = str(error).strip().splitlines()
+        failures[f"{type(error).__name__}: {lines[0][:120] if lines else 'no reason given'}"] += 1
+        return "failed"
+    if verdict not in VERDICTS.values():
+        failures[f"said {verdict!r}, not first, second or tie"] += 1
+        return "failed"
+    return verdict
+
+
+class Endpoint:
+    """A model that speaks the chat completions protocol. An answer is kept on disk, and the same question is not paid for twice."""
+
+    def __init__(self, section: JudgeSection) -> None:
+        self._section = section
+        self._url = f"{str(section.base_url).rstrip('/')}/chat/completions"
+        self._cache = cache_dir() / "judge"
+        self._session = requests.Session()
+        retry = Retry(
+            total=section.n_retries,
+            backoff_factor=0.5,
+            status_forcelist=(429, 500, 502, 503, 504),
+            allowed_methods={"POST"},
+            raise_on_status=False,
+        )
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=section.concurrency))
+        if section.api_key_env:
+            key = os.environ.get(section.api_key_env)
+            if not key:
+                raise UserError(
+                    f"evaluation.judge.api_key_env: {section.api_key_env} is not set in the environment, so the judge cannot be "
+                    "asked: set it to the key, or drop the setting for an endpoint without one"
+                )
+            self._session.headers["Authorization"] = f"Bearer {key}"
+
+    def __call__(self, prompt: Messages, first: str, second: str) -> Verdict:
+        """The verdict, from the cache or from the model.
+
+        Raises:
+            NoVerdict: the model did not end with one.
+            requests.RequestException: it did not answer.
+        """
+        conversation = "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        question = QUESTION.format(prompt=conversation, first=first, second=second)
+        body: dict[str, Any] = {
+            "model": self._section.model,
+            "messages": [
+                {"role": "system", "content": SYSTEM.format(criteria=self._section.criteria)},
+                {"role": "user", "content": question},
+            ],
+        }
+        if self._section.temperature is not None:
+            body["temperature"] = self._section.temperature
+        found = re.findall(r"\[\[([ABC])\]\]", self._answer(body))
+        if not found:
+            raise NoVerdict("the model did not end with [[A]], [[B]] or [[C]]")
+        return VERDICTS[found[-1]]
+
+    def _answer(self, body: dict[str, Any]) -> str:
+        key = hashlib.sha256(json.dumps([self._url, body], sort_keys=True).encode()).hexdigest()
+        cached = self._cache / f"{key}.json"
+        if cached.exists():
+            return str(json.loads(cached.read_text(encoding="utf-8")))
+        response = self._session.post(self._url, json=body, timeout=self._section.timeout_s)
+        response.raise_for_status()
+        try:
+            answer = str(response.json()["choices"][0]["message"]["content"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise NoVerdict(f"no chat completion: {response.text[:80]}") from error
+        _write(cached, json.dumps(answer))
+        return answer
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(path)
+
+
+def win_rate(scores: Sequence[float], confidence: float) -> WinRate:
+    """The win rate of scores that are 1 for a win, 0 for a loss and between them for a tie; at least one."""
+    n_wins, n_losses = sum(score > 0.5 for score in scores), sum(score < 0.5 for score in scores)
+    decided = n_wins + n_losses
+    return WinRate(
+        share=wilson(sum(scores), len(scores), confidence),
+        n_wins=n_wins,
+        n_ties=len(scores) - decided,
+        n_losses=n_losses,
+        p_value=float(binomtest(n_wins, decided).pvalue) if decided else 1.0,
+    )

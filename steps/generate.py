@@ -1,0 +1,30 @@
+"""What the models answer to test prompts."""
+
+from typing import Annotated
+
+from zenml import step
+
+from posttrain import generate as library
+from posttrain.checkpoint import Base, Checkpoint
+from posttrain.config import EvaluationSection, Lengths, ModelSection
+from posttrain.data.preferences import Preferences
+from posttrain.generate import Generations
+from steps._tracking import tracked
+
+
+@step
+def generate(
+    preferences: Preferences,
+    base: Base,
+    sft_checkpoint: Checkpoint,
+    dpo_checkpoint: Checkpoint | None,
+    model: ModelSection,
+    lengths: Lengths,
+    evaluation: EvaluationSection,
+) -> Annotated[Generations, "generations"]:
+    """SFT's and, where there is one, DPO's answers to the same prompts."""
+    checkpoints = {"sft": sft_checkpoint} | ({"dpo": dpo_checkpoint} if dpo_checkpoint else {})
+    with tracked(nested=False) as run:
+        generations = library.generate(preferences, base, checkpoints, model, lengths, evaluation)
+        run.log_metrics(library.key_figures(generations))
+    return generations

@@ -1,0 +1,56 @@
+"""Everything that the run found out, in one page."""
+
+from typing import Annotated
+
+from zenml import get_step_context, step
+
+from posttrain.checkpoint import Base, Checkpoint
+from posttrain.config import RunConfig
+from posttrain.data.report import DataReport
+from posttrain.evaluate import Evaluation
+from posttrain.generate import Generations
+from posttrain.promotion import Promotion
+from posttrain.report_figures import file_name, svg_file
+from posttrain.report_page import draw, report_page
+from posttrain.run_report import Lineage, RunReport
+from posttrain.tracking import package_versions
+from steps._code import code_digest
+from steps._tracking import tracked
+
+
+@step
+def report(
+    data_report: DataReport,
+    base: Base,
+    sft_checkpoint: Checkpoint,
+    dpo_checkpoint: Checkpoint | None,
+    evaluation: Evaluation,
+    generations: Generations,
+    promotion: Promotion,
+) -> Annotated[RunReport, "report"]:
+    """The verdict, what it rests on, and what made the models."""
+    run = get_step_context().pipeline_run
+    checkpoints = {"sft": sft_checkpoint} | ({"dpo": dpo_checkpoint} if dpo_checkpoint else {})
+    result = RunReport(
+        lineage=Lineage(
+            run=run.name,
+            config=RunConfig.model_validate(run.config.parameters["config"]).model_dump(),
+            data=data_report.digest,
+            code=code_digest(),
+            versions=package_versions(),
+            base=base,
+            models={stage: checkpoint.digest for stage, checkpoint in checkpoints.items()},
+        ),
+        data=data_report,
+        histories={stage: checkpoint.history for stage, checkpoint in checkpoints.items()},
+        figures=evaluation.figures,
+        generations=generations,
+        promotion=promotion,
+    )
+    with tracked(nested=False) as tracking:
+        pictures = draw(result)
+        tracking.log_text(report_page(result, pictures), "report/report.html")
+        tracking.log_text(result.model_dump_json(indent=1), "report/report.json")
+        for caption, picture in pictures.items():
+            tracking.log_text(svg_file(picture), f"figures/{file_name(caption)}.svg")
+    return result

@@ -1,0 +1,107 @@
+"""What can be done with a run that has ended: its page, its model, a comparison, a talk, a vote."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from test_end_to_end import write_pairs
+from transformers import AutoModelForCausalLM
+from zenml.client import Client
+
+from pipelines.dpo import dpo_pipeline
+from posttrain_cli import main
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_folder) -> tuple[str, str]:
+    """Two runs that differ in beta."""
+    folder = tmp_path_factory.mktemp("commands")
+    names = []
+    for beta in (0.1, 0.4):
+        config = {
+            "name": "commands",
+            "model": {"base": str(tiny_folder), "method": "lora"},
+            "data": {"sources": [{"path": str(write_pairs(folder / "pairs.jsonl"))}], "test_size": 0.3},
+            "sft": {"max_steps": 2, "max_length": 64},
+            "dpo": {"max_steps": 2, "max_length": 64, "max_prompt_length": 48, "beta": beta},
+            "evaluation": {"generations": {"n": 3, "max_new_tokens": 6}},
+            "tracking": {"experiment": "commands"},
+        }
+        path = folder / "run.yaml"
+        path.write_text(yaml.safe_dump({"parameters": {"config": config}}))
+        names.append(dpo_pipeline.with_options(config_path=str(path))().name)
+    return tuple(names)
+
+
+def call(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_the_page_is_of_the_run_that_was_named(runs, tmp_path):
+    call("report", runs[0], "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert f"<h1>{runs[0]}</h1>" in page
+    assert "<h2>Answers</h2>" in page
+    assert "cannot be written" in refused("report", runs[0], "--html", tmp_path / "no" / "page.html")
+
+
+def test_the_dashboard_and_the_command_show_the_same_page(runs, tmp_path):
+    call("report", runs[0], "--html", tmp_path / "page.html")
+    (artifact,) = Client().get_pipeline_run(runs[0]).steps["report"].outputs["report"]
+    (shown,) = artifact.visualizations
+    assert Path(shown.uri).read_text() == (tmp_path / "page.html").read_text()
+
+
+def test_runs_are_compared(runs):
+    printed = " ".join(call("compare", *runs).split())
+    assert "dpo.beta 0.1 0.4" in printed
+    assert "the same: data, code, base, packages" in printed
+    assert "On the same pairs the second orders" in printed
+    assert "no such run" in refused("compare", runs[0], "no-such-run")
+
+
+def test_a_version_is_exported_by_any_of_its_names(runs, tmp_path):
+    """Neither run is promoted, so none is in production."""
+    version = Client().get_pipeline_run(runs[1]).steps["train_dpo"].outputs["dpo_checkpoint"][0]
+    number = max(found.number for found in Client().list_model_versions(model="commands").items)
+    call("export", f"dpo_checkpoint:{version.version}", tmp_path / "a")
+    call("export", f"commands:{number}", tmp_path / "b")
+    call("export", Path(version.uri) / "files", tmp_path / "c")
+    weights = {(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
+    assert len(weights) == 1
+    AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    lineage = json.loads((tmp_path / "a" / "lineage.json").read_text())
+    assert lineage["run"] == runs[1]
+    assert lineage["models"]["dpo"] == version.run_metadata["digest"]
+    call("export", f"dpo_checkpoint:{version.version}", tmp_path / "d", "--adapter")
+    assert (tmp_path / "d" / "adapter_model.safetensors").exists()
+    assert "no such model" in refused("export", "commands:99", tmp_path / "e")
+    assert "no such model" in refused("export", "nothing", tmp_path / "e")
+
+
+def test_sft_and_dpo_talk_side_by_side(runs):
+    printed = call("chat", "--prompt", "My lamp is broken.", "--max-new-tokens", 4)
+    assert [line.split(":")[0] for line in printed.splitlines() if ":" in line] == ["SFT", "DPO"]
+
+
+def test_people_choose_and_are_counted(runs, tmp_path):
+    call("ab", "export", tmp_path / "ab.html", "--run", runs[1])
+    page = (tmp_path / "ab.html").read_text()
+    digest = page.split('data-answers="')[1].split('"')[0]
+    ids = [part.split('"')[0] for part in page.split('data-id="')[1:]]
+    (tmp_path / "choices.json").write_text(json.dumps({"answers": digest, "choices": dict.fromkeys(ids, "tie")}))
+    printed = call("ab", "score", tmp_path / "choices.json", "--run", runs[1])
+    assert "DPO preferred on 50.0% of 3 prompts" in printed

@@ -1,0 +1,131 @@
+"""What the models answer: the same whatever the batch, stopped and counted as it should be."""
+
+import pytest
+import torch
+from test_training import SFT
+
+from posttrain.config import EvaluationSection, GenerationsSection, Lengths
+from posttrain.data import demo
+from posttrain.generate import choose_prompts, complete, generate, repetition
+from posttrain.judge import win_rate
+from posttrain.model import load_chat, load_model
+from posttrain.sft import train_sft
+from posttrain.training import Stage
+
+LENGTHS = Lengths(max_length=96, max_prompt_length=64)
+
+
+def section(tokens_per_batch=8192, **generations) -> EvaluationSection:
+    return EvaluationSection(
+        tokens_per_batch=tokens_per_batch, generations=GenerationsSection(**{"max_new_tokens": 12, **generations})
+    )
+
+
+@pytest.mark.parametrize(
+    ("ids", "share"),
+    [
+        ([], 0),
+        ([1, 2, 3], 0),  # no 4-gram
+        ([1, 2, 3, 4, 5], 0),  # 1234 2345
+        ([1, 1, 1, 1, 1, 1], 2 / 3),  # 1111 three times: two of three stood there before
+        ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),  # of five 4-grams 1234 comes twice
+    ],
+)
+def test_repetition_by_hand(ids, share):
+    assert repetition(ids) == pytest.approx(share)
+
+
+def test_win_rate_by_hand():
+    """6 wins, 2 ties, 2 losses of 10: 70 %; the sign test of 6 to 2 is 2 (28 + 8 + 1) / 256."""
+    found = win_rate([1.0] * 6 + [0.5] * 2 + [0.0] * 2, 0.95)
+    assert (found.n_wins, found.n_ties, found.n_losses) == (6, 2, 2)
+    assert found.share.value == pytest.approx(0.7)
+    assert found.share.low == pytest.approx(0.3968, abs=1e-4)  # Wilson
+    assert found.p_value == pytest.approx(74 / 256)
+    assert win_rate([0.5], 0.95).p_value == 1.0
+
+
+def test_answers_are_the_same_in_any_batch_and_equal_to_a_loop_without_one(tiny_base, preferences):
+    base, model = tiny_base
+    chat, policy = load_chat(base, model), load_model(base, model)
+    prompts = [
+        chat.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        for prompt in preferences.test["prompt"]
+    ]
+    assert len({len(prompt) for prompt in prompts}) > 3  # ragged, so padding has a part in it
+    alone = complete(policy, chat, prompts, model, section(tokens_per_batch=1), "one at a time")
+    together = complete(policy, chat, prompts, model, section(), "at once")
+    assert alone == together
+    ids, expected = torch.tensor([prompts[0]]), []
+    with torch.no_grad():
+        for _ in range(12):
+            token = int(policy(input_ids=ids).logits[0, -1].argmax())
+            if token in chat.stop_ids:
+                break
+            expected.append(token)
+            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+    assert together[0] == (expected, len(expected) < 12)
+
+
+def test_sampling_is_repeatable_and_differs_from_greedy(tiny_base, preferences):
+    base, model = tiny_base
+    chat, policy = load_chat(base, model), load_model(base, model)
+    prompts = [[5, 6, 7], [8, 9]]
+    first, again = (complete(policy, chat, prompts, model, section(temperature=2.0), "drawn") for _ in range(2))
+    assert first == again
+    assert first != complete(policy, chat, prompts, model, section(), "greedy")
+
+
+def test_the_models_own_sampling_settings_are_not_used(tiny_base):
+    base, model = tiny_base
+    chat, policy = load_chat(base, model), load_model(base, model)
+    expected = complete(policy, chat, [[5, 6, 7]], model, section(), "plain")
+    policy.generation_config.repetition_penalty = 10.0
+    assert complete(policy, chat, [[5, 6, 7]], model, section(), "with a penalty") == expected
+
+
+def test_prompts_stay_the_same_when_responses_or_other_rows_change(preferences):
+    chosen = choose_prompts(preferences.test, 3)
+    assert len(chosen) == 3
+    changed = preferences.test.map(lambda row: {"chosen": row["rejected"], "id": row["id"] + "x"})
+    assert choose_prompts(changed, 3)["prompt"] == chosen["prompt"]
+    reordered = preferences.test.select(range(len(preferences.test) - 1, -1, -1))
+    assert choose_prompts(reordered, 3)["prompt"] == chosen["prompt"]
+    twice = preferences.test.select([0, 0, 0])
+    assert len(choose_prompts(twice, 3)) == 1
+
+
+def test_sft_and_dpo_answer_side_by_side(tiny_base, preferences, tmp_path):
+    base, model = tiny_base
+    sft = train_sft(preferences, None, SFT, Stage(base, model, 0, tmp_path / "sft"))
+    found = generate(preferences, base, {"sft": sft, "dpo": sft}, model, LENGTHS, section(n=5))
+    assert len(found.exchanges) == 5
+    assert set(found.stages) == {"sft", "dpo"}
+    for exchange in found.exchanges:
+        assert exchange.responses["sft"] == exchange.responses["dpo"]
+        assert exchange.responses["sft"].true_reward is None  # not the demo
+    stop = sum(e.responses["sft"].stopped for e in found.exchanges) / 5
+    assert found.stages["sft"].stop_rate.value == stop
+    assert found.by_true_reward is None
+    assert found.by_judge is None
+    found.save(tmp_path)
+    assert type(found).load(tmp_path) == found
+    none = generate(preferences, base, {"sft": sft}, model, LENGTHS, section(n=0))
+    assert none.exchanges == []
+    assert none.stages == {}
+
+
+def test_on_the_demo_the_hidden_reward_judges(tiny_base, preferences, tmp_path):
+    """One model on both sides: no answer wins, and the rewards are those of the demo."""
+    base, model = tiny_base
+    rows = [row for row, _ in zip(demo.rows(), range(3), strict=False)]
+    test = preferences.test.select(range(3)).map(
+        lambda _, i: {"prompt": [{"role": "user", "content": rows[i]["prompt"]}], "true_margin": 1.0}, with_indices=True
+    )
+    pairs = type(preferences)(preferences.train, preferences.validation, test)
+    sft = train_sft(preferences, None, SFT, Stage(base, model, 0, tmp_path / "sft"))
+    found = generate(pairs, base, {"sft": sft, "dpo": sft}, model, LENGTHS, section(n=3))
+    assert found.by_true_reward.n_ties == 3
+    for exchange in found.exchanges:
+        response = exchange.responses["dpo"]
+        assert response.true_reward == demo.reward(exchange.prompt[0]["content"], response.text)

@@ -1,0 +1,172 @@
+"""A judge is asked in both orders, through the protocol that real endpoints speak, and what it does not answer is counted."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from posttrain.config import JudgeSection, check_config
+from posttrain.errors import UserError
+from posttrain.judge import Contest, judge_contests
+
+PROMPT = [{"role": "user", "content": "Which {one}?"}]  # braces: no template of ours may trip over them
+
+
+def contest(sft: str, dpo: str) -> Contest:
+    return Contest(f"{sft}/{dpo}", PROMPT, sft, dpo)
+
+
+# Found by their names in this module, as a user's own judge is.
+def longest(prompt, first, second):
+    return "tie" if len(first) == len(second) else "first" if len(first) > len(second) else "second"
+
+
+def always_first(prompt, first, second):
+    return "first"
+
+
+def broken(prompt, first, second):
+    if "x" in first + second:
+        raise ValueError("cannot read this")
+    return "perhaps"
+
+
+def judged(name, contests, **options):
+    return judge_contests(contests, JudgeSection(function=f"{__name__}:{name}", **options), 0.95)
+
+
+def test_a_function_judges():
+    """Two wins, a tie, a loss: 2.5 of 4."""
+    found = judged("longest", [contest("a", "bb"), contest("a", "bbb"), contest("aa", "bb"), contest("aa", "b")])
+    assert list(found.verdicts.values()) == ["dpo", "dpo", "tie", "sft"]
+    assert found.win_rate.share.value == 2.5 / 4
+    assert (found.n_disagreed, found.n_failed, found.failures) == (0, 0, {})
+
+
+def test_a_judge_that_favours_a_place_lets_nobody_win():
+    found = judged("always_first", [contest("a", "b"), contest("c", "d")])
+    assert set(found.verdicts.values()) == {"tie"}
+    assert found.n_disagreed == 2
+    assert found.win_rate.share.value == 0.5
+
+
+def test_the_same_answer_is_a_tie_and_costs_nothing():
+    assert judged("broken", [contest("x", "x")]).verdicts == {"x/x": "tie"}
+
+
+def test_failures_are_counted_by_reason_and_left_out():
+    found = judged("broken", [contest("x", "b"), contest("a", "b")])
+    assert set(found.verdicts.values()) == {"failed"}
+    assert found.n_failed == 2
+    assert found.win_rate is None
+    assert found.failures == {"ValueError: cannot read this": 2, "said 'perhaps', not first, second or tie": 2}
+
+
+def test_no_judge_is_the_default():
+    assert judge_contests([contest("a", "b")], JudgeSection(), 0.95) is None
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ({"function": "no_such_module:f"}, "cannot be imported"),
+        ({"function": f"{__name__}:no_such_function"}, "cannot be imported"),
+        ({"base_url": "http://127.0.0.1:1/v1", "model": "m", "api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is not set"),
+    ],
+)
+def test_a_judge_that_is_not_there_is_one_line(judge, message):
+    with pytest.raises(UserError, match=message) as error:
+        judge_contests([contest("a", "b")], JudgeSection(**judge), 0.95)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "judge", [{"base_url": "http://x/v1"}, {"model": "m"}, {"function": "a:b", "base_url": "http://x", "model": "m"}]
+)
+def test_half_a_judge_is_refused(judge):
+    with pytest.raises(UserError, match=r"evaluation\.judge: "):
+        check_config({"evaluation": {"judge": judge}})
+
+
+class JudgeStandIn(BaseHTTPRequestHandler):
+    """Prefers the answer that names the fix; busy at first, and at a loss about some."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked.append((self.path, self.headers["Authorization"], body))
+            busy = len(self.server.asked) <= self.server.n_busy
+        if busy:
+            self.send_response(429)
+            self.end_headers()
+            return
+        question = body["messages"][-1]["content"]
+        first, second = (
+            question.split(f"[The Start of Assistant {name}'s Answer]\n")[1].split("\n[The End")[0] for name in "AB"
+        )
+        if "unknown" in (first, second):
+            verdict = "I cannot say."
+        else:
+            verdict = "[[A]] or [[B]]? " + ("[[A]]" if "fix" in first else "[[B]]" if "fix" in second else "[[C]]")
+        answer = json.dumps({"choices": [{"message": {"role": "assistant", "content": verdict}}]}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), JudgeStandIn)
+    server.asked, server.n_busy, server.lock = [], 0, threading.Lock()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MY_KEY", "secret-key")
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def at(server, **options) -> JudgeSection:
+    url = f"http://127.0.0.1:{server.server_port}/v1/"
+    return JudgeSection(base_url=url, model="judge-1", api_key_env="MY_KEY", **options)
+
+
+def test_an_endpoint_judges_in_both_orders(endpoint, tmp_path):
+    contests = [contest("no", "the fix"), contest("fix", "no"), contest("a", "b"), contest("unknown", "b")]
+    found = judge_contests(contests, at(endpoint), 0.95)
+    assert list(found.verdicts.values()) == ["dpo", "sft", "tie", "failed"]
+    assert found.failures == {"NoVerdict: the model did not end with [[A]], [[B]] or [[C]]": 2}
+    assert found.judge == f"judge-1 at http://127.0.0.1:{endpoint.server_port}/v1/"
+    assert len(endpoint.asked) == 8
+    path, key, body = endpoint.asked[0]
+    assert (path, key) == ("/v1/chat/completions", "Bearer secret-key")
+    assert (body["model"], body["temperature"]) == ("judge-1", 0.0)
+    assert "Which {one}?" in body["messages"][1]["content"]
+    assert not any("secret-key" in file.read_text() for file in tmp_path.rglob("*") if file.is_file())
+
+
+def test_no_question_is_paid_for_twice(endpoint):
+    contests = [contest("no", "the fix"), contest("a", "b")]
+    first = judge_contests(contests, at(endpoint), 0.95)
+    assert judge_contests(contests, at(endpoint), 0.95) == first
+    assert len(endpoint.asked) == 4
+    judge_contests(contests, at(endpoint, criteria="brevity"), 0.95)  # another question
+    assert len(endpoint.asked) == 8
+
+
+def test_a_busy_endpoint_is_asked_again(endpoint):
+    endpoint.n_busy = 1
+    found = judge_contests([contest("no", "the fix")], at(endpoint, concurrency=1), 0.95)
+    assert found.verdicts == {"no/the fix": "dpo"}
+    assert len(endpoint.asked) == 3
+
+
+def test_an_endpoint_that_stays_away_is_counted_not_fatal(endpoint):
+    endpoint.n_busy = 99
+    found = judge_contests([contest("no", "the fix")], at(endpoint, n_retries=1), 0.95)
+    assert found.n_failed == 1
+    assert next(iter(found.failures)).startswith("HTTPError: 429")

@@ -1,0 +1,137 @@
+"""The page of a run: everything is on it, nothing on it runs, and it needs nothing from elsewhere."""
+
+import re
+import shutil
+import subprocess
+from xml.etree import ElementTree
+
+import pytest
+from huggingface_hub import ModelCard
+from run_reports import make_report
+
+from posttrain.checkpoint import Base, Manifest
+from posttrain.model_card import model_card
+from posttrain.report_figures import label_text, svg_file
+from posttrain.report_page import draw, report_page
+from posttrain.run_report import RunReport
+
+HOSTILE = (
+    "</pre></style></title></svg><script>document.documentElement.dataset.ran = 1</script>"
+    "<img src=x onerror=\"document.documentElement.dataset.ran = 1\"><a href='javascript:alert(1)'>x</a>"
+    "<svg/onload=document.documentElement.dataset.ran=1> $x^{$ \x00\u202e %s {0} &lt;b&gt; ]]>"
+)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return report_page(make_report())
+
+
+def test_the_verdict_comes_first_and_every_part_follows(page):
+    body = page[page.index("<body>") :]
+    assert body.index("Promoted: because some text") < body.index("<h2>")
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert titles == [
+        "Accuracy", "Findings", "Learning curves", "Margins", "Slices", "Length", "Calibration", "Confidently wrong", "Answers",
+        "Data", "Where this came from",
+    ]  # fmt: skip
+    assert page.count("<svg") == 10
+    for needed in ("data-digest", "code-digest", "org/base abc123", "30 won"):
+        assert needed in page
+
+
+def test_it_fetches_nothing(page):
+    assert "<script" not in page
+    assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page)
+    assert not re.findall(r"url\((?!#)", page)
+
+
+def test_a_run_without_dpo_has_a_page_too():
+    report = make_report()
+    stages = {**report.figures.stages, "dpo": None}
+    figures = report.figures.model_copy(update={
+        "stages": stages, "calibration": None, "slices": [], "wrong": [], "findings": [],
+        "comparisons": {"sft_vs_base": report.figures.comparisons["sft_vs_base"]},
+    })  # fmt: skip
+    histories = {"sft": report.histories["sft"]}
+    found = report_page(report.model_copy(update={"figures": figures, "histories": histories, "generations": None}))
+    assert "Nothing is amiss by any rule." in found
+    assert "<h2>Calibration</h2>" not in found
+
+
+def test_what_is_shown_is_what_was_stored(tmp_path):
+    report = make_report()
+    report.save(tmp_path)
+    assert RunReport.load(tmp_path) == report
+
+
+def test_pictures_also_stand_alone():
+    for picture in draw(make_report(text="$x^{$ <b>")).values():
+        assert ElementTree.fromstring(svg_file(picture)).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_a_label_is_short_and_no_formula():
+    assert label_text("a$b\x00") == r"a\$b?"
+    assert len(label_text("x" * 100)) == 40
+
+
+def test_nothing_in_a_hostile_text_becomes_markup():
+    found = report_page(make_report(text=HOSTILE))
+    assert "&lt;script&gt;" in found
+    for tag in ("<script", "<img", "<a ", "onload=document.documentElement.dataset.ran=1>", "</pre></style>"):
+        assert tag not in found
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to open the page with")
+def test_nothing_in_a_hostile_text_runs_in_a_browser(tmp_path):
+    """The second page has the script for real: so it is known that the browser would have run it."""
+    (tmp_path / "page.html").write_text(report_page(make_report(text=HOSTILE)), encoding="utf-8")
+    (tmp_path / "control.html").write_text("<!doctype html><html><body>" + HOSTILE, encoding="utf-8")
+    ran = {}
+    for name in ("page", "control"):
+        done = subprocess.run(
+            [
+                "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                f"--user-data-dir={tmp_path / name}", "--dump-dom", (tmp_path / f"{name}.html").as_uri(),
+            ],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+        ran[name] = "data-ran" in done.stdout
+    assert ran == {"page": False, "control": True}
+
+
+def manifest(**about) -> Manifest:
+    base = Base(id="org/base", revision="abc123", digest="hub:org/base@abc123")
+    fields = {
+        "stage": "dpo", "kind": "full", "base": base, "parent": "s", "template": "plain", "stop_ids": [2], "metrics": {},
+        "files": {}, "digest": "d",
+    }  # fmt: skip
+    return Manifest.model_validate({**fields, **about})
+
+
+def test_a_model_card_says_what_is_known(tmp_path):
+    report = make_report(data={"sources": [{"path": "/home/me/secret.jsonl"}]}, model={"base": "org/base"})
+    card = model_card("demo-3", manifest(), report, adapter=False)
+    card.save(tmp_path / "README.md")
+    loaded = ModelCard.load(tmp_path / "README.md")  # parses what the Hub parses
+    assert loaded.data.base_model == "org/base"
+    assert loaded.data.datasets == ["org/pairs"]
+    assert loaded.data.library_name == "transformers"
+    names = {result.metric_name: result.metric_value for result in loaded.data.eval_results}
+    expected = report.figures.stages["dpo"]
+    assert names == {
+        "preference accuracy": round(expected.likelihood_accuracy.value, 4),
+        "preference accuracy per token": round(expected.normalised_accuracy.value, 4),
+        "implicit-reward accuracy": round(expected.implicit_accuracy.value, 4),
+    }
+    assert "Promoted: because some text" in loaded.text
+    assert "secret" not in loaded.content
+
+
+def test_a_model_card_names_no_path_and_nothing_that_is_not_on_the_hub():
+    local = Base(id="/home/me/models/mine", revision=None, digest="f00")
+    card = model_card("mine", manifest(base=local), None, adapter=True)
+    assert card.data.base_model is None
+    assert card.data.library_name == "peft"
+    assert "/home/me" not in card.content
+    assert "mine" in card.content

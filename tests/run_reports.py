@@ -6,6 +6,7 @@ import pyarrow as pa
 from posttrain.checkpoint import Base
 from posttrain.config import EvaluationSection, RunConfig
 from posttrain.data.report import DataReport, SourceReport
+from posttrain.data.statistics import Figures as DataFigures
 from posttrain.estimates import Estimate
 from posttrain.figures import Figures, Finding
 from posttrain.generate import Exchange, Generations, Response, StageGenerations
@@ -81,9 +82,12 @@ def make_report(run: str = "run-1", pairs: pa.Table | None = None, text: str = "
             models={"sft": "s", "dpo": "d"},
         ),
         data=DataReport(
-            n_read=61, n_kept=60, n_dropped=1, dropped={"empty": 1}, examples={"empty": [text]},
+            n_rows=61, n_read=61, n_kept=60, n_dropped=1, dropped={"empty": 1}, fixed={}, flagged={},
+            examples={"empty": [text]},
+            figures=DataFigures(by_source={}, characters={}, user_turns={1: 60}, n_with_system=0),
             splits={"train": 0, "test": 60}, digest="data-digest",
-            sources=[SourceReport(path="org/pairs", format="explicit", revision="def", digest=None, n_read=61)],
+            sources=[SourceReport(path="org/pairs", format="explicit", revision="def", digest=None, n_rows=61, n_read=61,
+                                  n_kept=60, dropped={"empty": 1})],
         ),
         histories={"sft": steps, "dpo": rewards},
         figures=figures,

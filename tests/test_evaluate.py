@@ -253,7 +253,6 @@ def trained(tiny_base, preferences, tmp_path_factory):
     )
     reference = score_reference(preferences, sft, base, section, LENGTHS, 8192)
     dpo = train_dpo(
-        preferences,
         reference,
         sft,
         DpoSection(max_steps=3, max_length=96, max_prompt_length=64, learning_rate=1e-3),

@@ -93,9 +93,9 @@ def start(request, tiny_base, preferences, tmp_path_factory):
 
 
 def train(start, folder, **settings):
-    preferences, reference, sft, stage = start
+    _, reference, sft, stage = start
     section = DpoSection(**LENGTHS, eval_steps=1, lr_schedule="constant", **settings)
-    return train_dpo(preferences, reference, sft, section, Stage(stage.base, stage.model, 0, folder))
+    return train_dpo(reference, sft, section, Stage(stage.base, stage.model, 0, folder))
 
 
 def test_the_checkpoint_holds_the_best_weights(start, tmp_path):

@@ -250,7 +250,7 @@ class PoisonWeights(TrainerCallback):
 
 def test_a_loss_that_is_no_number_saves_nothing(after_sft, preferences, tmp_path):
     where = Stage(after_sft.base, after_sft.section, 0, tmp_path / "dpo", (PoisonWeights(),))
-    with pytest.raises(UserError, match=r"the loss is nan.*lower dpo\.learning_rate"):
+    with pytest.raises(UserError, match=r"loss is nan at step 2.*lower dpo\.learning_rate"):
         train_dpo(after_sft.reference, after_sft.checkpoint, DPO, where)
     assert not where.dest.exists()
 

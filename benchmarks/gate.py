@@ -10,29 +10,39 @@ import time
 from typing import Any
 
 import torch
+import trl.trainer.utils
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
+TILE = trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE
+"""Of the vocabulary, in TRL's head."""
+
 
 class HeadRows(TorchDispatchMode):
     """Counts the rows that are projected onto the vocabulary, whichever function does it.
 
-    A product over the hidden size with the vocabulary in its result is the LM head: its forward, or the same again where
-    the backward computes it anew. The backward's own two products run over the vocabulary or over the rows.
+    A product over the hidden size with the vocabulary, or a tile of it, in its result is the LM head: its forward, or the
+    same again where the backward computes it anew. The backward's own two products run over the vocabulary or over the rows.
     """
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
-        self.hidden_size, self.vocab_size, self.rows = hidden_size, vocab_size, 0
+        self.hidden_size, self.vocab_size, self.n_logits = hidden_size, vocab_size, 0
+        self.widths = {vocab_size, TILE, vocab_size % TILE}
+
+    @property
+    def rows(self) -> int:
+        """How many rows met the whole vocabulary."""
+        return self.n_logits // self.vocab_size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
             inner = args[-1].shape[-2]
-            if inner == self.hidden_size and self.vocab_size in result.shape[-2:]:
-                self.rows += result.numel() // self.vocab_size
+            if inner == self.hidden_size and self.widths & set(result.shape[-2:]):
+                self.n_logits += result.numel()
         return result
 
 

@@ -90,7 +90,7 @@ LADDER = (
 )
 """One lever more a rung; the first is the baseline of the others."""
 
-QUICK = (Case("hh_rlhf", "smollm2_135m", "lora", n_test=4),)
+QUICK = (Case("hh_rlhf", "smollm2_135m", "lora", batch_size=2, n_test=4),)
 """Smaller batches than in the full run: a quarter of an hour must be enough."""
 QUICK_ENGINES = ("ours", "trl_default", "trl_best")
 

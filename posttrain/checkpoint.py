@@ -45,6 +45,8 @@ class Manifest(BaseModel):
     stop_ids: list[int]
     beta: float | None = None
     """Of DPO's loss; None for SFT."""
+    batches: str = ""
+    """How they were made in training: `flat`, or `padded` and why."""
     metrics: dict[str, float]
     files: dict[str, str]
     """sha256 of every file beside the manifest, by name."""

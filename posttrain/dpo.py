@@ -100,11 +100,11 @@ def _train(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSectio
     if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
         # TRL copies the adapter as its reference; here the stored log-probabilities are that.
         policy.delete_adapter("ref")
-    use_flat_rows(trainer, stage.model)
+    batches = use_flat_rows(trainer, stage.model)
     first = train.select(range(min(N_START_PAIRS, len(train))))
     check_start(policy, first, reference, sft_checkpoint, stage.model, dpo)
     facts = {"n_pairs": len(train), **{f"n_{name}": count for name, count in reference.cut["train"].items()}}
-    return train_and_seal(trainer, chat, stage, "dpo", sft_checkpoint, facts)
+    return train_and_seal(trainer, chat, stage, "dpo", sft_checkpoint, facts, batches)
 
 
 def check_start(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import datasets
 import transformers
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 
@@ -13,6 +14,7 @@ from posttrain.bar import progress_bar as progress_bar
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "eval_loss": "validation loss"}
 
 transformers.utils.logging.disable_progress_bar()  # of loading and saving weights
+datasets.disable_progress_bars()  # of rows that are selected
 # TRL turns it on by default, so it must be turned off by the name that TRL knows, until TRL takes the new one.
 warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
 

@@ -49,10 +49,10 @@ def _train(preferences: Preferences, instructions: Instructions | None, sft: Sft
         processing_class=chat.tokenizer,
         callbacks=list(stage.callbacks),
     )
-    use_flat_rows(trainer, stage.model)
+    batches = use_flat_rows(trainer, stage.model)
     check_stop_tokens(chat, train.rows.select(range(min(N_CHECKED, len(train.rows)))), sft.max_length)
     facts = {"n_rows": len(train.rows), **{f"n_{name}": count for name, count in train.counts.items()}}
-    return train_and_seal(trainer, chat, stage, "sft", None, facts)
+    return train_and_seal(trainer, chat, stage, "sft", None, facts, batches)
 
 
 def check_stop_tokens(chat: Chat, rows: Dataset, max_length: int) -> None:

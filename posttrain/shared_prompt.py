@@ -159,7 +159,7 @@ def announce(reason: str | None) -> None:
         reason: what `use_flat_batches` returned.
     """
     if reason is None:
-        print("Batches: flat; each prompt is computed once, nothing is padded")
+        print("Batches: flat; each prompt is computed once, nothing is padded, attention goes by segments")
     else:
         print(f"Batches: padded, by TRL's own path, which takes longer: {reason}")
 

@@ -107,12 +107,14 @@ def needs_checkpointing(section: TrainSection, model_section: ModelSection, mode
     return needs
 
 
-def use_flat_rows(trainer: Trainer, section: ModelSection) -> None:
-    """Gives a trainer flat batches where its model can take them, and says which it has."""
+def use_flat_rows(trainer: Trainer, section: ModelSection) -> str:
+    """Gives a trainer flat batches where its model can take them; which it has, in words."""
     padded = use_flat_batches(trainer.model, section)
     announce(padded)
-    if padded is None:
-        trainer.data_collator = FlatCollator()
+    if padded:
+        return f"padded: {padded}"
+    trainer.data_collator = FlatCollator()
+    return f"flat, {trainer.model.config._attn_implementation.removeprefix('posttrain_')}"
 
 
 def train_and_seal(
@@ -122,12 +124,14 @@ def train_and_seal(
     name: Literal["sft", "dpo"],
     parent: Checkpoint | None,
     facts: dict[str, int],
+    batches: str,
 ) -> Checkpoint:
     """Runs a trainer to its end and writes its checkpoint.
 
     Args:
         parent: the checkpoint that training started from.
         facts: counts to keep with the checkpoint's metrics.
+        batches: what `use_flat_rows` returned.
 
     Raises:
         UserError: the loss is no longer a number.
@@ -141,7 +145,7 @@ def train_and_seal(
         raise UserError(
             f"{name}: the loss is {result.training_loss}: nothing is saved; lower {name}.learning_rate, or raise its warmup_steps"
         )
-    sealed = _write(trainer, chat, stage, name, parent, facts) if trainer.is_world_process_zero() else None
+    sealed = _write(trainer, chat, stage, name, parent, facts, batches) if trainer.is_world_process_zero() else None
     trainer.accelerator.wait_for_everyone()
     return sealed or Checkpoint.load(stage.dest)
 
@@ -153,6 +157,7 @@ def _write(
     name: Literal["sft", "dpo"],
     parent: Checkpoint | None,
     facts: dict[str, int],
+    batches: str,
 ) -> Checkpoint:
     model: Any = trainer.model
     kind: Literal["full", "adapter"] = "full"
@@ -183,6 +188,7 @@ def _write(
         template=chat.template,
         stop_ids=chat.stop_ids,
         beta=getattr(trainer, "beta", None),
+        batches=batches,
         metrics=_summary(history, trainer, facts),
     )
 

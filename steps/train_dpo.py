@@ -26,4 +26,6 @@ def train_dpo(
     """The SFT policy after learning to prefer, held near where it started."""
     with tracked(nested=True) as run:
         stage = Stage(base, model, seed, workspace(), callbacks=(metrics_callback(run),))
-        return library.train_dpo(reference_logps, sft_checkpoint, dpo, stage)
+        checkpoint = library.train_dpo(reference_logps, sft_checkpoint, dpo, stage)
+        run.set_tags({"batches": checkpoint.manifest.batches})
+    return checkpoint

@@ -26,4 +26,6 @@ def train_sft(
     """The base after learning the instructions, or the chosen responses where there are none."""
     with tracked(nested=True) as run:
         stage = Stage(base, model, seed, workspace(), callbacks=(metrics_callback(run),))
-        return library.train_sft(preferences, instructions, sft, stage)
+        checkpoint = library.train_sft(preferences, instructions, sft, stage)
+        run.set_tags({"batches": checkpoint.manifest.batches})
+    return checkpoint

@@ -50,6 +50,7 @@ def test_sft_gives_a_checkpoint_that_says_what_it_is(after_sft):
     assert manifest.kind == ("full" if after_sft.section.method == "full" else "adapter")
     assert manifest.base == after_sft.base
     assert manifest.metrics["n_steps"] == 5
+    assert manifest.batches == "flat, sdpa"
     assert manifest.metrics["last_loss"] < manifest.metrics["first_loss"]
     files = {file.name for file in after_sft.checkpoint.path.iterdir()}
     assert {"tokenizer.json", "chat_template.jinja", "history.json"} <= files

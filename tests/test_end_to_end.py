@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import mlflow
 import pytest
 import yaml
 from conftest import ROOT
@@ -220,6 +221,7 @@ def test_the_tracker_of_the_active_stack_is_used(
         )
     finally:
         client.activate_stack(default.id)
+        mlflow.set_tracking_uri(None)  # ZenML set it for the whole process
     there = MlflowClient(uri)
     names = {r.info.run_name for r in there.search_runs([there.get_experiment_by_name("of-the-stack").experiment_id])}
     assert names == {done.name, f"train_sft of {done.name}"}

@@ -28,13 +28,11 @@ def main() -> None:
 )
 def check(config: Path) -> None:
     """Check a config file and say what it will cost, without running anything."""
-    try:
+    with clean_errors():
         run = load_config(config)
         from posttrain.plan import plan
 
         stages = plan(run)
-    except UserError as error:
-        raise click.ClickException(str(error)) from error
     click.echo(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
     for name, stage in stages.items():
         rows = "rows: unknown until loaded" if stage.n_rows is None else f"about {stage.n_rows} rows"

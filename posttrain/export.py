@@ -23,7 +23,7 @@ from posttrain.chat import Chat
 from posttrain.checkpoint import Checkpoint, file_digest
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
-from posttrain.model import _base_source, load_chat, load_model, resolve_base
+from posttrain.model import base_source, load_chat, load_model, resolve_base
 from posttrain.run_report import RunReport
 
 CHECKSUMS = "SHA256SUMS"
@@ -119,7 +119,7 @@ def _stops(chat: Chat, generation: GenerationConfig) -> GenerationConfig:
 
 def _own_dtype(checkpoint: Checkpoint, section: ModelSection) -> torch.dtype:
     """What the base is published in, and fp32 where it does not say."""
-    source, options = _base_source(checkpoint.manifest.base, section)
+    source, options = base_source(checkpoint.manifest.base, section)
     dtype = AutoConfig.from_pretrained(source, **options).dtype
     return dtype if dtype in DTYPES.values() else torch.float32
 

@@ -70,7 +70,7 @@ def load_chat(base: Base, section: ModelSection, checkpoint: Checkpoint | None =
             )
         chat = prepare_chat(AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True), None)
         return Chat(chat.tokenizer, template, chat.stop_id)
-    source, options = _base_source(base, section)
+    source, options = base_source(base, section)
     return prepare_chat(AutoTokenizer.from_pretrained(source, **options), section.chat_template)
 
 
@@ -103,7 +103,7 @@ def load_model(
         assert checkpoint is not None
         source, options = str(checkpoint.path), {"local_files_only": True}
     else:
-        source, options = _base_source(base, section)
+        source, options = base_source(base, section)
     model = _load_weights(source, section, options)
     if checkpoint is not None and not full:
         model = PeftModel.from_pretrained(model, str(checkpoint.path), is_trainable=trainable)
@@ -195,7 +195,7 @@ def _commit_on_hub(section: ModelSection) -> str:
         ) from error
 
 
-def _base_source(base: Base, section: ModelSection) -> tuple[str, dict[str, Any]]:
+def base_source(base: Base, section: ModelSection) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` needs to find the base's files."""
     folder = _local_base(section)
     if folder is not None:

@@ -145,20 +145,9 @@ def train_and_seal(
         raise UserError(
             f"{name}: the loss is {result.training_loss}: nothing is saved; lower {name}.learning_rate, or raise its warmup_steps"
         )
-    sealed = _write(trainer, chat, stage, name, parent, facts, batches) if trainer.is_world_process_zero() else None
-    trainer.accelerator.wait_for_everyone()
-    return sealed or Checkpoint.load(stage.dest)
-
-
-def _write(
-    trainer: Trainer,
-    chat: Chat,
-    stage: Stage,
-    name: Literal["sft", "dpo"],
-    parent: Checkpoint | None,
-    facts: dict[str, int],
-    batches: str,
-) -> Checkpoint:
+    if not trainer.is_world_process_zero():  # the first process writes for all
+        trainer.accelerator.wait_for_everyone()
+        return Checkpoint.load(stage.dest)
     model: Any = trainer.model
     kind: Literal["full", "adapter"] = "full"
     if isinstance(model, PeftModel):
@@ -178,7 +167,7 @@ def _write(
         model.save_pretrained(stage.dest)
     chat.tokenizer.save_pretrained(stage.dest)
     history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
-    return seal(
+    sealed = seal(
         stage.dest,
         history,
         stage=name,
@@ -191,6 +180,8 @@ def _write(
         batches=batches,
         metrics=_summary(history, trainer, facts),
     )
+    trainer.accelerator.wait_for_everyone()
+    return sealed
 
 
 def _summary(history: list[dict[str, float]], trainer: Trainer, facts: dict[str, int]) -> dict[str, float]:

@@ -16,8 +16,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
-TILE = trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE
-"""Of the vocabulary, in TRL's head."""
+TILE = getattr(trl.trainer.utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 32_768)
+"""Of the vocabulary, in TRL's head; the older TRL in LLaMA-Factory's environment has no tiles."""
 
 
 class HeadRows(TorchDispatchMode):

@@ -27,8 +27,9 @@ from zenml.models import (
 
 from posttrain.errors import UserError
 from posttrain.figures import Figures
+from posttrain.model_registry import ModelRegistry, Registration, registry_error
 from posttrain.promotion import Champion, Promotion
-from posttrain.tracking import ModelRegistry, Registration, Tracker, registry_error
+from posttrain.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 

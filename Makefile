@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # Where make bench-peer puts LLaMA-Factory, which needs other versions of the same packages.
 export BENCH_PEER ?= $(or $(POSTTRAIN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/posttrain)/benchmarks/llamafactory-0.9.5
 
-.PHONY: run test lint setup clean bench bench-quick bench-peer bench-table
+.PHONY: run test lint audit setup clean bench bench-quick bench-peer bench-table
 
 run: setup
 	$(BIN)/zenml pipeline run dpo_pipeline
@@ -27,6 +27,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy posttrain pipelines steps materializers dpo_pipeline.py sweep_pipeline.py posttrain_cli.py
+
+# Known vulnerabilities of every pinned package, asked of PyPI; one that could not be asked about is a failure too.
+audit: setup
+	$(BIN)/uv tool run pip-audit@2.10.1 --requirement constraints.txt --no-deps --disable-pip --strict
 
 # Speed against TRL and LLaMA-Factory on this machine's CPU: quick in a quarter of an hour, bench in hours; it goes on where it stopped.
 bench: setup

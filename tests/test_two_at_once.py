@@ -1,0 +1,74 @@
+"""Two runs of the same config at the same time, each in a process of its own."""
+
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from mlflow import MlflowClient
+from zenml.client import Client
+from zenml.enums import ExecutionStatus, ModelStages
+
+from posttrain.checkpoint import Checkpoint
+
+RUN = """
+import sys
+from posttrain import promotion
+from posttrain.promotion import Promotion
+promotion.decide = lambda figures, gate: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"])
+from pipelines.dpo import dpo_pipeline
+dpo_pipeline.with_options(config_path=sys.argv[1])()
+"""
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_leave_one_champion_and_whole_artifacts(tmp_path: Path, tiny_folder: Path) -> None:
+    name = f"twins-{uuid.uuid4().hex[:8]}"
+    config = {
+        "name": name,
+        "model": {"base": str(tiny_folder)},
+        "data": {"sources": [{"path": "demo", "limit": 200}], "test_size": 0.2},
+        "finetuning_type": "sft",  # what is promoted is all the same
+        "sft": {"max_steps": 2, "batch_size": 2, "max_length": 64},
+        "evaluation": {"generations": {"n": 0}},
+        "tracking": {"experiment": name},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"parameters": {"config": config}}))
+    client = Client()
+    assert client.active_stack  # ZenML cannot make its own database twice at once
+    command = [sys.executable, "-c", RUN, str(tmp_path / "run.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    twins = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(2)
+    ]
+    for twin in twins:
+        told, _ = twin.communicate(timeout=500)
+        assert twin.returncode == 0, told
+
+    runs = [
+        run for run in client.list_pipeline_runs(size=20, sort_by="desc:created").items if run.name.startswith(name)
+    ]
+    assert [run.status for run in runs] == [ExecutionStatus.COMPLETED] * 2
+    (champion,) = client.list_model_versions(model=name, hydrate=True).items  # the same result is one version
+    assert champion.stage == ModelStages.PRODUCTION
+    digests = set()
+    for run in runs:
+        for step in client.get_pipeline_run(run.id).steps.values():
+            for outputs in step.outputs.values():
+                found = [output.load() for output in outputs]  # compared with every digest
+                digests |= {checkpoint.digest for checkpoint in found if isinstance(checkpoint, Checkpoint)}
+    assert len(digests) == 1, "both have trained the same"
+    mlflow = MlflowClient()
+    tracked = mlflow.search_runs([mlflow.get_experiment_by_name(name).experiment_id])
+    parents = [run for run in tracked if "mlflow.parentRunId" not in run.data.tags]
+    assert {run.info.run_name for run in parents} == {run.name for run in runs}
+    assert {run.info.status for run in tracked} == {"FINISHED"}
+    (version,) = mlflow.search_model_versions(f"name = '{name}'")
+    assert str(mlflow.get_model_version_by_alias(name, "champion").version) == str(version.version)

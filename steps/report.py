@@ -16,6 +16,7 @@ from posttrain.run_report import Lineage, RunReport
 from posttrain.tracking import package_versions
 from steps._code import code_digest
 from steps._tracking import tracked
+from steps._training import delete_training_checkpoints
 
 
 @step
@@ -53,4 +54,5 @@ def report(
         tracking.log_text(result.model_dump_json(indent=1), "report/report.json")
         for caption, picture in pictures.items():
             tracking.log_text(svg_file(picture), f"figures/{file_name(caption)}.svg")
+    delete_training_checkpoints()
     return result

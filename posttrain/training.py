@@ -169,6 +169,9 @@ def train_and_seal(
         else:
             kind = "adapter"
             model.peft_config["default"].base_model_name_or_path = stage.base.id
+            if isinstance(modules := model.peft_config["default"].target_modules, set):
+                # PEFT writes a set in the order in which this process hashes: the same model would have many digests.
+                model.peft_config["default"].target_modules = sorted(modules)
     stage.dest.mkdir(parents=True, exist_ok=True)
     if kind == "adapter":
         model.save_pretrained(stage.dest, selected_adapters=["default"])

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import subprocess
 import sys
 import time
@@ -161,11 +160,13 @@ def test_a_run_that_was_killed_is_taken_up_by_the_next(
     }
     document = {"parameters": {"config": config}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
-    command = "from pipelines.dpo import dpo_pipeline; dpo_pipeline.with_options(config_path='run.yaml')()"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    zenml = Path(sys.executable).with_name("zenml")
     with (tmp_path / "log").open("w") as log:
         first = subprocess.Popen(
-            [sys.executable, "-c", command], cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT
+            [zenml, "pipeline", "run", "dpo_pipeline", "-c", tmp_path / "run.yaml"],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
         store = Path(Client().active_stack.artifact_store.path) / "training_checkpoints"
         while not list(store.glob("dpo-*/step-*/manifest.json")):

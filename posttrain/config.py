@@ -12,6 +12,7 @@ import re
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -273,8 +274,10 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def remote_code_is_pinned(self) -> ModelSection:
-        if self.trust_remote_code and not self.revision:
-            raise ValueError("trust_remote_code runs code of the model's authors: pin it by a commit in `revision`")
+        if self.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                "trust_remote_code runs code of the model's authors: pin it in `revision`, by a commit's 40 digits (a branch moves)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -561,6 +564,15 @@ class JudgeSection(Section):
             raise ValueError("function and base_url are two judges: name one")
         if bool(self.base_url) != bool(self.model):
             raise ValueError("an endpoint needs both base_url and model: name both, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def no_password_in_the_address(self) -> JudgeSection:
+        if "@" in urlsplit(self.base_url or "").netloc:
+            raise ValueError(
+                "base_url holds a user or a password, and settings are shown in MLflow and reports: put a key into an environment "
+                "variable, and name that in api_key_env"
+            )
         return self
 
 

@@ -21,6 +21,8 @@ from zenml.models import PipelineRunResponse
 
 from pipelines.dpo import dpo_pipeline
 from pipelines.report import read_report
+from posttrain import sft
+from posttrain.promotion import Promotion
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +104,9 @@ def test_the_peers_values_run_the_whole_path(name: str, tmp_path: Path, tiny_fol
     assert (first.step, round(first.value, 2)) == (1, 0.69)
 
 
-def test_a_changed_row_runs_what_depends_on_it(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_changed_row_runs_what_depends_on_it(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = write_pairs(tmp_path / "pairs.jsonl")
     config = {
         "name": "rows",
@@ -113,16 +117,38 @@ def test_a_changed_row_runs_what_depends_on_it(tmp_path: Path, tiny_folder: Path
         "tracking": {"experiment": "rows"},
     }
     everything = {"train_sft", "score_reference", "train_dpo", "evaluate", "promote"}
-    first = run(tmp_path, config)
+    with monkeypatch.context() as generous:
+        verdict = Promotion(promoted=True, opponent="sft", reasons=["well done"])
+        generous.setattr("posttrain.promotion.decide", lambda *_: verdict)
+        first = run(tmp_path, config)
     assert everything <= worked(first)
+    n_pairs = read_report(first.id).figures.n_pairs
 
     pairs.touch()  # a new time stamp is no change
-    assert not everything & worked(run(tmp_path, config))
+    again = run(tmp_path, config)
+    assert not everything & worked(again)
+    told = Client().get_pipeline_run(again.id)
+    assert (told.run_metadata["outcome"], told.run_metadata["figures_of"]) == ("unchanged", first.name)
+    assert [tag.name for tag in told.tags] == ["unchanged"]
+    assert not Client().get_pipeline_run(first.id).tags
+    new, old = (next(r for r in mlflow_runs("rows") if r.info.run_name == done.name) for done in (again, first))
+    assert new.data.metrics == old.data.metrics
+    assert "accuracy/dpo" in new.data.metrics
+    kept = {key: old.data.tags[key] for key in ("promoted", "reasons", "findings")}
+    assert {"outcome": "unchanged", "figures_of": first.name, **kept}.items() <= new.data.tags.items()
 
-    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
-    rows[7]["chosen"] = "Buy a new one."
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert everything <= worked(run(tmp_path, config))
+    write_pairs(pairs, n=80)  # new rows: trained, and held against the production model on today's test pairs
+    train_sft = sft.train_sft
+    with monkeypatch.context() as changing:  # under the run, whose steps have what the first one has stored
+        changing.setattr(sft, "train_sft", lambda *inputs: (pairs.write_text("not JSON"), train_sft(*inputs))[1])
+        grown = run(tmp_path, config)
+    write_pairs(pairs, n=80)
+    assert everything <= worked(grown)
+    outcome = read_report(grown.id)
+    assert outcome.figures.n_pairs > n_pairs
+    assert outcome.figures.digests["champion"] == read_report(first.id).figures.digests["dpo"]
+    assert (outcome.figures.opponent, outcome.promotion.opponent) == ("champion", "champion")
+    assert outcome.unchanged_since is None
 
     # DPO alone, from the folder of an earlier SFT checkpoint
     folder = str(Path(first.steps["train_sft"].outputs["sft_checkpoint"][0].uri) / "files")

@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-from zenml import step
 from zenml.client import Client
 
 from materializers.evaluation import key_figures
@@ -17,6 +16,7 @@ from posttrain.figures import Figures
 from posttrain.generate import Generations
 from posttrain.promotion import Champion
 from posttrain.reference import ReferenceLogps
+from steps._step import step
 from steps._tracking import tracked
 
 

@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-from zenml import step
-
 from posttrain.config import DataSection
 from posttrain.data import preferences as library
 from posttrain.data.page import data_page
@@ -11,6 +9,7 @@ from posttrain.data.preferences import Preferences
 from posttrain.data.report import DataReport
 from posttrain.tracking import package_versions
 from steps._code import code_digest
+from steps._step import step
 from steps._tracking import tracked
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from zenml import get_step_context, step
+from zenml import get_step_context
 from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain import promotion as library
@@ -10,6 +10,7 @@ from posttrain.config import GateSection
 from posttrain.evaluate import Evaluation
 from posttrain.promotion import Champion, Promotion
 from steps._registry import result_name, settle
+from steps._step import step
 from steps._tracking import tracked
 
 

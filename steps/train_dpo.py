@@ -2,14 +2,13 @@
 
 from typing import Annotated
 
-from zenml import step
-
 from posttrain import dpo as library
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DpoSection, ModelSection
 from posttrain.reference import ReferenceLogps
 from posttrain.tracking import metrics_callback
 from posttrain.training import Stage
+from steps._step import step
 from steps._tracking import tracked
 from steps._workspace import workspace
 

@@ -2,8 +2,6 @@
 
 from typing import Annotated, Any
 
-from zenml import step
-
 from posttrain import sweep as library
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DpoSection, ModelSection, point_label
@@ -11,6 +9,7 @@ from posttrain.reference import ReferenceLogps
 from posttrain.sweep import SweepPoint
 from posttrain.tracking import metrics_callback
 from posttrain.training import Stage
+from steps._step import step
 from steps._tracking import tracked
 from steps._workspace import workspace
 

@@ -206,6 +206,56 @@ def ab_score(files: tuple[Path, ...], run: str | None) -> None:
     )
 
 
+@main.group()
+def schedule() -> None:
+    """What runs by itself. `zenml pipeline run` with a file that has a `schedule` makes one, and brings it up to date."""
+
+
+@schedule.command("list")
+def schedule_list() -> None:
+    """Print each schedule, when it fires, and how its last run ended."""
+    with clean_errors():
+        from pipelines.schedules import every, last_run
+
+        for found in every():
+            state, run = "active" if found.active else "paused", last_run(found)
+            outcome = f"last run {run.name}: {run.status.value}" if run else "no run yet"
+            click.echo(f"{found.name}  {found.cron_expression or 'not by cron'}  {state}  {outcome}")
+
+
+@schedule.command("pause")
+@click.argument("name")
+def schedule_pause(name: str) -> None:
+    """Let a schedule fire no more until it is resumed; a run that is going goes on."""
+    with clean_errors():
+        from pipelines.schedules import find, set_active
+
+        set_active(find(name), False)
+    click.echo(f"Schedule {name} is paused.")
+
+
+@schedule.command("resume")
+@click.argument("name")
+def schedule_resume(name: str) -> None:
+    """Let a paused schedule fire again."""
+    with clean_errors():
+        from pipelines.schedules import find, set_active
+
+        set_active(find(name), True)
+    click.echo(f"Schedule {name} is active.")
+
+
+@schedule.command("delete")
+@click.argument("name")
+def schedule_delete(name: str) -> None:
+    """Delete a schedule; its runs stay on record. A run that is going may end with it."""
+    with clean_errors():
+        from pipelines.schedules import delete, find
+
+        delete(find(name))
+    click.echo(f"Schedule {name} is deleted.")
+
+
 def _generations(run: str | None) -> Any:
     from pipelines.report import read_run_report
 

@@ -207,6 +207,29 @@ def ab_score(files: tuple[Path, ...], run: str | None) -> None:
 
 
 @main.group()
+def stack() -> None:
+    """Where pipelines run."""
+
+
+@stack.command("check")
+@click.argument("name", required=False)
+@click.option(
+    "-c", "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What a run will ask for."
+)
+def stack_check(name: str | None, config: Path | None) -> None:
+    """Ask each part of the stack NAME, or of the active one, whether it can be used, and say what to do where it cannot."""
+    with clean_errors():
+        from pipelines.stack_check import check_stack, steps_of
+
+        findings = []
+        for finding in check_stack(name, steps_of(config)):
+            click.echo(finding)
+            findings.append(finding)
+    if n := sum(finding.state == "FAILED" for finding in findings):
+        raise click.ClickException(f"{n} of {len(findings)} parts cannot be used")
+
+
+@main.group()
 def schedule() -> None:
     """What runs by itself. `zenml pipeline run` with a file that has a `schedule` makes one, and brings it up to date."""
 

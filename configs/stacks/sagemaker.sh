@@ -1,7 +1,7 @@
 # The stack `sagemaker`: Amazon SageMaker, artifacts in S3, images in ECR, curves in MLflow. Copy, change what differs, run it once:
 #   sh configs/stacks/sagemaker.sh && posttrain stack check sagemaker
 # Before: `zenml login` to a server that SageMaker can reach, credentials that boto3 finds, `docker login` to ECR, and in ECR a
-# repository named zenml. Jobs act as the execution role, so no key of AWS is stored.
+# repository named zenml. Jobs act as the execution role, so no key of AWS is stored. Amazon's SDK sends telemetry: sagemaker-sdk.yaml.
 #   S3_PATH                     s3://bucket/folder, for artifacts and training checkpoints
 #   AWS_REGION
 #   MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD

@@ -8,7 +8,7 @@ FROM $BASE
 ARG TORCH_BACKEND=auto
 COPY pyproject.toml constraints.txt /build/
 RUN python3 -m venv /opt/posttrain \
-    && /opt/posttrain/bin/python -m pip install --no-cache-dir --constraint /build/constraints.txt uv \
+    && /opt/posttrain/bin/python -m pip install --no-cache-dir --constraint /build/constraints.txt pip uv \
     && case $TORCH_BACKEND in auto) ;; *) export UV_TORCH_BACKEND=$TORCH_BACKEND ;; esac \
     && VIRTUAL_ENV=/opt/posttrain /opt/posttrain/bin/uv pip install --no-cache --constraint /build/constraints.txt \
         --requirement /build/pyproject.toml --extra aws --extra gpu --extra kubernetes --extra sagemaker \

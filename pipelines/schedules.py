@@ -97,7 +97,8 @@ def set_active(schedule: ScheduleResponse, active: bool) -> None:
     elif orchestrator and orchestrator.supports_schedule_updates:
         Client().update_schedule(schedule.id, active=active)
     else:
-        raise UserError(f"schedule {schedule.name}: ZenML cannot pause schedules of this orchestrator: pause it there")
+        where = f"orchestrator {orchestrator.name}" if orchestrator else "its orchestrator, which is no longer registered"
+        raise UserError(f"schedule {schedule.name}: ZenML cannot pause it on {where}: pause it there")
 
 
 def delete(schedule: ScheduleResponse) -> None:

@@ -249,7 +249,7 @@ def schedule_list() -> None:
 @schedule.command("pause")
 @click.argument("name")
 def schedule_pause(name: str) -> None:
-    """Let a schedule fire no more until it is resumed; a run that is going goes on."""
+    """Let a schedule fire no more until it is resumed; not while a run of it is going."""
     with clean_errors():
         from pipelines.schedules import find, set_active
 
@@ -271,7 +271,7 @@ def schedule_resume(name: str) -> None:
 @schedule.command("delete")
 @click.argument("name")
 def schedule_delete(name: str) -> None:
-    """Delete a schedule; its runs stay on record. A run that is going may end with it."""
+    """Delete a schedule, but not while a run of it is going; its runs stay on record."""
     with clean_errors():
         from pipelines.schedules import delete, find
 

@@ -35,11 +35,7 @@ def replacing(name: str | None) -> Iterator[None]:
     client, aside = Client(), f"{name} (replaced)"
     standing = [schedule for schedule in (_find(name), _find(aside)) if schedule]  # aside: an update was cut off
     for schedule in standing:
-        if run := run_in_progress(schedule.id):
-            raise UserError(
-                f"schedule {name}: its run {run.name} is going, and would be ended by the change: wait for it, or stop it "
-                f"first: zenml pipeline runs stop {run.name}"
-            )
+        _end_no_run(schedule)
     if standing:
         client.zen_store.update_schedule(standing[0].id, ScheduleUpdate(name=aside))
     try:
@@ -83,21 +79,25 @@ def last_run(schedule: ScheduleResponse) -> PipelineRunResponse | None:
 
 
 def set_active(schedule: ScheduleResponse, active: bool) -> None:
-    """Pauses a schedule or lets it go on; a run that is going is left alone.
+    """Pauses a schedule or lets it go on.
 
     Raises:
-        UserError: the orchestrator cannot.
+        UserError: a run of it is going, or the orchestrator cannot.
     """
     orchestrator = _orchestrator(schedule)
     if schedule.active == active:
         return
+    if not active:
+        _end_no_run(schedule)
     if trigger := _eventbridge(schedule, orchestrator):
         trigger.set_state("ENABLED" if active else "DISABLED")
         Client().zen_store.update_schedule(schedule.id, ScheduleUpdate(active=active))
     elif orchestrator and orchestrator.supports_schedule_updates:
         Client().update_schedule(schedule.id, active=active)
     else:
-        where = f"orchestrator {orchestrator.name}" if orchestrator else "its orchestrator, which is no longer registered"
+        where = (
+            f"orchestrator {orchestrator.name}" if orchestrator else "its orchestrator, which is no longer registered"
+        )
         raise UserError(f"schedule {schedule.name}: ZenML cannot pause it on {where}: pause it there")
 
 
@@ -105,9 +105,10 @@ def delete(schedule: ScheduleResponse) -> None:
     """Deletes a schedule where it fires, and then in ZenML, which keeps its runs.
 
     Raises:
-        UserError: the orchestrator cannot; nothing is deleted then.
+        UserError: a run of it is going, or the orchestrator cannot; nothing is deleted then.
     """
     orchestrator = _orchestrator(schedule)
+    _end_no_run(schedule)
     if trigger := _eventbridge(schedule, orchestrator):
         trigger.delete()
         Client().zen_store.delete_schedule(schedule.id, soft=True)
@@ -123,6 +124,19 @@ def delete(schedule: ScheduleResponse) -> None:
 def _find(name: str) -> ScheduleResponse | None:
     found = Client().list_schedules(name=name, hydrate=True).items
     return found[0] if found else None
+
+
+def _end_no_run(schedule: ScheduleResponse) -> None:
+    """A run's token is that of its schedule: it is worth nothing once that is paused. And with a CronJob its pods are deleted.
+
+    Raises:
+        UserError: names the run that is going, and how it is stopped.
+    """
+    if run := run_in_progress(schedule.id):
+        raise UserError(
+            f"schedule {schedule.name}: its run {run.name} is going, and would be ended by the change: wait for it, or stop "
+            f"it first: zenml pipeline runs stop {run.name}"
+        )
 
 
 def _orchestrator(schedule: ScheduleResponse) -> BaseOrchestrator | None:

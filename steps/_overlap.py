@@ -37,12 +37,13 @@ def run_in_progress(schedule: UUID, before: PipelineRunResponse | None = None) -
     """
     runs = Client().list_pipeline_runs(schedule_id=schedule, in_progress=True, sort_by="desc:created", hydrate=True)
     for run in runs.items:
-        if before is None or (run.id != before.id and run.created < before.created):
-            if utc_now() - last_sign(run) < SILENCE:
-                return run
-            print(
-                f"Run {run.name} is given up: it says that it is going, but has been silent since {last_sign(run):%F %T} UTC"
-            )
+        if before and (run.id == before.id or run.created >= before.created):
+            continue
+        if utc_now() - last_sign(run) < SILENCE:
+            return run
+        print(
+            f"Run {run.name} is given up: it says that it is going, but has been silent since {last_sign(run):%F %T} UTC"
+        )
     return None
 
 

@@ -115,12 +115,17 @@ def test_an_update_that_was_cut_off_is_put_in_order(tmp_path: Path) -> None:
     assert [entry["cron"] for entry in CRON.values()] == ["0 5 * * *"]
 
 
-def test_an_update_ends_no_run(tmp_path: Path) -> None:
+def test_a_run_is_not_ended_by_a_change(tmp_path: Path) -> None:
+    """Its token is its schedule's, and its pods are the CronJob's: an update, a pause and the end wait for it."""
     scheduled(tmp_path)
     run = begun()
     with pytest.raises(click.ClickException, match=f"run {run.name} is going"):
         scheduled(tmp_path, "0 5 * * *")
-    assert schedules.find("nightly").cron_expression == "0 3 * * *"
+    for change in (lambda found: schedules.set_active(found, False), schedules.delete):
+        with pytest.raises(UserError, match=f"zenml pipeline runs stop {run.name}"):
+            change(schedules.find("nightly"))
+    assert [(entry["cron"], entry["active"]) for entry in CRON.values()] == [("0 3 * * *", True)]
+    assert schedules.find("nightly").active
 
 
 def test_commands(tmp_path: Path) -> None:
@@ -130,8 +135,10 @@ def test_commands(tmp_path: Path) -> None:
         return done.output
 
     scheduled(tmp_path)
+    assert posttrain("list") == "nightly  0 3 * * *  active  no run yet\n"
     run = begun()
     assert posttrain("list") == f"nightly  0 3 * * *  active  last run {run.name}: running\n"
+    Client().zen_store.update_run(run.id, PipelineRunUpdate(status=ExecutionStatus.FAILED))
     assert posttrain("pause", "nightly") == "Schedule nightly is paused.\n"
     assert [entry["active"] for entry in CRON.values()] == [False]
     assert "paused" in posttrain("list")

@@ -4,6 +4,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from zenml import get_step_context, log_metadata
 from zenml.client import Client
+from zenml.models import PipelineRunResponse
 
 from posttrain.checkpoint import Base
 from posttrain.config import ModelSection, RunConfig, TrainSection
@@ -43,9 +44,9 @@ def artifact_files() -> AbstractFileSystem:
     return getattr(Client().active_stack.artifact_store, "filesystem", None) or LocalFileSystem(auto_mkdir=True)
 
 
-def delete_training_checkpoints() -> None:
-    """Removes those of every training of the current run: their results are stored."""
-    run = Client().get_pipeline_run(get_step_context().pipeline_run.id)
+def delete_training_checkpoints(run: PipelineRunResponse) -> None:
+    """Removes those of every training of a run, or of the run that a training was served from: their results are stored."""
     for step in run.steps.values():
-        if folder := step.run_metadata.get(CHECKPOINTS):
+        source = Client().get_run_step(step.original_step_run_id) if step.original_step_run_id else step
+        if folder := source.run_metadata.get(CHECKPOINTS):
             TrainingCheckpoints(artifact_files, str(folder)).delete()

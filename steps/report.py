@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from zenml import get_step_context, step
+from zenml import get_step_context
 
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import RunConfig
@@ -15,8 +15,8 @@ from posttrain.report_page import draw, report_page
 from posttrain.run_report import Lineage, RunReport
 from posttrain.tracking import package_versions
 from steps._code import code_digest
+from steps._step import step
 from steps._tracking import tracked
-from steps._training import delete_training_checkpoints
 
 
 @step
@@ -54,5 +54,4 @@ def report(
         tracking.log_text(result.model_dump_json(indent=1), "report/report.json")
         for caption, picture in pictures.items():
             tracking.log_text(svg_file(picture), f"figures/{file_name(caption)}.svg")
-    delete_training_checkpoints()
     return result

@@ -2,12 +2,11 @@
 
 from typing import Annotated
 
-from zenml import step
-
 from posttrain import dpo as library
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DpoSection, ModelSection
 from posttrain.reference import ReferenceLogps
+from steps._step import step
 from steps._tracking import tracked
 from steps._training import training_stage
 

@@ -2,13 +2,12 @@
 
 from typing import Annotated, Any
 
-from zenml import step
-
 from posttrain import sweep as library
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DpoSection, ModelSection, point_label
 from posttrain.reference import ReferenceLogps
 from posttrain.sweep import SweepPoint
+from steps._step import step
 from steps._tracking import tracked
 from steps._training import training_stage
 

@@ -166,7 +166,7 @@ def test_no_secret_is_in_anything_that_a_run_leaves(
     told = [("the terminal", (output.out + output.err).encode()), ("the log", caplog.text.encode())]
     assert b"does not take the records" in told[1][1]
     left = [*left_by(bucket, mlflow, here), *told]
-    for part in ("/dpo_checkpoint/", "mlflow.db", "unsent/", "table step_run", "table pipeline_run", "report.html"):  # fmt: skip # noqa: E501
+    for part in ("/dpo_checkpoint/", "mlflow.db", "unsent/", "table step_run", "table pipeline_run", "report.html"):  # fmt: skip
         assert any(part in where for where, _ in left), f"{part} was not looked at"
     everything = {**secrets, "mlflow_header": base64.b64encode(user.encode()).decode()}
     found = [

@@ -15,7 +15,7 @@ from posttrain.training import Stage
 from steps._code import code_digest
 from steps._workspace import workspace
 
-CHECKPOINTS = "training_checkpoints"
+CHECKPOINTS = "training-checkpoints"
 """Folder of the artifact store, and the metadata of a step that says where in it its own lie."""
 
 

@@ -194,7 +194,7 @@ def test_a_run_that_was_killed_is_taken_up_by_the_next(
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-        store = Path(Client().active_stack.artifact_store.path) / "training_checkpoints"
+        store = Path(Client().active_stack.artifact_store.path) / "training-checkpoints"
         while not list(store.glob("dpo-*/step-*/manifest.json")):
             assert first.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.02)

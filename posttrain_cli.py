@@ -206,6 +206,79 @@ def ab_score(files: tuple[Path, ...], run: str | None) -> None:
     )
 
 
+@main.group()
+def stack() -> None:
+    """Where pipelines run."""
+
+
+@stack.command("check")
+@click.argument("name", required=False)
+@click.option(
+    "-c", "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What a run will ask for."
+)
+def stack_check(name: str | None, config: Path | None) -> None:
+    """Ask each part of the stack NAME, or of the active one, whether it can be used, and say what to do where it cannot."""
+    with clean_errors():
+        from pipelines.stack_check import check_stack, steps_of
+
+        findings = []
+        for finding in check_stack(name, steps_of(config)):
+            click.echo(finding)
+            findings.append(finding)
+    if n := sum(finding.state == "FAILED" for finding in findings):
+        raise click.ClickException(f"{n} of {len(findings)} parts cannot be used")
+
+
+@main.group()
+def schedule() -> None:
+    """What runs by itself. `zenml pipeline run` with a file that has a `schedule` makes one, and brings it up to date."""
+
+
+@schedule.command("list")
+def schedule_list() -> None:
+    """Print each schedule, when it fires, and how its last run ended."""
+    with clean_errors():
+        from pipelines.schedules import every, last_run
+
+        for found in every():
+            state, run = "active" if found.active else "paused", last_run(found)
+            outcome = f"last run {run.name}: {run.status.value}" if run else "no run yet"
+            click.echo(f"{found.name}  {found.cron_expression or 'not by cron'}  {state}  {outcome}")
+
+
+@schedule.command("pause")
+@click.argument("name")
+def schedule_pause(name: str) -> None:
+    """Let a schedule fire no more until it is resumed; not while a run of it is going."""
+    with clean_errors():
+        from pipelines.schedules import find, set_active
+
+        set_active(find(name), False)
+    click.echo(f"Schedule {name} is paused.")
+
+
+@schedule.command("resume")
+@click.argument("name")
+def schedule_resume(name: str) -> None:
+    """Let a paused schedule fire again."""
+    with clean_errors():
+        from pipelines.schedules import find, set_active
+
+        set_active(find(name), True)
+    click.echo(f"Schedule {name} is active.")
+
+
+@schedule.command("delete")
+@click.argument("name")
+def schedule_delete(name: str) -> None:
+    """Delete a schedule, but not while a run of it is going; its runs stay on record."""
+    with clean_errors():
+        from pipelines.schedules import delete, find
+
+        delete(find(name))
+    click.echo(f"Schedule {name} is deleted.")
+
+
 def _generations(run: str | None) -> Any:
     from pipelines.report import read_run_report
 

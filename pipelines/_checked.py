@@ -16,7 +16,8 @@ from zenml.enums import ExecutionMode
 from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
-from pipelines._run_file import check_run_file, settings_of_points
+from pipelines._run_file import check_run_file, schedule_name, settings_of_points
+from pipelines.schedules import replacing
 from posttrain.errors import UserError
 from steps._code import code_digest
 
@@ -41,7 +42,7 @@ class CheckedPipeline(Pipeline):
 
     def __call__(self, *args: Any, **kwargs: Any) -> PipelineRunResponse | None:
         """Runs the pipeline and prints what came out, or where that can be seen later."""
-        with clean_errors():
+        with clean_errors(), replacing(schedule_name(self._run_args.get("config_path"))):
             run = super().__call__(*args, **kwargs)
         _print_outcome(run)
         return run
@@ -63,7 +64,9 @@ def _print_outcome(run: PipelineRunResponse | None) -> None:
     elif run is not None:
         click.echo(f"Run {run.name} goes on without this terminal. When it has ended: posttrain report {run.name}")
     else:
-        click.echo("Scheduled. The runs: zenml pipeline runs list. The outcome of the last one: posttrain report")
+        click.echo(
+            "Scheduled. Its runs and what else there is: posttrain schedule list. The last outcome: posttrain report"
+        )
 
 
 @contextmanager

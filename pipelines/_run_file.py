@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 from zenml.client import Client
 from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
+from zenml.config.schedule import Schedule
 from zenml.config.step_configurations import StepConfigurationUpdate
 
 import steps
@@ -17,6 +18,7 @@ from posttrain.errors import UserError
 STEPS = frozenset(module.name for module in pkgutil.iter_modules(steps.__path__) if not module.name.startswith("_"))
 ONLY_IN_A_SWEEP = {"train_point", "choose_point"}
 NOT_IN_A_SWEEP = {"train_dpo"}
+N_CRON_FIELDS = {"kubernetes": {5}, "sagemaker": {6, 7}}
 
 
 def check_run_file(path: str) -> str:
@@ -44,13 +46,17 @@ def check_run_file(path: str) -> str:
         if name not in known:
             raise UserError(f"{path}: steps.{name}: unknown step (known: {', '.join(sorted(known))})")
         _check_step(f"{path}: steps.{name}", options or {})
-    if checked.schedule and not Client().active_stack.orchestrator.config.is_schedulable:
-        stack = Client().active_stack_model.name
-        raise UserError(
-            f"{path}: schedule: the orchestrator of stack {stack!r} cannot run schedules: choose one that can with -s "
-            "(on Kubernetes, SageMaker, Vertex, AzureML or Airflow), or drop the schedule"
-        )
+    if checked.schedule:
+        _check_schedule(f"{path}: schedule", checked.schedule)
     return checked.run_name or f"{config.name}-{{date}}-{{time}}"
+
+
+def schedule_name(path: str | None) -> str | None:
+    """The name of the schedule that a checked file asks for."""
+    if path is None:
+        return None
+    document: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return str(document["schedule"]["name"]) if document.get("schedule") else None
 
 
 def settings_of_points(path: str) -> dict[str, Any]:
@@ -59,6 +65,27 @@ def settings_of_points(path: str) -> dict[str, Any]:
     if not (options := (document.get("steps") or {}).get("train_point")):
         return {}
     return {f"train_point_{i}": options for i in range(2, len(load_config(path).sweep_points()) + 1)}
+
+
+def _check_schedule(where: str, schedule: Schedule) -> None:
+    orchestrator = Client().active_stack.orchestrator
+    if not orchestrator.config.is_schedulable:
+        stack = Client().active_stack_model.name
+        raise UserError(
+            f"{where}: the orchestrator of stack {stack!r} cannot run schedules: choose one that can with -s "
+            "(on Kubernetes, SageMaker, Vertex, AzureML, Airflow or Kubeflow), or drop the schedule"
+        )
+    if not schedule.name:
+        raise UserError(
+            f"{where}.name: missing: each time this file is run another schedule would be made beside the last one: add a name"
+        )
+    n_fields = len((schedule.cron_expression or "").split())
+    if (wanted := N_CRON_FIELDS.get(orchestrator.flavor, {n_fields})) and n_fields not in wanted:
+        example = "0 3 * * ? *" if 6 in wanted else "0 3 * * *"
+        raise UserError(
+            f"{where}.cron_expression: {schedule.cron_expression!r} has {n_fields} fields, flavor {orchestrator.flavor} takes "
+            f"{' or '.join(map(str, sorted(wanted)))}: every night at three is {example!r}"
+        )
 
 
 def _check_step(where: str, options: dict[str, Any]) -> None:

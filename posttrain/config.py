@@ -620,6 +620,14 @@ class GateSection(Section):
     )
 
 
+class CheckpointsSection(Section):
+    """What an interrupted training goes on from; lies in the artifact store until the training is done."""
+
+    interval_s: float = Field(
+        600.0, ge=0, description="seconds between two training checkpoints; lower: less is lost, more is written"
+    )
+
+
 class TrackingSection(Section):
     """Where the curves go: the active stack's MLflow tracker, else MLFLOW_TRACKING_URI, else a local store."""
 
@@ -640,6 +648,7 @@ class RunConfig(Section):
     dpo: DpoSection = DpoSection()
     evaluation: EvaluationSection = EvaluationSection()
     gate: GateSection = GateSection()
+    checkpoints: CheckpointsSection = CheckpointsSection()
     tracking: TrackingSection = TrackingSection()
     sweep: SweepSection | None = Field(None, description="for sweep_pipeline: settings of dpo to be tried and compared")
 

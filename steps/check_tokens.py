@@ -2,14 +2,13 @@
 
 from typing import Annotated
 
-from zenml import step
-
 from posttrain.checkpoint import Base
 from posttrain.config import Lengths, ModelSection
 from posttrain.data.page import token_page
 from posttrain.data.preferences import Preferences
 from posttrain.model import load_chat
 from posttrain.tokens import TokenReport, report_tokens
+from steps._step import step
 from steps._tracking import tracked
 
 

@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-from zenml import step
 from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain import sweep as library
@@ -10,6 +9,7 @@ from posttrain.checkpoint import Checkpoint
 from posttrain.config import EvaluationSection, SweepSection
 from posttrain.sweep import SweepOutcome, SweepPoint
 from posttrain.sweep_report import sweep_picture
+from steps._step import step
 from steps._tracking import tracked
 
 

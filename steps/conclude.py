@@ -1,11 +1,13 @@
 """What a run has come to, where runs are listed."""
 
-from zenml import add_tags, get_step_context, log_metadata, step
+from zenml import add_tags, get_step_context, log_metadata
 from zenml.client import Client
 
 from posttrain.run_report import RunReport
 from steps._figures import log_evaluation, log_generations, log_promotion
+from steps._step import step
 from steps._tracking import tracked
+from steps._training import delete_training_checkpoints
 
 LASTING = ("train_", "choose_point", "score_reference", "generate", "evaluate", "promote")
 """How the steps begin whose results stand for as long as nothing changes."""
@@ -35,5 +37,6 @@ def conclude(report: RunReport) -> None:
         if "promote" not in worked:
             log_promotion(tracking, report.promotion)
     log_metadata({"outcome": outcome, "figures_of": origin}, run_id_name_or_prefix=run.id)
+    delete_training_checkpoints(run)
     if outcome == UNCHANGED:
         add_tags(tags=[UNCHANGED], run=run.id)

@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-from zenml import step
 from zenml.client import Client
 
 from posttrain import evaluate as library
@@ -16,6 +15,7 @@ from posttrain.generate import Generations
 from posttrain.promotion import Champion
 from posttrain.reference import ReferenceLogps
 from steps._figures import log_evaluation
+from steps._step import step
 from steps._tracking import tracked
 
 

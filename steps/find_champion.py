@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-from zenml import step
 from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain.promotion import Champion
 from steps._registry import reconcile, standing_champion
+from steps._step import step
 from steps._tracking import tracking_uri
 
 

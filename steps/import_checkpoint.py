@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-from zenml import step
-
 from posttrain.checkpoint import Checkpoint
+from steps._step import step
 
 
 @step(enable_cache=False)

@@ -2,12 +2,11 @@
 
 from typing import Annotated
 
-from zenml import step
-
 from posttrain.config import DataSection, Source
 from posttrain.data import preferences as library
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.data.report import DataReport
+from steps._step import step
 
 
 @step(enable_cache=False)

@@ -2,12 +2,11 @@
 
 from typing import Annotated
 
-from zenml import step
-
 from posttrain.config import DataSection, Source
 from posttrain.data import pair_sets as library
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
+from steps._step import step
 
 
 @step(enable_cache=False)

@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-from zenml import step
-
 from posttrain.config import DataSection
 from posttrain.data import preferences as library
 from posttrain.data.page import data_page
@@ -11,6 +9,8 @@ from posttrain.data.preferences import Preferences
 from posttrain.data.report import DataReport
 from posttrain.tracking import package_versions
 from steps._code import code_digest
+from steps._overlap import leave_to_earlier_run
+from steps._step import step
 from steps._tracking import tracked
 
 
@@ -22,6 +22,7 @@ def load_preferences(
     Annotated[DataReport, "data_report"],
 ]:
     """The pairs that can be used, and what became of each row. Always read again: the source may have changed."""
+    leave_to_earlier_run()
     with tracked(nested=False) as run:
         preferences, report = library.load_preferences(data)
         run.log_params({"data": {"digest": preferences.digest}, "code": {"digest": code_digest()}})

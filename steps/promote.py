@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from zenml import get_step_context, step
+from zenml import get_step_context
 from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain import promotion as library
@@ -11,6 +11,7 @@ from posttrain.evaluate import Evaluation
 from posttrain.promotion import Champion, Promotion
 from steps._figures import log_promotion
 from steps._registry import result_name, settle
+from steps._step import step
 from steps._tracking import tracked
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from zenml import get_step_context, step
+from zenml import get_step_context
 
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import RunConfig
@@ -15,6 +15,7 @@ from posttrain.report_page import draw, report_page
 from posttrain.run_report import Lineage, RunReport
 from posttrain.tracking import package_versions
 from steps._code import code_digest
+from steps._step import step
 from steps._tracking import tracked
 
 

@@ -2,11 +2,10 @@
 
 from typing import Annotated
 
-from zenml import step
-
 from posttrain import model as library
 from posttrain.checkpoint import Base
 from posttrain.config import ModelSection
+from steps._step import step
 
 
 @step(enable_cache=False)

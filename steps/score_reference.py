@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-from zenml import step
 from zenml.client import Client
 
 from posttrain import reference as library
@@ -10,6 +9,7 @@ from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import Lengths, ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.reference import ReferenceLogps
+from steps._step import step
 
 
 @step

@@ -2,6 +2,9 @@
 
 import copy
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +164,58 @@ def test_a_changed_row_runs_what_depends_on_it(
     report = read_report(only_sft.id)
     assert report.figures.stages["dpo"] is None
     assert "SFT orders" in report.promotion.reasons[0]
+
+
+def test_a_run_that_was_killed_is_taken_up_by_the_next(
+    tmp_path: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """kill -9 in the midst of DPO: the next run of the same config goes on from there, and ends with the same model."""
+    stage = {"max_length": 64, "batch_size": 4}
+    config = {
+        "name": "killed",
+        "model": {"base": str(tiny_folder)},
+        "data": {
+            "sources": [{"path": str(write_pairs(tmp_path / "pairs.jsonl"))}],
+            "test_size": 0.3,
+            "validation_size": 0.1,
+        },
+        "sft": {**stage, "max_steps": 2},
+        "dpo": {**stage, "max_steps": 80, "max_prompt_length": 48},
+        "checkpoints": {"interval_s": 0},
+        "tracking": {"experiment": "killed"},
+    }
+    document = {"parameters": {"config": config}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    zenml = Path(sys.executable).with_name("zenml")
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen(
+            [zenml, "pipeline", "run", "dpo_pipeline", "-c", tmp_path / "run.yaml"],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        store = Path(Client().active_stack.artifact_store.path) / "training-checkpoints"
+        while not list(store.glob("dpo-*/step-*/manifest.json")):
+            assert first.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        first.kill()
+        first.wait()
+
+    second = run(tmp_path, config)
+    assert "DPO goes on from step" in capfd.readouterr().out
+    assert {"train_sft"}.isdisjoint(worked(second))
+    assert not list(store.iterdir())
+
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    (undisturbed / "run.yaml").write_text(yaml.safe_dump({**document, "enable_cache": False}))
+    third = dpo_pipeline.with_options(config_path=str(undisturbed / "run.yaml"))()
+    assert third is not None
+    assert "goes on from step" not in capfd.readouterr().out
+    digests = [done.steps["train_dpo"].outputs["dpo_checkpoint"][0].load().digest for done in (second, third)]
+    assert digests[0] == digests[1]
+    states = {r.info.status for r in mlflow_runs("killed")}
+    assert states == {"FINISHED", "KILLED"}
 
 
 def test_mlflow_keeps_a_parent_run_and_one_nested_run_a_stage(tmp_path: Path, tiny_folder: Path) -> None:

@@ -1,0 +1,364 @@
+"""Whether a stack can be used: each part of it is asked, before any money is spent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import requests
+import yaml
+import zenml
+from zenml.client import Client
+from zenml.enums import StoreType
+from zenml.orchestrators import ContainerizedOrchestrator
+from zenml.stack import Stack
+
+from pipelines import ROOT
+from posttrain.errors import UserError
+
+TIMEOUT_S = 10
+GPU = "nvidia.com/gpu"
+LIST_PACKAGES = """
+import importlib.metadata, json
+print(json.dumps({found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a part of a stack answered."""
+
+    part: str
+    state: Literal["ok", "FAILED", "unknown"]
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.state:7}  {self.part}: {self.text}"
+
+
+class Unknown(Exception):
+    """Cannot be told from here; the message says why."""
+
+
+def check_stack(name: str | None, steps: dict[str, Any]) -> Iterator[Finding]:
+    """One finding a part, each as soon as it is there.
+
+    Args:
+        name: of the stack; the active one where none is named.
+        steps: the section `steps` of the run's file, which says what is asked of the stack.
+
+    Raises:
+        UserError: there is no such stack, or what it needs is not installed.
+    """
+    stack = _stack(name)
+    for part, (check, remedy) in CHECKS.items():
+        try:
+            yield Finding(part, "ok", check(stack, steps))
+        except Unknown as reason:
+            yield Finding(part, "unknown", str(reason))
+        except UserError as problem:
+            yield Finding(part, "FAILED", str(problem))
+        except Exception as error:  # noqa: BLE001 (whatever a part raises is the answer that was asked for)
+            said = "" if str(error) in ("", "None") else f": {str(error).splitlines()[0][:200]}"
+            yield Finding(part, "FAILED", f"{type(error).__name__}{said}: {remedy}")
+
+
+def server(stack: Stack, steps: dict[str, Any]) -> str:
+    """Where ZenML keeps its records."""
+    store = Client().zen_store
+    if store.type == StoreType.SQL:
+        if stack.orchestrator.config.is_remote:
+            raise UserError(
+                "ZenML's records are a file of this machine, which remote steps cannot reach: zenml login URL"
+            )
+        return "a file of this machine"
+    version = store.get_store_info().version
+    if str(version) != zenml.__version__:
+        raise UserError(f"{store.url} is version {version}, this is {zenml.__version__}: install the server's version")
+    return f"{store.url} answers, version {version}"
+
+
+def composition(stack: Stack, steps: dict[str, Any]) -> str:
+    """Whether ZenML finds the parts fit for each other."""
+    stack.validate()
+    return ", ".join(f"{component.type.value} {component.flavor}" for component in stack.all_components)
+
+
+def artifact_store(stack: Stack, steps: dict[str, Any]) -> str:
+    """A real put, get and delete."""
+    store = stack.artifact_store
+    if store.config.is_local and stack.orchestrator.config.is_remote:
+        raise UserError(f"{store.path} is a folder of this machine, which remote steps cannot reach: use flavor s3")
+    if endpoint := (getattr(store.config, "client_kwargs", None) or {}).get("endpoint_url"):
+        _connect(endpoint)
+    path, content, started = (
+        f"{store.path.rstrip('/')}/posttrain-check-{uuid.uuid4().hex}",
+        uuid.uuid4().bytes,
+        time.monotonic(),
+    )
+    with store.open(path, "wb") as file:
+        file.write(content)
+    try:
+        with store.open(path, "rb") as file:
+            found = file.read()
+    finally:
+        store.remove(path)
+    if found != content:
+        raise UserError(f"{path} was read otherwise than it was written: the store cannot be relied on")
+    return f"{store.path}: written, read and deleted in {time.monotonic() - started:.1f} s"
+
+
+def tracker(stack: Stack, steps: dict[str, Any]) -> str:
+    """An MLflow server that takes the stack's credentials."""
+    component: Any = stack.experiment_tracker
+    if component is None or component.flavor != "mlflow":
+        if stack.orchestrator.config.is_remote:
+            raise UserError("no MLflow tracker: the curves would be lost with each pod: zenml stack update -e TRACKER")
+        return "none; curves go where MLFLOW_TRACKING_URI says, or into .mlflow/"
+    uri, config = str(component.get_tracking_uri()), component.config
+    if not uri.startswith(("http://", "https://")):
+        return uri
+    _connect(uri)
+    answer = requests.get(
+        f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search",
+        params={"max_results": "1"},
+        auth=(config.tracking_username, config.tracking_password) if config.tracking_username else None,
+        headers={"Authorization": f"Bearer {config.tracking_token}"} if config.tracking_token else None,
+        verify=not config.tracking_insecure_tls,
+        timeout=TIMEOUT_S,
+    )
+    if answer.status_code == 401:
+        raise UserError(f"{uri} does not take the name and password: zenml secret update, with those of the server")
+    if answer.status_code == 403:
+        raise UserError(
+            f"{uri} answers 403: start MLflow with --allowed-hosts {urlsplit(uri).hostname}, or give the user rights"
+        )
+    answer.raise_for_status()
+    return f"{uri} answers, and takes the credentials"
+
+
+def registry(stack: Stack, steps: dict[str, Any]) -> str:
+    """A container registry that answers."""
+    component = stack.container_registry
+    if component is None:
+        if isinstance(stack.orchestrator, ContainerizedOrchestrator) and stack.orchestrator.config.is_remote:
+            raise UserError("none: nodes have no place to pull the image from: zenml stack update -c REGISTRY")
+        return "none; images stay on this machine"
+    host = component.config.uri.split("/")[0]
+    for scheme in ("https", "http"):
+        try:
+            answer = requests.get(f"{scheme}://{host}/v2/", auth=component.credentials, timeout=TIMEOUT_S)
+        except requests.exceptions.SSLError:
+            continue
+        if answer.status_code == 401 and component.credentials:
+            raise UserError(
+                f"{host} does not take the name and password: zenml secret update, with those of the registry"
+            )
+        if answer.status_code == 401:
+            return f"{host} answers, and asks who is there: docker login {host}, and image_pull_secrets for the nodes"
+        answer.raise_for_status()
+        return f"{host} answers"
+    raise UserError(f"{host} speaks neither TLS nor plain HTTP: correct the registry's uri")
+
+
+def orchestrator(stack: Stack, steps: dict[str, Any]) -> str:
+    """Whether runs may be started there."""
+    component: Any = stack.orchestrator
+    if component.flavor == "kubernetes":
+        from kubernetes import client as kubernetes
+
+        namespace, api = component.config.kubernetes_namespace, component.get_kube_client()
+        try:
+            kubernetes.CoreV1Api(api).read_namespace(namespace, _request_timeout=TIMEOUT_S)
+        except kubernetes.ApiException as error:
+            if error.status != 404:
+                raise
+            raise UserError(f"namespace {namespace} is missing: kubectl create namespace {namespace}") from error
+        for resource in ("jobs", "cronjobs"):
+            asked = {"namespace": namespace, "verb": "create", "group": "batch", "resource": resource}
+            review = kubernetes.AuthorizationV1Api(api).create_self_subject_access_review(
+                {"spec": {"resourceAttributes": asked}}, _request_timeout=TIMEOUT_S
+            )
+            if not review.status.allowed:
+                raise UserError(
+                    f"you may not create {resource} in namespace {namespace}: ask for the role `edit` there"
+                )
+        return f"namespace {namespace} takes jobs and cronjobs"
+    if component.flavor == "sagemaker":
+        who = component.sagemaker_session.boto_session.client("sts").get_caller_identity()["Arn"]
+        return f"AWS knows you as {who}"
+    if component.flavor == "local_docker":
+        _docker("version")
+        return "docker answers"
+    return f"flavor {component.flavor}"
+
+
+def schedules(stack: Stack, steps: dict[str, Any]) -> str:
+    """Whether the orchestrator can run on schedule; either is well."""
+    return "yes" if stack.orchestrator.config.is_schedulable else "no: a file with `schedule` needs another stack"
+
+
+def gpu(stack: Stack, steps: dict[str, Any]) -> str:
+    """Whether there is what the run's file asks for."""
+    component: Any = stack.orchestrator
+    if component.flavor == "kubernetes":
+        return _gpu_of_nodes(component, _asked(steps, "orchestrator.kubernetes"))
+    if component.flavor == "sagemaker":
+        return _gpu_of_quota(component, _asked(steps, "orchestrator.sagemaker"))
+    raise Unknown(f"flavor {component.flavor} does not tell")
+
+
+def image(stack: Stack, steps: dict[str, Any]) -> str:
+    """Whether the newest image has the versions that constraints.txt pins."""
+    if not isinstance(stack.orchestrator, ContainerizedOrchestrator):
+        return "none; steps run in this environment"
+    builds = Client().list_builds(stack_id=stack.id, sort_by="desc:created", size=1, hydrate=True).items
+    if not builds:
+        raise Unknown("none was built for this stack yet; the first run does")
+    name = next(iter(builds[0].images.values())).image
+    try:
+        _docker("image", "inspect", name)
+    except UserError as reason:
+        raise Unknown(f"{name} is not on this machine, so it cannot be looked into: docker pull {name}") from reason
+    found = json.loads(_docker("run", "--rm", "--network", "none", "--entrypoint", "python", name, "-c", LIST_PACKAGES))
+    wrong = differing(found, (ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    if wrong:
+        raise UserError(
+            f"{name} has {', '.join(wrong)}: build it again, with settings.docker.prevent_build_reuse: true"
+        )
+    return f"{name} has the pinned versions of its {len(found)} packages"
+
+
+def differing(found: dict[str, str], constraints: str) -> list[str]:
+    """The packages found whose versions are not those pinned, such as `torch 2.12.0 (pinned: 2.13.0)`."""
+
+    def plain(name: str) -> str:
+        return name.lower().replace("_", "-").replace(".", "-")
+
+    pins = dict(line.split("==") for line in constraints.splitlines() if "==" in line and not line.startswith("#"))
+    pins = {plain(name): version for name, version in pins.items()}
+    return sorted(
+        f"{name} {version} (pinned: {pins[plain(name)]})"
+        for name, version in found.items()
+        if plain(name) in pins and version.partition("+")[0] != pins[plain(name)]
+    )
+
+
+CHECKS: dict[str, tuple[Callable[[Stack, dict[str, Any]], str], str]] = {
+    "server": (server, "zenml login URL"),
+    "composition": (composition, "zenml stack update, with parts that fit"),
+    "artifact store": (
+        artifact_store,
+        "see that the bucket exists, and that the keys in its secret may put, get and delete",
+    ),
+    "tracker": (tracker, "see that the server is up and its address right: zenml experiment-tracker update"),
+    "registry": (registry, "see that it is up and its address right: zenml container-registry update"),
+    "orchestrator": (
+        orchestrator,
+        "see that the cluster is up, and that kubectl or aws get an answer with the same account",
+    ),
+    "schedules": (schedules, ""),
+    "gpu": (gpu, "see that you may list nodes, or quotas"),
+    "image": (image, "start docker"),
+}
+
+
+def steps_of(path: Path | None) -> dict[str, Any]:
+    """The section `steps` of a run's file."""
+    if path is None:
+        return {}
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return dict(document.get("steps") or {})
+
+
+def _stack(name: str | None) -> Stack:
+    client = Client()
+    try:
+        model = client.get_stack(name) if name else client.active_stack_model
+    except KeyError as error:
+        names = ", ".join(sorted(stack.name for stack in client.list_stacks(size=1000).items))
+        raise UserError(
+            f"stack {name!r}: there is none of this name (there are: {names}): see configs/stacks/"
+        ) from error
+    try:
+        return Stack.from_model(model)
+    except ImportError as error:
+        raise UserError(f"stack {model.name}: {error}: pip install '.[aws,kubernetes,sagemaker]'") from error
+
+
+def _connect(url: str) -> None:
+    """Raises:
+    OSError: nothing answers at the address, within seconds: clients of S3 go on trying for minutes.
+    """
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    socket.create_connection((parts.hostname or "", port), timeout=TIMEOUT_S).close()
+
+
+def _docker(*arguments: str) -> str:
+    """What docker prints.
+
+    Raises:
+        UserError: it is not here, or fails.
+    """
+    if shutil.which("docker") is None:
+        raise UserError("docker: there is no such command here: install it")
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(
+            f"docker {arguments[0]}: {done.stderr.strip()[-200:]}: see that it runs and that you may use it"
+        )
+    return done.stdout
+
+
+def _asked(steps: dict[str, Any], settings: str) -> list[dict[str, Any]]:
+    """The settings of each step that has some for an orchestrator."""
+    every = (((options or {}).get("settings") or {}).get(settings) for options in steps.values())
+    return [found for found in every if found]
+
+
+def _gpu_of_nodes(component: Any, asked: list[dict[str, Any]]) -> str:
+    from kubernetes import client as kubernetes
+
+    pods = [settings["pod_settings"] for settings in asked if settings.get("pod_settings")]
+    wanted = [
+        (int(pod.get("resources", {}).get("limits", {}).get(GPU, 0)), pod.get("node_selectors") or {}) for pod in pods
+    ] or [(1, {})]
+    nodes = kubernetes.CoreV1Api(component.get_kube_client()).list_node(_request_timeout=TIMEOUT_S).items
+    held = [(int((node.status.allocatable or {}).get(GPU, 0)), node.metadata.labels or {}) for node in nodes]
+    for n, selectors in wanted:
+        fitting = [has for has, labels in held if selectors.items() <= labels.items()]
+        if n > max(fitting, default=0):
+            labelled = f" with the labels {selectors}" if selectors else ""
+            raise UserError(
+                f"a pod asks for {n} {GPU}, but no node{labelled} has more than {max(fitting, default=0)}: add one (a pool that "
+                "grows from none shows none), see to NVIDIA's device plugin, or ask for fewer"
+            )
+    return f"{sum(has for has, _ in held)} {GPU} on {sum(has > 0 for has, _ in held)} of {len(nodes)} nodes"
+
+
+def _gpu_of_quota(component: Any, asked: list[dict[str, Any]]) -> str:
+    types = sorted({settings["instance_type"] for settings in asked if settings.get("instance_type")})
+    if not types:
+        raise Unknown("no step names an instance_type: name the run's file with --config")
+    pages = component.sagemaker_session.boto_session.client("service-quotas").get_paginator("list_service_quotas")
+    quotas = {
+        quota["QuotaName"]: quota["Value"]
+        for page in pages.paginate(ServiceCode="sagemaker")
+        for quota in page["Quotas"]
+    }
+    for kind in types:
+        if not quotas.get(f"{kind} for training job usage"):
+            raise UserError(
+                f"your quota of {kind} for training jobs is 0: ask for one in the AWS console, Service Quotas"
+            )
+    return ", ".join(f"{kind}: {quotas[f'{kind} for training job usage']:.0f} at once" for kind in types)

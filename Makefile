@@ -41,10 +41,11 @@ bench-table: setup
 	$(BIN)/python -m benchmarks.table
 
 # torchvision and torchaudio come as CUDA builds that do not import beside a CPU torch; LLaMA-Factory wants torchaudio to be there.
+# Its TRL 0.24 cannot import DPOTrainer beside transformers 5, which pip would take.
 bench-peer: setup
 	$(PYTHON) -m venv $(BENCH_PEER)
 	$(BENCH_PEER)/bin/python -m pip install --disable-pip-version-check torch==2.13.0
-	$(BENCH_PEER)/bin/python -m pip install --disable-pip-version-check torch==2.13.0 llamafactory==0.9.5
+	$(BENCH_PEER)/bin/python -m pip install --disable-pip-version-check torch==2.13.0 llamafactory==0.9.5 'transformers<5'
 	$(BENCH_PEER)/bin/python -m pip uninstall --yes torchvision torchaudio
 	touch "$$($(BENCH_PEER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"
 

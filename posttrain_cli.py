@@ -297,6 +297,19 @@ def clean_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
+@main.command()
+@click.argument("files", nargs=-1, required=True)
+def send(files: tuple[str, ...]) -> None:
+    """Send to MLflow what it did not take during a run: the FILES that the run has named, here or in the artifact store."""
+    with clean_errors():
+        from posttrain import tracking
+        from steps._tracking import read_unsent, tracking_uri
+
+        for file in files:
+            n_records = tracking.send(read_unsent(file), tracking_uri())
+            click.echo(f"{file}: {n_records} records are in MLflow")
+
+
 def write(path: Path, text: str) -> None:
     """Writes a text file.
 

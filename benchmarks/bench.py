@@ -317,14 +317,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first = [BASELINE, *(name for name in ENGINES if name != BASELINE)]
     groups: dict[str, Callable[[], list[Row]]]
     if options.quick:
-        engines = available(sorted(cases.QUICK_ENGINES, key=first.index))
+        engines = available(cases.QUICK_ENGINES)
         groups = {f"quick-{case.name}": partial(run_group, case, engines) for case in cases.QUICK}
     else:
         engines = available(first)
         groups = {
             **{case.name: partial(run_group, case, engines) for case in reversed(cases.FULL)},
             "ladder": partial(run_group, cases.QUICK[0], cases.LADDER),
-            **{f"sweep-{case.name}": partial(run_sweep, case, engines) for case in cases.SWEEPS},
+            **{f"sweep-{case.name}": partial(run_sweep, case, available(cases.SWEEP_ENGINES)) for case in cases.SWEEPS},
             "growth": partial(run_growth, cases.GROWTH),
             "load": run_loading,
         }

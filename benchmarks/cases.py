@@ -100,7 +100,7 @@ FULL = tuple(
     for method in ("lora", "full")
 )
 QUICK = tuple(case for case in FULL if case.name == "hh_rlhf-smollm2_135m-lora")
-QUICK_ENGINES = ("ours", "trl_default", "trl_best")
+QUICK_ENGINES = SWEEP_ENGINES = (BASELINE, "ours", "trl_best")
 
 SWEEPS = tuple(case for case in FULL if case.profile == "hh_rlhf" and case.method == "lora")
 SWEEP_BETAS = (0.03, 0.1, 0.3, 1.0)

@@ -11,6 +11,8 @@ from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
 from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 
+from posttrain.errors import UserError
+
 PIECE_BYTES = 8 * 2**20
 
 
@@ -60,9 +62,15 @@ def upload(folder: Path, uri: str, store: BaseArtifactStore) -> None:
 
 
 def download(uri: str, folder: Path, store: BaseArtifactStore) -> None:
-    """Copies the files of an artifact into a folder."""
+    """Copies the files of an artifact into a folder.
+
+    Raises:
+        UserError: the store names a file that would lie elsewhere.
+    """
     for name in map(str, store.listdir(uri)):
-        with store.open(f"{uri}/{name}", "rb") as source, (folder / Path(name).name).open("wb") as target:
+        if name == ".." or Path(name).name != name:
+            raise UserError(f"{uri}: holds {name!r}, which is no name of a file in it: it was tampered with, delete it")
+        with store.open(f"{uri}/{name}", "rb") as source, (folder / name).open("wb") as target:
             shutil.copyfileobj(source, target, PIECE_BYTES)
 
 

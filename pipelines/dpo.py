@@ -51,6 +51,7 @@ def judge_and_promote(
     config: RunConfig, preferences: Any, data_report: Any, base: Any, sft: Any, dpo: Any, reference_logps: Any
 ) -> None:
     """The steps that every pipeline ends with: the newest model against those before it and the one in production."""
+    from steps.conclude import conclude
     from steps.evaluate import evaluate
     from steps.find_champion import find_champion
     from steps.generate import generate
@@ -66,7 +67,7 @@ def judge_and_promote(
         preferences, base, sft, dpo, reference_logps, champion, pair_sets, model, lengths, section, generations
     )
     promotion = promote(evaluation, dpo or sft, champion, config.gate, config.name)
-    report(data_report, base, sft, dpo, evaluation, generations, promotion)
+    conclude(report(data_report, base, sft, dpo, evaluation, generations, promotion))
 
 
 dpo_pipeline = CheckedPipeline("dpo_pipeline", sft_then_dpo, default_config=ROOT / "configs" / "demo.yaml")

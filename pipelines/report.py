@@ -30,13 +30,14 @@ def read_report(run: str | UUID | None = None) -> Report:
         UserError: there is no such run, or it has no outcome.
     """
     found = _finished(run)
-    steps = found.steps
+    steps, about = found.steps, found.run_metadata
     newest = steps.get("choose_point") or steps.get("train_dpo") or steps["train_sft"]
     return Report(
         run=found.name,
         figures=output(steps["evaluate"]).load().figures,
         promotion=output(steps["promote"]).load(),
         data=output(steps["load_preferences"], "data_report").load(),
+        unchanged_since=str(about["figures_of"]) if about.get("outcome") == "unchanged" else None,
         sweep=output(newest, "sweep_outcome").load() if "choose_point" in steps else None,
         next_steps=tuple(_next_steps(found.name, newest)),
     )

@@ -77,7 +77,7 @@ class Checkpoint:
         """The checkpoint in a directory, once every file has been compared with its digest.
 
         Raises:
-            UserError: no checkpoint, a file missing, changed or added, or of a kind that could run code.
+            UserError: no checkpoint, a file missing, changed, added or a link, or of a kind that could run code.
         """
         try:
             manifest = Manifest.model_validate_json((path / MANIFEST).read_text(encoding="utf-8"))
@@ -88,6 +88,9 @@ class Checkpoint:
             what = "is missing" if name in manifest.files else "is not part of the checkpoint"
             raise UserError(f"{path / name}: {what}: fetch or train the checkpoint again")
         check_names(manifest.files)
+        for file in path.iterdir():
+            if file.is_symlink() or not file.is_file():
+                raise UserError(f"{file}: is a link or a folder, which may lead anywhere: fetch the checkpoint again")
         for name, expected in manifest.files.items():
             if file_digest(path / name) != expected:
                 raise UserError(f"{path / name}: was changed or torn since it was written: fetch or train it again")

@@ -12,6 +12,7 @@ import re
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -273,8 +274,10 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def remote_code_is_pinned(self) -> ModelSection:
-        if self.trust_remote_code and not self.revision:
-            raise ValueError("trust_remote_code runs code of the model's authors: pin it by a commit in `revision`")
+        if self.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                "trust_remote_code runs code of the model's authors: pin it in `revision`, by a commit's 40 digits (a branch moves)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -563,6 +566,15 @@ class JudgeSection(Section):
             raise ValueError("an endpoint needs both base_url and model: name both, or neither")
         return self
 
+    @model_validator(mode="after")
+    def no_password_in_the_address(self) -> JudgeSection:
+        if "@" in urlsplit(self.base_url or "").netloc:
+            raise ValueError(
+                "base_url holds a user or a password, and settings are shown in MLflow and reports: put a key into an environment "
+                "variable, and name that in api_key_env"
+            )
+        return self
+
 
 class EvaluationSection(Section):
     """How the test pairs are scored."""
@@ -608,6 +620,14 @@ class GateSection(Section):
     )
 
 
+class CheckpointsSection(Section):
+    """What an interrupted training goes on from; lies in the artifact store until the training is done."""
+
+    interval_s: float = Field(
+        600.0, ge=0, description="seconds between two training checkpoints; lower: less is lost, more is written"
+    )
+
+
 class TrackingSection(Section):
     """Where the curves go: the active stack's MLflow tracker, else MLFLOW_TRACKING_URI, else a local store."""
 
@@ -628,6 +648,7 @@ class RunConfig(Section):
     dpo: DpoSection = DpoSection()
     evaluation: EvaluationSection = EvaluationSection()
     gate: GateSection = GateSection()
+    checkpoints: CheckpointsSection = CheckpointsSection()
     tracking: TrackingSection = TrackingSection()
     sweep: SweepSection | None = Field(None, description="for sweep_pipeline: settings of dpo to be tried and compared")
 

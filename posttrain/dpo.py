@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
 from posttrain.checkpoint import Checkpoint
@@ -15,8 +16,9 @@ from posttrain.config import DpoSection, ModelSection
 from posttrain.errors import UserError
 from posttrain.logprobs import dpo_loss, score_pairs
 from posttrain.model import Model, load_chat, load_model, uses_bf16
-from posttrain.processes import on_processes, share_rows
+from posttrain.processes import on_processes
 from posttrain.reference import ReferenceLogps
+from posttrain.resume import ResumableTrainer
 from posttrain.stopping import stopping_callbacks
 from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows
 
@@ -24,7 +26,7 @@ N_START_PAIRS = 16
 """Pairs whose log-probabilities are compared with the reference before the first update."""
 
 
-class PairTrainer(DPOTrainer):
+class PairTrainer(ResumableTrainer, DPOTrainer):
     """TRL's trainer over pairs that are tokenised and scored already, each pair weighing the same.
 
     Written for TRL 1.16: TRL tokenises and scores for itself, with other cuts, and drops pairs without counting them; and
@@ -59,16 +61,16 @@ def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSec
     Raises:
         UserError: training would not start at the reference, no pair is left, or the loss is not a number.
     """
-    n_processes, shared = share_rows(dpo)
-    return on_processes(n_processes, _train, reference, sft_checkpoint, shared, stage=stage)
+    return on_processes(dpo, _train, reference, sft_checkpoint, stage=stage)
 
 
-def _train(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, stage: Stage) -> Checkpoint:
+def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoint, stage: Stage) -> Checkpoint:
     if reference.lengths != dpo.lengths:
         raise UserError(
             f"dpo.max_length {dpo.max_length} and max_prompt_length {dpo.max_prompt_length} are asked for, but the reference "
             f"was scored with {reference.lengths.max_length} and {reference.lengths.max_prompt_length}: score it again"
         )
+    set_seed(stage.seed)  # of an adapter's first weights; the trainer, which sets it again, comes after them
     chat = load_chat(stage.base, stage.model, sft_checkpoint)
     train, validation = reference.rows("train"), reference.rows("validation")
     if len(train) == 0:
@@ -95,7 +97,11 @@ def _train(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSectio
         train_dataset=train,
         eval_dataset=validation if len(validation) else None,
         processing_class=chat.tokenizer,
-        callbacks=[*stage.callbacks, *stopping_callbacks(dpo, has_validation=len(validation) > 0)],
+        # Those that stop come first: they add to a training checkpoint what the stage's callbacks upload.
+        callbacks=[
+            *stopping_callbacks(dpo, has_validation=len(validation) > 0, start=stage.start),
+            *stage.callbacks,
+        ],
     )
     if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
         # TRL copies the adapter as its reference; here the stored log-probabilities are that.

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.util
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,6 +29,8 @@ from posttrain.plan import GIB, local_base
 from posttrain.storage import cache_dir
 
 Model: TypeAlias = PreTrainedModel | PeftModel
+_HERE = {"local_files_only": True, "trust_remote_code": False}
+"""How a folder is loaded: transformers would ask on the terminal whether to run the code in it."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -68,10 +71,12 @@ def load_chat(base: Base, section: ModelSection, checkpoint: Checkpoint | None =
                 f"model.chat_template: {section.chat_template} is asked for, but {checkpoint.path} was trained with {template}: "
                 "drop the setting, or train SFT again"
             )
-        chat = prepare_chat(AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True), None)
+        with _without_its_code(str(checkpoint.path)):
+            chat = prepare_chat(AutoTokenizer.from_pretrained(checkpoint.path, **_HERE), None)
         return Chat(chat.tokenizer, template, chat.stop_id)
     source, options = base_source(base, section)
-    return prepare_chat(AutoTokenizer.from_pretrained(source, **options), section.chat_template)
+    with _without_its_code(source):
+        return prepare_chat(AutoTokenizer.from_pretrained(source, **options), section.chat_template)
 
 
 def load_model(
@@ -101,7 +106,7 @@ def load_model(
         )
     if full:
         assert checkpoint is not None
-        source, options = str(checkpoint.path), {"local_files_only": True}
+        source, options = str(checkpoint.path), dict(_HERE)
     else:
         source, options = base_source(base, section)
     model = _load_weights(source, section, options)
@@ -199,8 +204,24 @@ def base_source(base: Base, section: ModelSection) -> tuple[str, dict[str, Any]]
     """What `from_pretrained` needs to find the base's files."""
     folder = _local_base(section)
     if folder is not None:
-        return str(folder), {"local_files_only": True}
-    return base.id, {"revision": base.revision, "trust_remote_code": section.trust_remote_code}
+        return str(folder), dict(_HERE)
+    # The code's revision too: a model may name code of another repository, which has no such commit.
+    pinned = {"code_revision": base.revision} if section.trust_remote_code else {}
+    return base.id, {"revision": base.revision, "trust_remote_code": section.trust_remote_code, **pinned}
+
+
+@contextlib.contextmanager
+def _without_its_code(source: str) -> Iterator[None]:
+    """Turns what transformers says of a model that cannot be loaded without running its own code into an answer."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"{source}: can only be loaded by running code that ships with it, which is refused: choose a model that transformers "
+            "knows, or, for one on the Hub whose code you have read, set model.trust_remote_code and pin model.revision"
+        ) from error
 
 
 def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -> PreTrainedModel:
@@ -219,7 +240,8 @@ def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
         options["device_map"] = {"": device()}
-    return AutoModelForCausalLM.from_pretrained(source, **options)
+    with _without_its_code(source):
+        return AutoModelForCausalLM.from_pretrained(source, **options)
 
 
 def _with_adapter(model: PreTrainedModel, section: ModelSection) -> PeftModel:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
+import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import TrainerCallback
@@ -22,9 +26,12 @@ from transformers import TrainerCallback
 from posttrain.checkpoint import Checkpoint
 from posttrain.config import TrainSection
 from posttrain.errors import UserError
-from posttrain.training import Stage
+from posttrain.resume import Preempted
+from posttrain.training import OutOfMemory, Stage
 
 POLL_S = 0.2
+PREEMPTED = 128 + signal.SIGTERM
+"""Exit code of a process that wrote a checkpoint because it was told to end."""
 
 
 def share_rows(section: TrainSection) -> tuple[int, TrainSection]:
@@ -50,17 +57,58 @@ def share_rows(section: TrainSection) -> tuple[int, TrainSection]:
     return n, section.model_copy(update={name: getattr(section, name) // n, "processes": 1})
 
 
-def on_processes(n: int, train: Callable[..., Checkpoint], *inputs: Any, stage: Stage) -> Checkpoint:
-    """What `train(*inputs, stage)` returns, trained by n processes that share every step.
+def on_processes(section: TrainSection, train: Callable[..., Checkpoint], *inputs: Any, stage: Stage) -> Checkpoint:
+    """What `train(section, *inputs, stage)` returns, trained by as many processes as the section says, which share every step.
 
-    The callbacks stay in this process: they are called with every log of the first of the n.
+    The callbacks stay in this process: they are called with every log of the first of them. A step that does not fit into
+    memory is tried again in smaller micro-batches, as many rows to a step as before.
 
     Raises:
         UserError: what a process raised; the others are ended with it.
         RuntimeError: a process ended otherwise; names the one that failed first.
     """
-    if n == 1:
-        return train(*inputs, stage)
+    if stage.checkpoints is None:
+        return _fitting(section, train, inputs, stage)
+    with stage.checkpoints.in_use() as (resumption, upload):
+        return _fitting(
+            section, train, inputs, replace(stage, resumption=resumption, callbacks=(*stage.callbacks, upload))
+        )
+
+
+def _fitting(
+    section: TrainSection, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: Stage
+) -> Checkpoint:
+    while True:
+        n, shared = share_rows(section)
+        try:
+            return train(shared, *inputs, stage) if n == 1 else _launch(n, train, (shared, *inputs), stage)
+        except OutOfMemory as error:
+            section = _smaller(section, str(error))
+        gc.collect()  # the model and all that hung on the failed step
+        torch.cuda.empty_cache()
+
+
+def _smaller(section: TrainSection, error: str) -> TrainSection:
+    """The section with half the micro-batch, or the largest share of it that makes whole ones, and as many more of them."""
+    rows = section.batch_size
+    factor = next((n for n in range(2, rows + 1) if rows % n == 0), None)
+    if factor is None:
+        raise UserError(
+            f"out of memory in the first step with batch_size {rows} ({error}): lower max_length, set gradient_checkpointing to "
+            "true, train an adapter (model.method lora or qlora), or take a larger machine"
+        )
+    smaller = {
+        "batch_size": rows // factor,
+        "gradient_accumulation_steps": section.gradient_accumulation_steps * factor,
+    }
+    print(
+        f"Out of memory in the first step ({error}): micro-batches of {rows // factor} rows instead of {rows}, and "
+        f"{smaller['gradient_accumulation_steps']} of them to a step of {section.effective_batch_size} rows as before"
+    )
+    return section.model_copy(update=smaller)
+
+
+def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: Stage) -> Checkpoint:
     with tempfile.TemporaryDirectory(prefix="posttrain-processes-") as folder:
         events = Path(folder) / "events.jsonl"
         events.touch()
@@ -75,13 +123,24 @@ def on_processes(n: int, train: Callable[..., Checkpoint], *inputs: Any, stage: 
             start_method="spawn",
             monitor_interval=0.2,
         )
-        with _relay(events, stage.callbacks), _quiet("torch.distributed.elastic", "torchelastic-events-null"):
+        with (
+            _relay(events, stage.callbacks),
+            _quiet("torch.distributed.elastic", "torchelastic-events-null"),
+            _signals_as_before(),
+        ):
             try:
-                elastic_launch(launch, _worker)(train, inputs, replace(stage, callbacks=()), events)
+                elastic_launch(launch, _worker)(train, inputs, replace(stage, callbacks=(), checkpoints=None), events)
+            except SignalException as error:  # the processes were given it too, and the time to write a checkpoint
+                raise Preempted(str(error)) from error
             except ChildFailedError as error:
-                if message := next((event["error"] for event in _read(events) if "error" in event), None):
-                    raise UserError(message) from error
+                raised = {key: value for event in _read(events) for key, value in event.items()}
+                if "out_of_memory" in raised:
+                    raise OutOfMemory(raised["out_of_memory"]) from error
+                if "error" in raised:
+                    raise UserError(raised["error"]) from error
                 rank, failure = error.get_first_failure()
+                if failure.exitcode == PREEMPTED:
+                    raise Preempted(f"process {rank} of {n} was interrupted") from error
                 raise RuntimeError(
                     f"process {rank} of {n} failed (exit code {failure.exitcode}): {failure.message}"
                 ) from error
@@ -99,19 +158,27 @@ def _worker(train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: St
     except UserError as error:
         _write(events, {"error": str(error)})
         raise
+    except OutOfMemory as error:
+        _write(events, {"out_of_memory": str(error)})
+        raise
+    except Preempted:
+        sys.exit(PREEMPTED)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
 class _WriteLogs(TrainerCallback):
-    """Writes down every log, so that the process that started this one can pass it to its callbacks."""
+    """Writes down every log and checkpoint, so that the process that started this one can pass it to its callbacks."""
 
     def __init__(self, events: Path) -> None:
         self.events = events
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         _write(self.events, {"step": state.global_step, "epoch": state.epoch, "logs": logs or {}})
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _write(self.events, {"step": state.global_step, "saved": True})
 
 
 def _write(events: Path, event: dict[str, Any]) -> None:
@@ -134,10 +201,14 @@ def _relay(events: Path, callbacks: tuple[TrainerCallback, ...]) -> Iterator[Non
         nonlocal passed
         for event in _read(events)[passed:]:
             passed += 1
-            if "logs" in event:
-                state = SimpleNamespace(global_step=event["step"], epoch=event["epoch"], is_world_process_zero=True)
-                for callback in callbacks:
-                    callback.on_log(None, state, None, logs=event["logs"])  # type: ignore[arg-type]
+            about: Any = SimpleNamespace(
+                is_world_process_zero=True, epoch=event.get("epoch"), global_step=event.get("step")
+            )
+            for callback in callbacks:
+                if "logs" in event:
+                    callback.on_log(None, about, None, logs=event["logs"])  # type: ignore[arg-type]
+                if "saved" in event:
+                    callback.on_save(None, about, None)  # type: ignore[arg-type]
 
     def follow() -> None:
         while not done.wait(POLL_S):
@@ -151,6 +222,20 @@ def _relay(events: Path, callbacks: tuple[TrainerCallback, ...]) -> Iterator[Non
         done.set()
         thread.join()
         pass_on()
+
+
+@contextmanager
+def _signals_as_before() -> Iterator[None]:
+    """After it, signals are handled as before: the launcher leaves its own handlers behind."""
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -30,8 +30,8 @@ class TrainingProgress(ProgressCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            self.training_bar = progress_bar(state.max_steps, self.label, " steps")
-        self.current_step = 0
+            self.training_bar = progress_bar(state.max_steps, self.label, " steps", done=state.global_step)
+        self.current_step = state.global_step
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
         """No second bar for validation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,8 @@ class Report:
     figures: Figures
     promotion: Promotion
     data: DataReport
+    unchanged_since: str | None = None
+    """The run whose figures these are, where this one has found nothing new to train or to judge."""
     sweep: SweepOutcome | None = None
     """How the DPO checkpoint was chosen, where it was."""
     next_steps: tuple[str, ...] = ()
@@ -53,6 +56,7 @@ class Report:
             } | (of_stage.model_dump(include=HISTOGRAMS) if of_stage else {})
         return {
             "run": self.run,
+            "unchanged_since": self.unchanged_since,
             **self.figures.model_dump(exclude={"stages"}),
             "stages": stages,
             "promotion": self.promotion.model_dump(),
@@ -88,6 +92,7 @@ def _render(report: Report) -> Group:
         cells = [_cell(_estimates(found.stages[stage]).get("likelihood_accuracy"), digits) for stage in shown]
         table.add_row(f"{name} ({found.n_pairs} pairs)", *cells)
     lines = [
+        *_unchanged(report),
         Text(_beside(figures)),
         Text(f"Data: {data.n_read} rows read, {data.n_kept} kept, {data.n_dropped} dropped{_reasons(data.dropped)}"),
     ]
@@ -106,6 +111,13 @@ def _render(report: Report) -> Group:
     verdict = Text("Promoted: " if report.promotion.promoted else "Not promoted: ", style="bold")
     verdict.append("; ".join(report.promotion.reasons), style="not bold")
     return Group(table, *lines, verdict)
+
+
+def _unchanged(report: Report) -> Iterator[Text]:
+    if report.unchanged_since:
+        yield Text("Unchanged: ", style="bold").append(
+            f"nothing was trained; the figures are those of run {report.unchanged_since}", style="not bold"
+        )
 
 
 def _shown(figures: Figures) -> list[str]:

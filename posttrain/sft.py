@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datasets import Dataset
+from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.chat import Chat, tokenise_completions
@@ -11,7 +12,8 @@ from posttrain.config import SftSection
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.errors import UserError
 from posttrain.model import load_chat, load_model
-from posttrain.processes import on_processes, share_rows
+from posttrain.processes import on_processes
+from posttrain.resume import ResumableTrainer
 from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows
 
 N_CHECKED = 100
@@ -29,11 +31,15 @@ def train_sft(preferences: Preferences, instructions: Instructions | None, sft: 
     Raises:
         UserError: the loss is not a number, or responses carry no stop token, so generation would never end.
     """
-    n_processes, shared = share_rows(sft)
-    return on_processes(n_processes, _train, preferences, instructions, shared, stage=stage)
+    return on_processes(sft, _train, preferences, instructions, stage=stage)
 
 
-def _train(preferences: Preferences, instructions: Instructions | None, sft: SftSection, stage: Stage) -> Checkpoint:
+class CompletionTrainer(ResumableTrainer, SFTTrainer):
+    """TRL's trainer, which can be cut off."""
+
+
+def _train(sft: SftSection, preferences: Preferences, instructions: Instructions | None, stage: Stage) -> Checkpoint:
+    set_seed(stage.seed)  # of an adapter's first weights; the trainer, which sets it again, comes after them
     chat = load_chat(stage.base, stage.model)
     train_rows = instructions.rows if instructions is not None else _chosen(preferences.train)
     train = tokenise_completions(chat, train_rows, sft.max_length)
@@ -41,7 +47,7 @@ def _train(preferences: Preferences, instructions: Instructions | None, sft: Sft
     has_validation = len(validation.rows) > 0
     model = load_model(stage.base, stage.model, trainable=True)
     arguments = training_arguments(sft, stage, model, has_validation)
-    trainer = SFTTrainer(
+    trainer = CompletionTrainer(
         model=model,
         args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=train.rows,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.config import DpoSection
 from posttrain.errors import UserError
 
+BEST = "best_so_far.safetensors"
 DIVERGED_TIMES = 3.0
 N_LOGS = 10
 """Logged steps over which the loss is averaged before it is called diverged."""
@@ -21,11 +24,12 @@ class EarlyStopping(TrainerCallback):
     """Stops after so many validations without a better loss, and ends with the weights that had the best one.
 
     Not transformers' own callback: that one needs a checkpoint with optimizer on disk at every validation. The best
-    weights that are trained (an adapter's, or all) are kept in main memory, once.
+    weights that are trained (an adapter's, or all) are kept in main memory, once, and go into training checkpoints.
     """
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, start: Path | None = None) -> None:
         self.patience = patience
+        self.start = start  # the training checkpoint to go on from
         self.best_loss = math.inf
         self.best_step = 0
         self._n_worse = 0
@@ -41,13 +45,32 @@ class EarlyStopping(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Keeps the weights if they are the best so far, else counts."""
-        loss = (metrics or {})["eval_loss"]
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self._n_worse = loss, state.global_step, 0
+        if self._is_best((metrics or {})["eval_loss"], state.global_step):
             self._best = {name: p.detach().to("cpu", copy=True) for name, p in _trained(model)}
-            return
-        self._n_worse += 1
         control.should_training_stop |= self._n_worse >= self.patience
+
+    def _is_best(self, loss: float, step: int) -> bool:
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self._n_worse = loss, step, 0
+            return True
+        self._n_worse += 1
+        return False
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Adds the best weights to a training checkpoint."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self._best and state.is_world_process_zero and folder.exists():
+            save_file(self._best, folder / BEST)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Where a training goes on: counts what was validated before, and takes back the best weights."""
+        for entry in state.log_history:
+            if "eval_loss" in entry:
+                self._is_best(entry["eval_loss"], entry["step"])
+        if self.start and (self.start / BEST).exists():
+            self._best = load_file(self.start / BEST)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -86,9 +109,8 @@ class StopOnDivergence(TrainerCallback):
         for name in ("loss", "grad_norm"):
             if not math.isfinite(value := float(logs.get(name, 0.0))):
                 raise UserError(f"dpo: {name} is {value} at step {state.global_step}: {_REMEDY}")
-        self._last.append(float(logs["loss"]))
-        if self._first is None:
-            self._first = self._last[0]
+        self._see(float(logs["loss"]))
+        assert self._first is not None
         mean = sum(self._last) / len(self._last)
         if len(self._last) == N_LOGS and mean > DIVERGED_TIMES * max(abs(self._first), 1e-3):
             raise UserError(
@@ -96,14 +118,29 @@ class StopOnDivergence(TrainerCallback):
                 f"{self._first:.4g} at first: {_REMEDY}"
             )
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Where a training goes on: looks at what was logged before."""
+        for entry in state.log_history:
+            if "loss" in entry:
+                self._see(entry["loss"])
+
+    def _see(self, loss: float) -> None:
+        self._last.append(loss)
+        self._first = loss if self._first is None else self._first
+
 
 _REMEDY = (
     "nothing is saved; lower dpo.learning_rate, or raise dpo.warmup_steps (dpo.stop_on_divergence: false lets it go on)"
 )
 
 
-def stopping_callbacks(dpo: DpoSection, *, has_validation: bool) -> list[TrainerCallback]:
+def stopping_callbacks(dpo: DpoSection, *, has_validation: bool, start: Path | None = None) -> list[TrainerCallback]:
     """The callbacks that the settings ask for.
+
+    Args:
+        start: the training checkpoint to go on from.
 
     Raises:
         UserError: early stopping without validation pairs.
@@ -115,7 +152,7 @@ def stopping_callbacks(dpo: DpoSection, *, has_validation: bool) -> list[Trainer
                 f"dpo.early_stopping_patience {dpo.early_stopping_patience}: there are no validation pairs to stop by: raise "
                 "data.validation_size, or drop the setting"
             )
-        callbacks.append(EarlyStopping(dpo.early_stopping_patience))
+        callbacks.append(EarlyStopping(dpo.early_stopping_patience, start))
     return callbacks
 
 

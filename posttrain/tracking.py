@@ -11,8 +11,8 @@ taken by the end is written to a file.
 
 Every step writes its state into a tag of its run and of the parent run: `posttrain.step.train_dpo` is RUNNING, with
 the process it runs in, then FINISHED, FAILED or KILLED. The state of a run follows from those of its steps. A step
-whose process has died is found KILLED when the next stage opens on the same host; what goes on in other hosts cannot
-be seen from here.
+whose process has died is found out when the next stage opens on the same host. What goes on in other hosts cannot be
+seen from here: whoever knows it tells the tracker (`Tracker.ended`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import re
 import shlex
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -36,6 +36,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from posttrain.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,7 +59,6 @@ STARTED_TAG = "posttrain.started"
 STEP_TAG = "posttrain.step."
 OUTAGE_TAG = "posttrain.outage"
 PARENT_TAG = "mlflow.parentRunId"
-MODEL_VERSION_TAG = "zenml.model_version"
 
 # How many records of a kind go into one request, in the order in which the kinds are sent. Artifacts come last: they
 # may lie in another store, whose failure must keep back neither the curves nor how the step ended.
@@ -144,6 +145,15 @@ def metrics_callback(stage: Stage) -> TrainerCallback:
     return MetricsCallback()
 
 
+def _unknown(pipeline_run: str, step: str) -> str | None:
+    return None
+
+
+def without_password(text: str) -> str:
+    """A text in which no URI has a user and a password any more."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
 @dataclass(frozen=True)
 class Tracker:
     """Which MLflow runs belong to one pipeline run. Holds no connection, so it can be passed on and pickled.
@@ -153,12 +163,15 @@ class Tracker:
         experiment: name of the MLflow experiment; created where it does not exist.
         pipeline_run: unique id of the pipeline run; a retry of the same run has the same.
         run_name: what a person sees as the name of the parent run.
+        ended: tells of a pipeline run and a step how that step has ended, FINISHED, FAILED or KILLED; None where it goes on
+            or is not known.
     """
 
     uri: str = field(repr=False)  # may hold a password
     experiment: str
     pipeline_run: str
     run_name: str
+    ended: Callable[[str, str], str | None] = field(default=_unknown, repr=False)
 
     def stage(self, step: str) -> Stage:
         """A nested run for a step that trains; it replaces the one that an earlier attempt of this step left."""
@@ -171,7 +184,7 @@ class Tracker:
     @property
     def shown_uri(self) -> str:
         """The URI without user and password."""
-        return re.sub(r"//[^/@]*@", "//", self.uri)
+        return without_password(self.uri)
 
 
 @dataclass(frozen=True)
@@ -264,7 +277,7 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         self._waiting.append(Record("status", self._step, status))
         self._receive()
         self._send()
@@ -313,7 +326,7 @@ class Stage:
         logger.warning(
             "MLflow at %s does not take the records of %s: %s. The work goes on and keeps them; "
             "what MLflow has not taken by the end will be in %s.",
-            self.tracker.shown_uri, self._step, _reason(failure), self._unsent_path(),
+            self.tracker.shown_uri, self._step, reason(failure), self._unsent_path(),
         )  # fmt: skip
         self._waiting.append(Record("tag", OUTAGE_TAG, f"since {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"))
 
@@ -325,7 +338,8 @@ class Stage:
         """Write what MLflow has not taken, one JSON object a line; the first line says which run it belongs to."""
         tracker, path = self.tracker, self._unsent_path()
         run = {"experiment": tracker.experiment, "pipeline_run": tracker.pipeline_run, "run_name": tracker.run_name}
-        lines = [run | {"step": self._step}, *map(asdict, self._waiting)]
+        step = {"step": self._step, "nested": self._mlflow.nested, "started": self._mlflow.started}
+        lines = [run | step, *map(asdict, self._waiting)]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
@@ -336,18 +350,55 @@ class Stage:
             )  # fmt: skip
             return
         self.unsent = path
-        logger.warning("%s: %d records of %s that MLflow has not taken.", path, len(self._waiting), self._step)
+        logger.warning(
+            "%s: %d records of %s that MLflow has not taken. When it is back: posttrain send %s",
+            path, len(self._waiting), self._step, shlex.quote(str(path)),
+        )  # fmt: skip
+
+
+def send(unsent: str, uri: str) -> int:
+    """Delivers what a step has left in a file (`Stage.unsent`) to its MLflow runs, and returns how many records that were.
+
+    Sent twice, it changes nothing more.
+
+    Raises:
+        UserError: it is no such file, or MLflow does not take it.
+    """
+    try:
+        run, *records = [json.loads(line) for line in unsent.split("\n") if line]
+        step, nested, started = run.pop("step"), run.pop("nested"), run.pop("started")
+        tracker = Tracker(uri, **run)
+        waiting = [Record(**record) for record in records]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError("not a file of records that MLflow has not taken: name one of .mlflow/unsent") from error
+    runs = _StepRun(tracker, step, nested, started)
+    try:
+        runs.deliver(waiting)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {tracker.shown_uri} does not take the records: {reason(error)}: send them again when it does"
+        ) from error
+    return len(records)
 
 
 class _StepRun:
     """A step's runs as MLflow has them. Every method may raise whatever MLflow or a store behind it raises."""
 
-    def __init__(self, tracker: Tracker, step: str, nested: bool) -> None:
+    def __init__(self, tracker: Tracker, step: str, nested: bool, started: int | None = None) -> None:
+        """Nothing is asked of MLflow yet.
+
+        Args:
+            started: in milliseconds, of a step that is over, whose runs are found again; None: now, and its runs are new.
+        """
         self._tracker = tracker
         self._step = step
-        self._nested = nested
-        self._started = int(time.time() * 1000)
+        self.nested = nested
+        self._is_over = started is not None
+        self.started = int(time.time() * 1000) if started is None else started
         self._client: MlflowClient
+        self._is_open = False
         self._run_ids: list[str] = []  # the run that the records belong to and, if that one is nested, its parent
         self.experiment_id: str | None = None
         self.has_failed = False  # the nested run, though its step goes on
@@ -396,24 +447,44 @@ class _StepRun:
 
     def _open(self) -> None:
         """Find or create the step's runs, and settle those that a dead process left open."""
-        if self._run_ids:
+        if self._is_open:
             return
-        self._client = _connect(self._tracker.uri)
+        self._client = connect(self._tracker.uri)
         self.experiment_id = self._find_experiment()
-        for run in self._client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'"):
-            if PIPELINE_RUN_TAG in run.data.tags:
-                _settle(self._client, run)
         parent_id = self._find_parent()
-        self._run_ids = [self._replace_nested(parent_id), parent_id] if self._nested else [parent_id]
-        self._set_state(_running_here())
+        self._run_ids = [self._nested_run(parent_id), parent_id] if self.nested else [parent_id]
+        if not self._is_over:
+            self._set_state(_running_here())
+        self._is_open = True
+        for run in self._client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'"):
+            if PIPELINE_RUN_TAG in run.data.tags and run.info.run_id not in self._run_ids:
+                self._settle(run)
 
     def _set_state(self, state: str) -> None:
         """Write the step's state into its runs."""
         for run_id in self._run_ids:
-            is_nested = self._nested and run_id == self._run_ids[0]
+            is_nested = self.nested and run_id == self._run_ids[0]
             own = "FAILED" if is_nested and self.has_failed and state == "FINISHED" else state
             self._client.set_tag(run_id, STEP_TAG + self._step, own)
-            _settle(self._client, self._client.get_run(run_id))
+            self._settle(self._client.get_run(run_id))
+
+    def _settle(self, run: Run) -> None:
+        """Mark the steps of a run that ended without telling, and give the run the state that follows from its steps."""
+        tags, run_id = run.data.tags, run.info.run_id
+        states = {tag: state for tag, state in tags.items() if tag.startswith(STEP_TAG)}
+        for tag, state in states.items():
+            step = tags[PIPELINE_RUN_TAG], tag.removeprefix(STEP_TAG)
+            if state.startswith("RUNNING") and step != (self._tracker.pipeline_run, self._step):
+                died = "KILLED" if _has_died(state.removeprefix("RUNNING ")) else None
+                if ended := _untold.get(step) or self._tracker.ended(*step) or died:
+                    states[tag] = ended
+                    self._client.set_tag(run_id, tag, ended)
+        if any(state.startswith("RUNNING") for state in states.values()):
+            if run.info.status != "RUNNING":
+                self._client.update_run(run_id, "RUNNING")
+        else:
+            worst = next((status for status in ("FAILED", "KILLED") if status in states.values()), "FINISHED")
+            self._client.set_terminated(run_id, worst)
 
     def _find_experiment(self) -> str:
         tracker = self._tracker
@@ -434,10 +505,20 @@ class _StepRun:
             self._client.delete_run(run.info.run_id)
         return str(parents[0].info.run_id)
 
-    def _replace_nested(self, parent_id: str) -> str:
-        """A new nested run; what an earlier attempt of the step left is deleted."""
+    def _nested_run(self, parent_id: str) -> str:
+        """A new nested run in place of the one that an earlier attempt of the step left; of a step that is over, its own.
+
+        Raises:
+            UserError: the step is over, and another attempt has taken its place.
+        """
         for run in self._search(nested=True):
             if run.data.tags.get(STAGE_TAG) == self._step:
+                if self._is_over:
+                    if run.data.tags[STARTED_TAG] != self._started_at:
+                        raise UserError(
+                            f"{self._step} was run again since and has told MLflow: there is nothing to send"
+                        )
+                    return str(run.info.run_id)
                 self._client.delete_run(run.info.run_id)
         name = f"{self._step} of {self._tracker.run_name}"
         return self._create(name, {PARENT_TAG: parent_id, STAGE_TAG: self._step})
@@ -451,120 +532,18 @@ class _StepRun:
         )
         return [run for run in runs if (PARENT_TAG in run.data.tags) == nested]
 
+    @property
+    def _started_at(self) -> str:
+        return datetime.fromtimestamp(self.started / 1000, UTC).isoformat(timespec="milliseconds")
+
     def _create(self, name: str, tags: Mapping[str, str] | None = None) -> str:
-        started = datetime.fromtimestamp(self._started / 1000, UTC)
         tags = {
             PIPELINE_RUN_TAG: self._tracker.pipeline_run,
-            STARTED_TAG: started.isoformat(timespec="milliseconds"),
+            STARTED_TAG: self._started_at,
             STEP_TAG + self._step: _running_here(),
             **(tags or {}),
         }
-        return str(self._client.create_run(str(self.experiment_id), self._started, tags, name).info.run_id)
-
-
-@dataclass(frozen=True)
-class Registration:
-    """What MLflow's registry is told of a version of a model."""
-
-    version: str
-    """Its name in ZenML's registry, unique within the model."""
-    source: str
-    """URI of the checkpoint's files; they stay there, nothing is copied."""
-    tags: dict[str, str]
-    description: str
-    experiment: str
-    pipeline_run: str
-    """Of the pipeline run that made it; its MLflow run is found by these two."""
-
-
-class ModelRegistry:
-    """A model in MLflow's registry. Everything here may be repeated, and then changes nothing.
-
-    Every method raises `MlflowException` where MLflow does not answer.
-    """
-
-    def __init__(self, uri: str, name: str) -> None:
-        self._tracker = Tracker(uri, "", "", "")
-        self._uri, self._name = uri, name
-        self._client = _connect(uri)
-
-    def register(self, registration: Registration) -> str:
-        """The number of the version in MLflow, which is made where it is missing."""
-        from mlflow.exceptions import MlflowException
-
-        known = self.numbers()
-        if registration.version not in known:
-            try:
-                self._client.create_registered_model(self._name)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-            self._client.create_model_version(
-                self._name,
-                _readable_elsewhere(registration.source, self._uri),
-                run_id=self._find_run(registration),
-                tags={**registration.tags, MODEL_VERSION_TAG: registration.version},
-                description=registration.description,
-                await_creation_for=0,
-            )
-            known = self.numbers()
-        return known[registration.version]
-
-    def numbers(self) -> dict[str, str]:
-        """The number in MLflow of each version, by its name in ZenML's registry; the first where there are two."""
-        versions = self._client.search_model_versions(f"name = '{self._name}'", max_results=10_000)
-        ordered = sorted(versions, key=lambda version: -int(version.version))
-        return {v.tags[MODEL_VERSION_TAG]: str(v.version) for v in ordered if MODEL_VERSION_TAG in v.tags}
-
-    def alias(self, alias: str) -> str | None:
-        """The number of the version that an alias points to, if there is such a version."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return str(self._client.get_model_version_by_alias(self._name, alias).version)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-
-    def set_alias(self, alias: str, number: str | None) -> None:
-        """Points an alias to a version; None removes it."""
-        if self.alias(alias) == number:
-            return
-        if number is None:
-            self._client.delete_registered_model_alias(self._name, alias)
-        else:
-            self._client.set_registered_model_alias(self._name, alias, number)
-
-    def link(self, number: str) -> str:
-        """Where a browser shows a version: at the server, or at the one that `Stage.serve_command` starts."""
-        uri = self._tracker.shown_uri
-        return f"{uri.rstrip('/') if uri.startswith('http') else f'http://127.0.0.1:{UI_PORT}'}/#/models/{self._name}/versions/{number}"
-
-    def _find_run(self, registration: Registration) -> str | None:
-        """The MLflow run of the pipeline run, unless it was never told to this server."""
-        experiment = self._client.get_experiment_by_name(registration.experiment)
-        if experiment is None:
-            return None
-        runs = self._client.search_runs(
-            [experiment.experiment_id], f"tags.`{PIPELINE_RUN_TAG}` = '{registration.pipeline_run}'"
-        )
-        return next((str(run.info.run_id) for run in runs if PARENT_TAG not in run.data.tags), None)
-
-
-def _readable_elsewhere(source: str, uri: str) -> str:
-    """The source as a server takes it: it refuses paths, which would be those of its own disk."""
-    if uri.startswith("http") and source.startswith("/"):
-        return f"local://{socket.gethostname()}{source}"
-    return source
-
-
-def registry_error() -> type[Exception]:
-    """What `ModelRegistry` raises, for those who may not import MLflow."""
-    import mlflow.exceptions
-
-    error: type[Exception] = mlflow.exceptions.MlflowException
-    return error
+        return str(self._client.create_run(str(self.experiment_id), self.started, tags, name).info.run_id)
 
 
 def _dataset_input(name: str, digest: str, n_rows: int, source: str, context: str) -> DatasetInput:
@@ -578,23 +557,6 @@ def _dataset_input(name: str, digest: str, n_rows: int, source: str, context: st
         profile=json.dumps({"num_rows": n_rows, "digest": digest}),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-
-
-def _settle(client: MlflowClient, run: Run) -> None:
-    """Mark the steps of a run that ended without telling, and give the run the state that follows from its steps."""
-    tags, run_id = run.data.tags, run.info.run_id
-    states = {tag: state for tag, state in tags.items() if tag.startswith(STEP_TAG)}
-    for tag, state in states.items():
-        untold = _untold.get((tags[PIPELINE_RUN_TAG], tag.removeprefix(STEP_TAG)))
-        if state.startswith("RUNNING") and (untold or _has_died(state.removeprefix("RUNNING "))):
-            states[tag] = untold or "KILLED"
-            client.set_tag(run_id, tag, states[tag])
-    if any(state.startswith("RUNNING") for state in states.values()):
-        if run.info.status != "RUNNING":
-            client.update_run(run_id, "RUNNING")
-    else:
-        worst = next((status for status in ("FAILED", "KILLED") if status in states.values()), "FINISHED")
-        client.set_terminated(run_id, worst)
 
 
 def _running_here() -> str:
@@ -615,7 +577,7 @@ def _has_died(process: str) -> bool:
         return True
 
 
-def _connect(uri: str) -> MlflowClient:
+def connect(uri: str) -> MlflowClient:
     """A client that gives up after seconds and is quiet about retries and migrations."""
     # MLflow's own defaults keep a caller waiting for four minutes when a server is dead.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -643,11 +605,11 @@ def _local_folder() -> Path:
     return Path.cwd() / ".mlflow"
 
 
-def _reason(failure: BaseException) -> str:
+def reason(failure: BaseException) -> str:
     """What is at the bottom of a failure, e.g. `Connection refused`: MLflow and requests pile pages on top of it."""
     cause: BaseException | None = failure
     while cause:
         if isinstance(cause, OSError):
             failure = cause
         cause = cause.__cause__ or cause.__context__
-    return (str(failure).strip() or type(failure).__name__).splitlines()[0][:200]
+    return without_password((str(failure).strip() or type(failure).__name__).splitlines()[0])[:200]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import tempfile
+import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from posttrain.errors import UserError
 from posttrain.model import Model, free_gib, uses_bf16
 from posttrain.plan import Shape, activations_gib, weights_gib
 from posttrain.progress import follow
+from posttrain.resume import ResumableTrainer, Resume, Resumption, TrainingCheckpoints
 from posttrain.shared_prompt import FlatCollator, announce, use_flat_batches
 
 FILL = 0.8
@@ -37,6 +38,19 @@ class Stage:
     dest: Path
     """An empty folder for the checkpoint."""
     callbacks: tuple[TrainerCallback, ...] = ()
+    checkpoints: TrainingCheckpoints | None = None
+    """Where the training can be taken up again; None: what is cut off begins anew."""
+    resumption: Resumption | None = None
+    """Set while the training goes on."""
+
+    @property
+    def start(self) -> Path | None:
+        """The training checkpoint to go on from."""
+        return self.resumption.start if self.resumption else None
+
+
+class OutOfMemory(Exception):
+    """The first step did not fit; smaller micro-batches may."""
 
 
 def training_arguments(section: TrainSection, stage: Stage, model: Model, has_validation: bool) -> dict[str, Any]:
@@ -56,7 +70,7 @@ def training_arguments(section: TrainSection, stage: Stage, model: Model, has_va
             "GPU with `pip install -e '.[gpu]'`"
         )
     return {
-        "output_dir": tempfile.mkdtemp(prefix="posttrain-trainer-"),
+        "output_dir": str(stage.resumption.work if stage.resumption else stage.dest),  # written to for checkpoints only
         "learning_rate": section.learning_rate,
         "num_train_epochs": section.epochs,
         "max_steps": section.max_steps or -1,
@@ -118,7 +132,7 @@ def use_flat_rows(trainer: Trainer, section: ModelSection) -> str:
 
 
 def train_and_seal(
-    trainer: Trainer,
+    trainer: ResumableTrainer,
     chat: Chat,
     stage: Stage,
     name: Literal["sft", "dpo"],
@@ -134,16 +148,14 @@ def train_and_seal(
         batches: what `use_flat_rows` returned.
 
     Raises:
-        UserError: the loss is no longer a number.
+        UserError: the loss is no longer a number, or memory has run out in the midst of training.
+        OutOfMemory: in the first step.
     """
     follow(trainer, name.upper())
-    try:
-        result = trainer.train()
-    finally:
-        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)  # the trainer's own folder; nothing is kept there
-    if not torch.isfinite(torch.tensor(result.training_loss)):
+    loss = _train(trainer, stage, name)
+    if not math.isfinite(loss):
         raise UserError(
-            f"{name}: the loss is {result.training_loss}: nothing is saved; lower {name}.learning_rate, or raise its warmup_steps"
+            f"{name}: the loss is {loss}: nothing is saved; lower {name}.learning_rate, or raise its warmup_steps"
         )
     if not trainer.is_world_process_zero():  # the first process writes for all
         trainer.accelerator.wait_for_everyone()
@@ -157,6 +169,9 @@ def train_and_seal(
         else:
             kind = "adapter"
             model.peft_config["default"].base_model_name_or_path = stage.base.id
+            if isinstance(modules := model.peft_config["default"].target_modules, set):
+                # PEFT writes a set in the order in which this process hashes: the same model would have many digests.
+                model.peft_config["default"].target_modules = sorted(modules)
     stage.dest.mkdir(parents=True, exist_ok=True)
     if kind == "adapter":
         model.save_pretrained(stage.dest, selected_adapters=["default"])
@@ -182,6 +197,30 @@ def train_and_seal(
     )
     trainer.accelerator.wait_for_everyone()
     return sealed
+
+
+def _train(trainer: ResumableTrainer, stage: Stage, name: str) -> float:
+    """The mean training loss, after training from the start or from where an earlier attempt was cut off."""
+    saving: AbstractContextManager[None] = nullcontext()
+    if stage.resumption:
+        resume = Resume(trainer, stage.resumption, name.upper(), stage.callbacks)
+        trainer.add_callback(resume)
+        saving = resume.until_saved()
+    if stage.resumption and stage.start:
+        print(f"{name.upper()} goes on from step {stage.resumption.start_step}: training checkpoint {stage.start.name}")
+    try:
+        with saving:
+            return float(trainer.train(resume_from_checkpoint=stage.start).training_loss)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # A CPU's allocator has no exception of its own.
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        if trainer.state.global_step == (stage.resumption.start_step if stage.resumption else 0):
+            raise OutOfMemory(str(error).splitlines()[0]) from error
+        raise UserError(
+            f"{name}: out of memory after step {trainer.state.global_step}, in which shorter rows had room: lower "
+            f"{name}.batch_size and raise gradient_accumulation_steps as much, or set gradient_checkpointing to true"
+        ) from error
 
 
 def _summary(history: list[dict[str, float]], trainer: Trainer, facts: dict[str, int]) -> dict[str, float]:

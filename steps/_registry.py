@@ -27,8 +27,9 @@ from zenml.models import (
 
 from posttrain.errors import UserError
 from posttrain.figures import Figures
+from posttrain.model_registry import ModelRegistry, Registration, registry_error
 from posttrain.promotion import Champion, Promotion
-from posttrain.tracking import ModelRegistry, Registration, Tracker, registry_error
+from posttrain.tracking import Tracker, reason
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +143,7 @@ def reconcile(name: str, uri: str) -> None:
                 registry.set_alias(alias, target)
             written = aliases
     except registry_error() as error:
-        reason = str(error).splitlines()[0][:200]
-        logger.warning("MLflow's registry of %s is behind: %s. The next run brings it up to date.", name, reason)
+        logger.warning("MLflow's registry of %s is behind: %s. The next run brings it up to date.", name, reason(error))
 
 
 def _aliases(name: str, numbers: dict[str, str]) -> dict[str, str | None]:

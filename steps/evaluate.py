@@ -4,7 +4,6 @@ from typing import Annotated
 
 from zenml.client import Client
 
-from materializers.evaluation import key_figures
 from posttrain import evaluate as library
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import EvaluationSection, Lengths, ModelSection
@@ -12,10 +11,10 @@ from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluate import Evaluation
-from posttrain.figures import Figures
 from posttrain.generate import Generations
 from posttrain.promotion import Champion
 from posttrain.reference import ReferenceLogps
+from steps._figures import log_evaluation
 from steps._step import step
 from steps._tracking import tracked
 
@@ -49,9 +48,7 @@ def evaluate(
             champion=_checkpoint(champion),
             sets=pair_sets,
         )
-        run.log_metrics(key_figures(result.figures))
-        run.log_dict(result.figures.model_dump(), "evaluation.json")
-        run.set_tags(_finding_tags(result.figures))
+        log_evaluation(run, result.figures)
     return result
 
 
@@ -68,9 +65,3 @@ def _checkpoint(champion: Champion) -> Checkpoint | None:
         ) from error
     assert isinstance(checkpoint, Checkpoint)
     return checkpoint
-
-
-def _finding_tags(figures: Figures) -> dict[str, str]:
-    """`findings` names all of them, and each has a tag of its own that says what is the case."""
-    tags = {f"finding.{finding.rule}": f"{finding.severity}: {finding.title}" for finding in figures.findings}
-    return tags | {"findings": ", ".join(f"{f.severity} {f.rule}" for f in figures.findings) or "none"}

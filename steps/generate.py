@@ -7,6 +7,7 @@ from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import EvaluationSection, Lengths, ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.generate import Generations
+from steps._figures import log_generations
 from steps._step import step
 from steps._tracking import tracked
 
@@ -25,5 +26,5 @@ def generate(
     checkpoints = {"sft": sft_checkpoint} | ({"dpo": dpo_checkpoint} if dpo_checkpoint else {})
     with tracked(nested=False) as run:
         generations = library.generate(preferences, base, checkpoints, model, lengths, evaluation)
-        run.log_metrics(library.key_figures(generations))
+        log_generations(run, generations)
     return generations

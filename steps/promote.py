@@ -9,6 +9,7 @@ from posttrain import promotion as library
 from posttrain.config import GateSection
 from posttrain.evaluate import Evaluation
 from posttrain.promotion import Champion, Promotion
+from steps._figures import log_promotion
 from steps._registry import result_name, settle
 from steps._step import step
 from steps._tracking import tracked
@@ -29,5 +30,5 @@ def promote(
             get_step_context().pipeline_run,
             run.tracker,
         )
-        run.set_tags({"promoted": str(promotion.promoted).lower(), "reasons": "; ".join(promotion.reasons)})
+        log_promotion(run, promotion)
     return promotion

@@ -6,11 +6,9 @@ from posttrain import dpo as library
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DpoSection, ModelSection
 from posttrain.reference import ReferenceLogps
-from posttrain.tracking import metrics_callback
-from posttrain.training import Stage
 from steps._step import step
 from steps._tracking import tracked
-from steps._workspace import workspace
+from steps._training import training_stage
 
 
 @step
@@ -24,7 +22,7 @@ def train_dpo(
 ) -> Annotated[Checkpoint, "dpo_checkpoint"]:
     """The SFT policy after learning to prefer, held near where it started."""
     with tracked(nested=True) as run:
-        stage = Stage(base, model, seed, workspace(), callbacks=(metrics_callback(run),))
+        stage = training_stage(run, base, model, dpo, seed, reference_logps.key, sft_checkpoint.digest)
         checkpoint = library.train_dpo(reference_logps, sft_checkpoint, dpo, stage)
         run.set_tags({"batches": checkpoint.manifest.batches})
     return checkpoint

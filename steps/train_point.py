@@ -7,11 +7,9 @@ from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DpoSection, ModelSection, point_label
 from posttrain.reference import ReferenceLogps
 from posttrain.sweep import SweepPoint
-from posttrain.tracking import metrics_callback
-from posttrain.training import Stage
 from steps._step import step
 from steps._tracking import tracked
-from steps._workspace import workspace
+from steps._training import training_stage
 
 
 @step
@@ -31,7 +29,7 @@ def train_point(
     """A checkpoint and its scores on the validation pairs, or, where the values let no training succeed, the reason."""
     with tracked(nested=True, point=dpo) as run:
         run.set_tags({"mlflow.runName": point_label(values)})
-        stage = Stage(base, model, seed, workspace(), callbacks=(metrics_callback(run),))
+        stage = training_stage(run, base, model, dpo, seed, reference_logps.key, sft_checkpoint.digest)
         checkpoint, point = library.train_point(values, reference_logps, sft_checkpoint, dpo, tokens_per_batch, stage)
         if point.scores:
             run.log_metrics(point.scores.metrics())

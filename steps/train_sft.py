@@ -6,11 +6,9 @@ from posttrain import sft as library
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import ModelSection, SftSection
 from posttrain.data.preferences import Instructions, Preferences
-from posttrain.tracking import metrics_callback
-from posttrain.training import Stage
 from steps._step import step
 from steps._tracking import tracked
-from steps._workspace import workspace
+from steps._training import training_stage
 
 
 @step
@@ -24,7 +22,9 @@ def train_sft(
 ) -> Annotated[Checkpoint, "sft_checkpoint"]:
     """The base after learning the instructions, or the chosen responses where there are none."""
     with tracked(nested=True) as run:
-        stage = Stage(base, model, seed, workspace(), callbacks=(metrics_callback(run),))
+        stage = training_stage(
+            run, base, model, sft, seed, preferences.digest, instructions.digest if instructions else ""
+        )
         checkpoint = library.train_sft(preferences, instructions, sft, stage)
         run.set_tags({"batches": checkpoint.manifest.batches})
     return checkpoint

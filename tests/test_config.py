@@ -60,7 +60,15 @@ BAD = {
         "f_divergence_type forward_kl is not defined for apo_zero",
     ),
     "endless warm-up": ({"sft": {"warmup_steps": 10, "max_steps": 10}}, "warmup_steps 10 is not below max_steps 10"),
-    "unpinned code": ({"model": {"base": "x/y", "trust_remote_code": True}}, "pin it by a commit in `revision`"),
+    "unpinned code": ({"model": {"base": "x/y", "trust_remote_code": True}}, "pin it in `revision`, by a commit"),
+    "code of a branch": (
+        {"model": {"base": "x/y", "revision": "main", "trust_remote_code": True}},
+        "pin it in `revision`, by a commit",
+    ),
+    "password in an address": (
+        {"evaluation": {"judge": {"base_url": "http://me:secret@judge/v1", "model": "m"}}},
+        "base_url holds a user or a password",
+    ),
     "demo model on own data": ({"data": {"sources": [{"path": "mine.jsonl"}]}}, "model.base is demo"),
     "an empty section": ({"dpo": None}, "dpo: has no value: give it one, or drop the key for its default"),
     "infinity": ({"sft": {"epochs": float("inf")}}, "sft.epochs: inf is not allowed: must be a finite number"),

@@ -2,6 +2,9 @@
 
 import copy
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from zenml.models import PipelineRunResponse
 
 from pipelines.dpo import dpo_pipeline
 from pipelines.report import read_report
+from posttrain import sft
+from posttrain.promotion import Promotion
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +104,9 @@ def test_the_peers_values_run_the_whole_path(name: str, tmp_path: Path, tiny_fol
     assert (first.step, round(first.value, 2)) == (1, 0.69)
 
 
-def test_a_changed_row_runs_what_depends_on_it(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_changed_row_runs_what_depends_on_it(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = write_pairs(tmp_path / "pairs.jsonl")
     config = {
         "name": "rows",
@@ -110,16 +117,38 @@ def test_a_changed_row_runs_what_depends_on_it(tmp_path: Path, tiny_folder: Path
         "tracking": {"experiment": "rows"},
     }
     everything = {"train_sft", "score_reference", "train_dpo", "evaluate", "promote"}
-    first = run(tmp_path, config)
+    with monkeypatch.context() as generous:
+        verdict = Promotion(promoted=True, opponent="sft", reasons=["well done"])
+        generous.setattr("posttrain.promotion.decide", lambda *_: verdict)
+        first = run(tmp_path, config)
     assert everything <= worked(first)
+    n_pairs = read_report(first.id).figures.n_pairs
 
     pairs.touch()  # a new time stamp is no change
-    assert not everything & worked(run(tmp_path, config))
+    again = run(tmp_path, config)
+    assert not everything & worked(again)
+    told = Client().get_pipeline_run(again.id)
+    assert (told.run_metadata["outcome"], told.run_metadata["figures_of"]) == ("unchanged", first.name)
+    assert [tag.name for tag in told.tags] == ["unchanged"]
+    assert not Client().get_pipeline_run(first.id).tags
+    new, old = (next(r for r in mlflow_runs("rows") if r.info.run_name == done.name) for done in (again, first))
+    assert new.data.metrics == old.data.metrics
+    assert "accuracy/dpo" in new.data.metrics
+    kept = {key: old.data.tags[key] for key in ("promoted", "reasons", "findings")}
+    assert {"outcome": "unchanged", "figures_of": first.name, **kept}.items() <= new.data.tags.items()
 
-    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
-    rows[7]["chosen"] = "Buy a new one."
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert everything <= worked(run(tmp_path, config))
+    write_pairs(pairs, n=80)  # new rows: trained, and held against the production model on today's test pairs
+    train_sft = sft.train_sft
+    with monkeypatch.context() as changing:  # under the run, whose steps have what the first one has stored
+        changing.setattr(sft, "train_sft", lambda *inputs: (pairs.write_text("not JSON"), train_sft(*inputs))[1])
+        grown = run(tmp_path, config)
+    write_pairs(pairs, n=80)
+    assert everything <= worked(grown)
+    outcome = read_report(grown.id)
+    assert outcome.figures.n_pairs > n_pairs
+    assert outcome.figures.digests["champion"] == read_report(first.id).figures.digests["dpo"]
+    assert (outcome.figures.opponent, outcome.promotion.opponent) == ("champion", "champion")
+    assert outcome.unchanged_since is None
 
     # DPO alone, from the folder of an earlier SFT checkpoint
     folder = str(Path(first.steps["train_sft"].outputs["sft_checkpoint"][0].uri) / "files")
@@ -135,6 +164,58 @@ def test_a_changed_row_runs_what_depends_on_it(tmp_path: Path, tiny_folder: Path
     report = read_report(only_sft.id)
     assert report.figures.stages["dpo"] is None
     assert "SFT orders" in report.promotion.reasons[0]
+
+
+def test_a_run_that_was_killed_is_taken_up_by_the_next(
+    tmp_path: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """kill -9 in the midst of DPO: the next run of the same config goes on from there, and ends with the same model."""
+    stage = {"max_length": 64, "batch_size": 4}
+    config = {
+        "name": "killed",
+        "model": {"base": str(tiny_folder)},
+        "data": {
+            "sources": [{"path": str(write_pairs(tmp_path / "pairs.jsonl"))}],
+            "test_size": 0.3,
+            "validation_size": 0.1,
+        },
+        "sft": {**stage, "max_steps": 2},
+        "dpo": {**stage, "max_steps": 80, "max_prompt_length": 48},
+        "checkpoints": {"interval_s": 0},
+        "tracking": {"experiment": "killed"},
+    }
+    document = {"parameters": {"config": config}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    zenml = Path(sys.executable).with_name("zenml")
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen(
+            [zenml, "pipeline", "run", "dpo_pipeline", "-c", tmp_path / "run.yaml"],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        store = Path(Client().active_stack.artifact_store.path) / "training-checkpoints"
+        while not list(store.glob("dpo-*/step-*/manifest.json")):
+            assert first.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        first.kill()
+        first.wait()
+
+    second = run(tmp_path, config)
+    assert "DPO goes on from step" in capfd.readouterr().out
+    assert {"train_sft"}.isdisjoint(worked(second))
+    assert not list(store.iterdir())
+
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    (undisturbed / "run.yaml").write_text(yaml.safe_dump({**document, "enable_cache": False}))
+    third = dpo_pipeline.with_options(config_path=str(undisturbed / "run.yaml"))()
+    assert third is not None
+    assert "goes on from step" not in capfd.readouterr().out
+    digests = [done.steps["train_dpo"].outputs["dpo_checkpoint"][0].load().digest for done in (second, third)]
+    assert digests[0] == digests[1]
+    states = {r.info.status for r in mlflow_runs("killed")}
+    assert states == {"FINISHED", "KILLED"}
 
 
 def test_mlflow_keeps_a_parent_run_and_one_nested_run_a_stage(tmp_path: Path, tiny_folder: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
     [
         (
             {"steps": {"train_dop": {}}},
-            "steps.train_dop: unknown step (known: check_tokens, evaluate, find_champion,",
+            "steps.train_dop: unknown step (known: check_tokens, conclude, evaluate,",
         ),
         ({"steps": {"train_dpo": {"setings": {}}}}, "steps.train_dpo.setings: unknown key"),
         ({"steps": {"train_dpo": {"parameters": {"seed": 1}}}}, "steps.train_dpo.parameters: not allowed"),
@@ -116,7 +116,7 @@ def test_the_finetuning_type_decides_which_steps_there_are(tmp_path: Path, confi
         config = {**config, "dpo": {"sft_checkpoint": str(tmp_path)}}
     pipeline = dpo_pipeline.with_options(config_path=written(tmp_path, config))
     pipeline.prepare()
-    verdict = ["find_champion", "generate", "evaluate", "promote", "report"]
+    verdict = ["find_champion", "generate", "evaluate", "promote", "report", "conclude"]
     assert list(pipeline.invocations) == [*steps.split(), *verdict]
 
 
@@ -168,7 +168,10 @@ def test_nothing_is_trained_twice(
     def n_versions() -> int:
         return int(Client().list_model_versions(model="tiny").total)
 
-    always = {"load_preferences", "resolve_base", "find_champion"}
+    def outcomes(*runs: PipelineRunResponse) -> list[str]:
+        return [str(Client().get_pipeline_run(done.id).run_metadata["outcome"]) for done in runs]
+
+    always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
     first = run(TINY)
     assert worked(first) == always | {
         "check_tokens",
@@ -186,10 +189,12 @@ def test_nothing_is_trained_twice(
     assert worked(again) == always
     assert n_versions() == 1
     assert read_report(again.id).figures == read_report(first.id).figures
-    assert again.name in capsys.readouterr().out
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert printed.count(f"Unchanged: nothing was trained; the figures are those of run {first.name}") == 1
 
     steeper = run({**TINY, "dpo": {**TINY["dpo"], "beta": 0.3}})
     assert worked(steeper) == always | {"train_dpo", "generate", "evaluate", "promote", "report"}
+    assert outcomes(first, again, steeper) == ["trained", "unchanged", "trained"]
 
     renamed = run({**TINY, "tracking": {"experiment": "another"}})
     assert worked(renamed) == always
@@ -199,6 +204,7 @@ def test_nothing_is_trained_twice(
     )
     other_gate = run({**TINY, "gate": {"max_p_value": 0.5}})
     assert worked(other_gate) == always | {"promote", "report"}
+    assert outcomes(renamed, other_gate) == ["unchanged", "judged"]
     champion = Client().get_model_version("tiny", ModelStages.PRODUCTION)
     assert champion.number == n_versions() == 3
     # The model is the champion now, and what it was promoted over has not changed: its verdict stands.
@@ -233,7 +239,7 @@ def test_a_challenger_is_held_against_the_champion_and_only_once(
         done = dpo_pipeline.with_options(config_path=written(tmp_path, config))()
         assert done is not None
         worked = {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
-        return worked - {"load_preferences", "resolve_base", "find_champion"}, read_report(done.id).figures
+        return worked - {"load_preferences", "resolve_base", "find_champion", "conclude"}, read_report(done.id).figures
 
     judging = {"evaluate", "promote", "report"}
     _, first = run(0.15)

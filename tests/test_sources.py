@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,24 @@ def test_rows_are_labelled_by_their_place_not_their_machine(tmp_path, monkeypatc
         assert {record.source for record in read(path)} == {"hh/harmless", "hh/pairs"}
     monkeypatch.chdir(tmp_path / "hh")
     assert [record.source for record in read("pairs.jsonl")] == ["pairs"]
+
+
+@pytest.mark.parametrize("n_read", [0, 2])
+@pytest.mark.parametrize("change", ["rewritten", "grown", "replaced", "deleted"])
+def test_a_file_that_changes_under_the_reader_is_refused(tmp_path, n_read, change):
+    """Else the digest that is recorded would be of other rows than those that are trained on."""
+    path = write_lines(tmp_path / "pairs.jsonl", ROWS)
+    os.utime(path, (0, 0))  # a file system's clock may stand still for some milliseconds
+    rows = open_source(Source(path=str(path))).read()
+    first = [next(rows) for _ in range(n_read)]
+    if change == "replaced":
+        write_lines(tmp_path / "new", ROWS).rename(path)
+    elif change == "deleted":
+        path.unlink()
+    else:
+        write_lines(path, ROWS if change == "rewritten" else ROWS * 2)
+    with pytest.raises(UserError, match=r"pairs\.jsonl: (was overwritten while it was read|cannot be read)"):
+        first += rows
 
 
 def test_the_digest_is_of_the_bytes(tmp_path):

@@ -314,7 +314,7 @@ def test_a_whole_sweep(tmp_path: Path, tiny_folder: Path, capsys: pytest.Capture
         assert done.status == ExecutionStatus.COMPLETED
         return done, {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
 
-    always = {"load_preferences", "resolve_base", "find_champion"}
+    always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
     judged = {"choose_point", "generate", "evaluate", "promote", "report"}
     first, worked = run({"weight_decay": [0.0, 1e30]})
     assert worked == always | judged | {"check_tokens", "train_sft", "score_reference", "train_point", "train_point_2"}

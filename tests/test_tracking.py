@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 from posttrain import tracking
+from posttrain.errors import UserError
+from posttrain.model_registry import ModelRegistry, registry_error
 from posttrain.tracking import STAGE_TAG, Tracker, flatten, published_metrics
 
 REPOSITORY = Path(__file__).parents[1]
@@ -156,6 +158,51 @@ def test_a_killed_process_leaves_nothing_running(tracker: Tracker) -> None:
     assert states(tracker) == {"killed-run": "KILLED", "train_dpo of killed-run": "KILLED", "demo-run": "FINISHED"}
 
 
+@pytest.mark.parametrize(("told", "state"), [("KILLED", "KILLED"), ("FINISHED", "FINISHED"), (None, "RUNNING")])
+def test_what_ended_on_another_host_is_asked_of_who_knows(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, told: str | None, state: str
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "pod-1")
+        Tracker(tracker.uri, tracker.experiment, "id-0", "lost-run").stage("train_dpo").__enter__()  # and never ends
+    asked = []
+
+    def ended(pipeline_run: str, step: str) -> str | None:
+        asked.append((pipeline_run, step))
+        return told
+
+    with Tracker(tracker.uri, tracker.experiment, "id-1", "demo-run", ended).parent("load_preferences"):
+        pass
+    assert states(tracker) == {"lost-run": state, "train_dpo of lost-run": state, "demo-run": "FINISHED"}
+    assert set(asked) == {("id-0", "train_dpo")}
+
+
+def test_a_resumed_training_tells_its_whole_history_once(tracker: Tracker) -> None:
+    """5,000 logs of an attempt that was killed are told again at once, then the training goes on."""
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    def tell(stage: tracking.Stage, logs: range) -> None:
+        callback = tracking.metrics_callback(stage)
+        for step in logs:
+            state = TrainerState(global_step=step, is_world_process_zero=True)
+            log = {"loss": step / 10, "grad_norm": 1.0, "learning_rate": 1e-6, "epoch": step / 5000}
+            callback.on_log(TrainingArguments(), state, TrainerControl(), logs=log)
+
+    tracker.stage("train_dpo").__enter__().log_metrics({"train/loss": 0.1}, step=1)  # and is killed
+    began = time.monotonic()
+    with tracker.stage("train_dpo") as stage:
+        tell(stage, range(1, 5001))
+        told_s = time.monotonic() - began
+        tell(stage, range(5001, 5003))
+    assert stage.unsent is None
+    assert told_s < 30  # 2 on a quiet machine: the work does not wait for MLflow
+    run = runs(tracker)["train_dpo of demo-run"]
+    for metric, factor in (("train/loss", 0.1), ("train/epoch", 1 / 5000)):
+        points = history(tracker.uri, run, metric)
+        assert [step for step, _ in points] == list(range(1, 5003)), "gaps or doubles"
+        assert all(value == pytest.approx(step * factor) for step, value in points)
+
+
 def test_parameters_are_flat_short_and_survive_a_conflict(tracker: Tracker, caplog: pytest.LogCaptureFixture) -> None:
     with tracker.parent("load_preferences") as stage:
         stage.log_params({"dpo": {"beta": 0.1, "sft_checkpoint": None}, "data": {"sources": [{"path": "demo"}]}})
@@ -268,6 +315,43 @@ def test_the_link_leads_to_the_curves(tracker: Tracker) -> None:
     assert command == f"mlflow ui --backend-store-uri {tracker.uri} --port 5000"
 
 
+@pytest.mark.parametrize("password", ["secret", "s@cret"])
+def test_no_password_is_shown(password: str, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Tracker(f"http://me:{password}@127.0.0.1:9", "none", "id-1", "demo-run")
+    with tracker.parent("evaluate") as stage:
+        link = stage.link()
+    assert stage.unsent is not None
+    shown = [link, caplog.text, stage.unsent.read_text(encoding="utf-8"), repr(tracker), tracker.shown_uri]
+    with pytest.raises(UserError) as told:
+        tracking.send(stage.unsent.read_text(encoding="utf-8"), tracker.uri)
+    with pytest.raises(registry_error()) as raised:
+        ModelRegistry(tracker.uri, "model").numbers()
+    for text in [*shown, str(told.value), tracking.reason(raised.value)]:
+        assert text
+        assert "cret" not in text
+
+
+def test_only_its_own_records_are_sent_to_a_run(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """What a first attempt could not tell would be in the way of the second, which has told everything."""
+    first = Tracker("http://127.0.0.1:9", request.node.name, "id-1", "demo-run")
+    with first.stage("train_dpo") as stage:
+        stage.log_metrics({"train/loss": 0.5}, step=1)
+    assert stage.unsent is not None
+    unsent = stage.unsent.read_text(encoding="utf-8")
+    second = Tracker(store, first.experiment, "id-1", "demo-run")
+    with second.stage("train_dpo") as stage:
+        stage.log_metrics({"train/loss": 0.5}, step=1)
+    with pytest.raises(UserError, match="train_dpo was run again since"):
+        tracking.send(unsent, store)
+    assert history(store, runs(second)["train_dpo of demo-run"], "train/loss") == [(1, 0.5)]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "no JSON", '{"step": "a", "nested": true, "started": 1}'])
+def test_another_file_is_not_sent(text: str) -> None:
+    with pytest.raises(UserError, match="not a file of records"):
+        tracking.send(text, "http://127.0.0.1:9")
+
+
 def test_nested_settings_become_flat() -> None:
     assert flatten({"a": {"b": {"c": 1}}, "d": [{"e": "x"}, {"e": None}]}) == {
         "a.b.c": "1",
@@ -372,6 +456,15 @@ def test_a_server_that_dies_ends_nothing_and_loses_nothing(
     assert run.data.tags[tracking.OUTAGE_TAG].startswith("since ")
     assert run.data.tags[STAGE_TAG] == "train_dpo"
     assert set(states(tracker, store).values()) == {"FINISHED"}, "the end of SFT is told as soon as the server is back"
+
+    # What was kept of SFT is sent by hand, and once more by mistake.
+    assert sft.unsent is not None
+    for _ in range(2):
+        tracking.send(sft.unsent.read_text(encoding="utf-8"), server.uri)
+    run = runs(tracker, store)["train_sft of demo-run"]
+    assert history(store, run, "train/loss") == [(step, step / 10) for step in range(2000)]
+    assert run.info.status == "FINISHED"
+    assert states(tracker, store)["demo-run"] == "FINISHED"
 
 
 def test_a_server_that_was_never_there_costs_seconds(caplog: pytest.LogCaptureFixture) -> None:

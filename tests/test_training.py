@@ -60,6 +60,17 @@ def test_sft_gives_a_checkpoint_that_says_what_it_is(after_sft):
         assert f'"base_model_name_or_path": "{after_sft.base.id}"' in config
 
 
+def test_the_seed_decides_an_adapters_first_weights(tiny_base, preferences, tmp_path):
+    """They were drawn before the trainer set the seed: two runs of one config gave two models."""
+    base, section = tiny_base
+    lora, once = section.model_copy(update={"method": "lora"}), SFT.model_copy(update={"max_steps": 1, "eval_steps": 1})
+
+    def trained(seed, folder):
+        return train_sft(preferences, None, once, Stage(base, lora, seed, tmp_path / folder)).digest
+
+    assert trained(0, "a") == trained(0, "b") != trained(1, "c")
+
+
 def test_sft_loss_is_over_completion_tokens_only(tiny_base, preferences, tmp_path):
     """The first logged loss equals the mean negative log-likelihood of the completions alone, over the whole split."""
     base, section = tiny_base

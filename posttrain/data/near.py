@@ -13,6 +13,7 @@ N_BANDS, N_ROWS = 25, 5
 """Two texts are candidates if all slots of a band are the same: at similarity s with probability 1 - (1 - s^5)^25, which
 is 99.99% at 0.8 and 1% at 0.2."""
 N_SLOTS = 128
+N_BESIDE = 2
 SEED = 20
 
 _PUNCTUATION = str.maketrans(dict.fromkeys("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", " "))
@@ -69,30 +70,52 @@ class Sketches:
             keys ^= keys >> np.uint64(29)
         self._batches.append((keys >> np.uint64(32)).astype(np.uint32))
 
-    def candidates(self, group: np.ndarray, leads: np.ndarray) -> np.ndarray:
-        """Pairs (text, leader) that may be near copies, ascending and each once, as an (n, 2) array of positions.
+    def repeats(self, group: np.ndarray) -> np.ndarray:
+        """Pairs (text, earlier text) that may be near copies, ascending and each once, as an (n, 2) array of positions.
 
-        Among the texts of one group that share a band, the first that may lead is compared with all others.
+        Among the texts of one group that share a band, the first is compared with all others.
 
         Args:
             group: of each text, a small number; below 0 for a text that is not to be compared.
-            leads: whether a text may be the one that others are near to.
         """
         compared = np.flatnonzero(group >= 0)
-        if not len(compared):
-            return np.empty((0, 2), np.int64)
-        keys = np.concatenate(self._batches)
-        found = []
-        for band in range(N_BANDS):
-            key = keys[compared, band].astype(np.uint64) << np.uint64(8) | group[compared].astype(np.uint64)
-            # Leaders first within a key, then in the order of the texts: sorts are stable.
-            order = np.lexsort((~leads[compared], key))
+        found = [np.empty((0, 2), np.int64)]
+        for band in self._bands():
+            key = band[compared].astype(np.uint64) << np.uint64(8) | group[compared].astype(np.uint64)
+            order = np.argsort(key, kind="stable")
             key, position = key[order], compared[order]
-            starts = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
-            leader = np.repeat(position[starts], np.diff(np.append(starts, len(key))))
-            is_pair = (leader != position) & leads[leader]
-            found.append(np.stack([position[is_pair], leader[is_pair]], axis=1))
+            starts = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])[: len(key)])
+            first = np.repeat(position[starts], np.diff(np.append(starts, len(key))))
+            found.append(np.stack([position, first], axis=1)[first != position])
         return np.unique(np.concatenate(found), axis=0)
+
+    def copies(self, originals: np.ndarray) -> np.ndarray:
+        """Pairs (text, original) that may be near copies, ascending and each once, as an (n, 2) array of positions.
+
+        Each text is compared with the originals that share a band; where these are many, as among prompts of one template,
+        with five of them: those next to it when all are sorted by another band, as the nearest are the likeliest to be.
+
+        Args:
+            originals: whether a text is one that others may be copies of; it is a copy of none itself.
+        """
+        found = [np.empty((0, 2), np.int64)]
+        bands = self._bands()
+        for key, next_key in zip(bands, np.roll(bands, -1, axis=0), strict=True):
+            shared = np.flatnonzero(np.isin(key, key[originals]))
+            order = shared[np.lexsort((next_key[shared], key[shared]))]
+            is_original = originals[order]
+            copies, places = np.flatnonzero(~is_original), np.flatnonzero(is_original)
+            n_before = np.searchsorted(places, copies)
+            for nth in range(-N_BESIDE, N_BESIDE + 1):
+                beside = n_before + nth
+                exists = (beside >= 0) & (beside < len(places))
+                pairs = order[np.stack([copies[exists], places[beside[exists]]], axis=1)]
+                found.append(pairs[key[pairs[:, 0]] == key[pairs[:, 1]]])
+        return np.unique(np.concatenate(found), axis=0)
+
+    def _bands(self) -> np.ndarray:
+        """The key of each band of each text: (25, n)."""
+        return np.concatenate([np.empty((0, N_BANDS), np.uint32), *self._batches]).T
 
 
 def find_near(
@@ -103,7 +126,7 @@ def find_near(
     A text that was found to be a near copy leads no other, so one of every cluster stays.
 
     Args:
-        candidates: as `Sketches.candidates` gives them.
+        candidates: as `Sketches.repeats` or `Sketches.copies` gives them.
         parts: the words of each part of a text (say prompt, chosen, rejected). All parts must be similar.
         threshold: the least similarity of a part.
     """

@@ -137,7 +137,7 @@ class Pool:
             self._mark(i, exact[int(self._owner[self._row_prompt[i]])])
         owners: dict[int, tuple[int, int]] = {}
         for owner in near:
-            candidates = self._prompt_sketches.candidates(np.zeros(len(self._owner), np.int8), self._owner == owner)
+            candidates = self._prompt_sketches.copies(self._owner == owner)
             candidates = candidates[self._owner[candidates[:, 0]] > owner]
             for prompt, like in find_near(candidates, self._prompt_words, threshold).items():
                 owners.setdefault(prompt, (owner, like))
@@ -169,7 +169,7 @@ class Pool:
         group = np.full(len(self._code), -1, np.int8)
         staying = [i for i in self._staying() if "duplicate" not in self._flags.get(i, ())]
         group[staying] = self._code[staying]
-        candidates = self._row_sketches.candidates(group, group >= 0)
+        candidates = self._row_sketches.repeats(group)
         parts = lru_cache(maxsize=4096)(
             lambda i: [_words(part) for part in self._spool.row(i, self._columns).values()],
         )

@@ -52,10 +52,14 @@ def open_found(source: Source, found: Iterable[DataFile], objects: dict[str, str
         objects: their versions, where they are from S3.
     """
     by_split = _by_split(source, found)
+    before = {file: _state(file) for files in by_split.values() for file in files}
 
     def read() -> Iterator[Record]:
         for split, files in by_split.items():
             yield from islice(_records(files, split, source), source.row_limit)
+        for file, state in before.items():
+            if _state(file) != state:
+                raise UserError(f"{file.shown}: was overwritten while it was read: run again when it is complete")
 
     return OpenSource(frozenset(by_split), _digest(by_split), revision=None, read=read, objects=objects or {})
 
@@ -150,6 +154,13 @@ def _label(path: PurePath, source: Source) -> str:
     folders = [part for part in path.parts[:-1] if part not in ("/", "..", ".")]
     tells_split_only = any(_as_word(name).match(stem) for name in split_names(source))
     return "/".join((folders if tells_split_only and folders else [*folders, stem])[-2:])
+
+
+def _state(file: DataFile) -> tuple[int, int, int]:
+    """What changes when a file does."""
+    with readers.reading(file.shown):
+        found = file.local.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _digest(by_split: dict[str, list[DataFile]]) -> str:

@@ -1,0 +1,115 @@
+"""A model in MLflow's registry: its versions and aliases, which follow what ZenML's registry says."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from posttrain.tracking import PARENT_TAG, PIPELINE_RUN_TAG, UI_PORT, Tracker, connect
+
+MODEL_VERSION_TAG = "zenml.model_version"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What MLflow's registry is told of a version of a model."""
+
+    version: str
+    """Its name in ZenML's registry, unique within the model."""
+    source: str
+    """URI of the checkpoint's files; they stay there, nothing is copied."""
+    tags: dict[str, str]
+    description: str
+    experiment: str
+    pipeline_run: str
+    """Of the pipeline run that made it; its MLflow run is found by these two."""
+
+
+class ModelRegistry:
+    """A model in MLflow's registry. Everything here may be repeated, and then changes nothing.
+
+    Every method raises `MlflowException` where MLflow does not answer.
+    """
+
+    def __init__(self, uri: str, name: str) -> None:
+        self._tracker = Tracker(uri, "", "", "")
+        self._uri, self._name = uri, name
+        self._client = connect(uri)
+
+    def register(self, registration: Registration) -> str:
+        """The number of the version in MLflow, which is made where it is missing."""
+        from mlflow.exceptions import MlflowException
+
+        known = self.numbers()
+        if registration.version not in known:
+            try:
+                self._client.create_registered_model(self._name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            self._client.create_model_version(
+                self._name,
+                _readable_elsewhere(registration.source, self._uri),
+                run_id=self._find_run(registration),
+                tags={**registration.tags, MODEL_VERSION_TAG: registration.version},
+                description=registration.description,
+                await_creation_for=0,
+            )
+            known = self.numbers()
+        return known[registration.version]
+
+    def numbers(self) -> dict[str, str]:
+        """The number in MLflow of each version, by its name in ZenML's registry; the first where there are two."""
+        versions = self._client.search_model_versions(f"name = '{self._name}'", max_results=10_000)
+        ordered = sorted(versions, key=lambda version: -int(version.version))
+        return {v.tags[MODEL_VERSION_TAG]: str(v.version) for v in ordered if MODEL_VERSION_TAG in v.tags}
+
+    def alias(self, alias: str) -> str | None:
+        """The number of the version that an alias points to, if there is such a version."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self._client.get_model_version_by_alias(self._name, alias).version)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def set_alias(self, alias: str, number: str | None) -> None:
+        """Points an alias to a version; None removes it."""
+        if self.alias(alias) == number:
+            return
+        if number is None:
+            self._client.delete_registered_model_alias(self._name, alias)
+        else:
+            self._client.set_registered_model_alias(self._name, alias, number)
+
+    def link(self, number: str) -> str:
+        """Where a browser shows a version: at the server, or at the one that `Stage.serve_command` starts."""
+        uri = self._tracker.shown_uri
+        return f"{uri.rstrip('/') if uri.startswith('http') else f'http://127.0.0.1:{UI_PORT}'}/#/models/{self._name}/versions/{number}"
+
+    def _find_run(self, registration: Registration) -> str | None:
+        """The MLflow run of the pipeline run, unless it was never told to this server."""
+        experiment = self._client.get_experiment_by_name(registration.experiment)
+        if experiment is None:
+            return None
+        runs = self._client.search_runs(
+            [experiment.experiment_id], f"tags.`{PIPELINE_RUN_TAG}` = '{registration.pipeline_run}'"
+        )
+        return next((str(run.info.run_id) for run in runs if PARENT_TAG not in run.data.tags), None)
+
+
+def _readable_elsewhere(source: str, uri: str) -> str:
+    """The source as a server takes it: it refuses paths, which would be those of its own disk."""
+    if uri.startswith("http") and source.startswith("/"):
+        return f"local://{socket.gethostname()}{source}"
+    return source
+
+
+def registry_error() -> type[Exception]:
+    """What `ModelRegistry` raises, for those who may not import MLflow."""
+    import mlflow.exceptions
+
+    error: type[Exception] = mlflow.exceptions.MlflowException
+    return error

@@ -1,0 +1,26 @@
+"""What MLflow's row of a run shows: its evaluation, answers and verdict."""
+
+from materializers.evaluation import key_figures
+from posttrain import generate
+from posttrain.figures import Figures
+from posttrain.generate import Generations
+from posttrain.promotion import Promotion
+from posttrain.tracking import Stage
+
+
+def log_evaluation(run: Stage, figures: Figures) -> None:
+    """The key figures as metrics, all of them as a file, and the findings: each has a tag of its own that says what is so."""
+    run.log_metrics(key_figures(figures))
+    run.log_dict(figures.model_dump(), "evaluation.json")
+    run.set_tags({f"finding.{finding.rule}": f"{finding.severity}: {finding.title}" for finding in figures.findings})
+    run.set_tags({"findings": ", ".join(f"{f.severity} {f.rule}" for f in figures.findings) or "none"})
+
+
+def log_generations(run: Stage, generations: Generations) -> None:
+    """The key figures of the answers."""
+    run.log_metrics(generate.key_figures(generations))
+
+
+def log_promotion(run: Stage, promotion: Promotion) -> None:
+    """The verdict."""
+    run.set_tags({"promoted": str(promotion.promoted).lower(), "reasons": "; ".join(promotion.reasons)})

@@ -1,0 +1,42 @@
+"""What a run has come to, where runs are listed."""
+
+from zenml import add_tags, get_step_context, log_metadata
+from zenml.client import Client
+
+from posttrain.run_report import RunReport
+from steps._figures import log_evaluation, log_generations, log_promotion
+from steps._step import step
+from steps._tracking import tracked
+from steps._training import delete_training_checkpoints
+
+LASTING = ("train_", "choose_point", "score_reference", "generate", "evaluate", "promote")
+"""How the steps begin whose results stand for as long as nothing changes."""
+UNCHANGED = "unchanged"
+
+
+@step(enable_cache=False)
+def conclude(report: RunReport) -> None:
+    """Whether the run has found anything new; if not, it is tagged `unchanged`, and MLflow gets the figures that stand.
+
+    A step that was served from the cache has told MLflow nothing of this run.
+    """
+    client = Client()
+    run = client.get_pipeline_run(get_step_context().pipeline_run.id)
+    lasting = {name: found for name, found in run.steps.items() if name.startswith(LASTING)}
+    worked = [name for name, found in lasting.items() if not found.original_step_run_id]
+    outcome = UNCHANGED if not worked else "trained" if any(n.startswith("train_") for n in worked) else "judged"
+    origin = run.name
+    if source := run.steps["evaluate"].original_step_run_id:
+        origin = client.get_pipeline_run(client.get_run_step(source).pipeline_run_id).name
+    with tracked(nested=False) as tracking:
+        tracking.set_tags({"outcome": outcome, "figures_of": origin})
+        if "evaluate" not in worked:
+            log_evaluation(tracking, report.figures)
+        if "generate" not in worked and report.generations:
+            log_generations(tracking, report.generations)
+        if "promote" not in worked:
+            log_promotion(tracking, report.promotion)
+    log_metadata({"outcome": outcome, "figures_of": origin}, run_id_name_or_prefix=run.id)
+    delete_training_checkpoints(run)
+    if outcome == UNCHANGED:
+        add_tags(tags=[UNCHANGED], run=run.id)

@@ -1,0 +1,183 @@
+"""Trainings in a process of their own, to be killed. Imported by a fork server, so that each starts at once."""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (so that no attempt has to)
+import torch
+import trl
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from transformers import Trainer, TrainerCallback
+
+from posttrain.checkpoint import Base, Checkpoint
+from posttrain.config import DpoSection, ModelSection, SftSection
+from posttrain.data.preferences import Preferences
+from posttrain.dpo import PairTrainer, train_dpo
+from posttrain.reference import ReferenceLogps
+from posttrain.resume import TrainingCheckpoints
+from posttrain.sft import CompletionTrainer, train_sft
+from posttrain.tracking import Tracker, metrics_callback
+from posttrain.training import Stage
+
+trl.DPOTrainer, trl.SFTTrainer  # noqa: B018 (TRL imports its trainers when they are first named)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What an attempt is told; the same for every attempt of a training."""
+
+    name: str
+    section: SftSection | DpoSection
+    base: Base
+    model: ModelSection
+    preferences: Preferences
+    folder: Path
+    """Holds the store and each attempt's result."""
+    reference: ReferenceLogps | None = None
+    sft: Checkpoint | None = None
+    tracking_uri: str = ""
+
+    @property
+    def checkpoints(self) -> TrainingCheckpoints:
+        """Written after every step."""
+        return TrainingCheckpoints(local_files, str(self.folder / "store" / "training"), interval_s=0)
+
+
+def local_files() -> AbstractFileSystem:
+    return LocalFileSystem(auto_mkdir=True)
+
+
+def attempt(training: Training, dest: Path, trap: str = "") -> None:
+    """Trains, from the start or from where an earlier attempt was cut off."""
+    torch.set_num_threads(1)
+    callbacks: list[TrainerCallback] = []
+    if trap:
+        globals()[trap](callbacks)
+    if training.tracking_uri:
+        with Tracker(training.tracking_uri, "resume", training.name, training.name).stage(training.name) as run:
+            train(training, dest, (*callbacks, metrics_callback(run)))
+    else:
+        train(training, dest, tuple(callbacks))
+
+
+def train(training: Training, dest: Path, callbacks: tuple[TrainerCallback, ...]) -> Checkpoint:
+    stage = Stage(training.base, training.model, 0, dest, callbacks, training.checkpoints)
+    if isinstance(training.section, SftSection):
+        return train_sft(training.preferences, None, training.section, stage)
+    assert training.reference
+    assert training.sft
+    return train_dpo(training.reference, training.sft, training.section, stage)
+
+
+def die(number: int = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), number)
+
+
+class AtStep(TrainerCallback):
+    """Sends this process a signal at an event of a step."""
+
+    def __init__(self, event: str, step: int, number: int) -> None:
+        def act(args, state, control, **kwargs):
+            if state.global_step == step:
+                die(number)
+
+        setattr(self, event, act)
+
+
+def in_a_step(callbacks):
+    callbacks.append(AtStep("on_substep_end", 4, signal.SIGKILL))
+
+
+def in_validation(callbacks):
+    callbacks.append(AtStep("on_prediction_step", 8, signal.SIGKILL))
+
+
+def preempted_in_a_step(callbacks):
+    callbacks.append(AtStep("on_substep_end", 5, signal.SIGTERM))
+
+
+def preempted_in_validation(callbacks):
+    callbacks.append(AtStep("on_prediction_step", 8, signal.SIGTERM))
+
+
+def in_writing_a_checkpoint(callbacks):
+    whole = Trainer._save_optimizer_and_scheduler
+
+    def half(self, folder):
+        if self.state.global_step == 5:
+            Path(folder, "optimizer.pt").write_bytes(b"half")
+            die()
+        whole(self, folder)
+
+    Trainer._save_optimizer_and_scheduler = half
+
+
+def in_uploading_a_checkpoint(callbacks):
+    whole = LocalFileSystem.put_file
+
+    def half(self, source, target, **kwargs):
+        whole(self, source, target, **kwargs)
+        if "step-00000006" in target and target.endswith("optimizer.pt"):
+            die()
+
+    LocalFileSystem.put_file = half
+
+
+def with_a_store_that_refuses(callbacks):
+    def refuse(self, source, target, **kwargs):
+        raise PermissionError("Access Denied")
+
+    LocalFileSystem.put_file = refuse
+
+
+def with_a_store_that_fails_half_an_upload(callbacks):
+    whole = LocalFileSystem.put_file
+
+    def fail(self, source, target, **kwargs):
+        if target.endswith("scheduler.pt"):
+            raise OSError("Connection reset by peer")
+        whole(self, source, target, **kwargs)
+
+    LocalFileSystem.put_file = fail
+
+
+def with_a_full_disk(callbacks):
+    """Files of more than 100 kB cannot be written: the adapter has 69 kB, the optimizer twice that."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def with_little_memory(callbacks):
+    """More than two rows at once do not fit."""
+    for kind in (PairTrainer, CompletionTrainer):
+        whole = kind.training_step
+
+        def step(self, model, inputs, n_items=None, whole=whole):
+            if self.args.per_device_train_batch_size > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            return whole(self, model, inputs, n_items)
+
+        kind.training_step = step
+
+
+def with_no_memory(callbacks):
+    def step(self, model, inputs, n_items=None):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    CompletionTrainer.training_step = step
+
+
+def with_memory_that_runs_out(callbacks):
+    whole = CompletionTrainer.training_step
+
+    def step(self, model, inputs, n_items=None):
+        if self.state.global_step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return whole(self, model, inputs, n_items)
+
+    CompletionTrainer.training_step = step

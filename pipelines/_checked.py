@@ -44,7 +44,8 @@ class CheckedPipeline(Pipeline):
         """Runs the pipeline and prints what came out, or where that can be seen later."""
         with clean_errors(), replacing(schedule_name(self._run_args.get("config_path"))):
             run = super().__call__(*args, **kwargs)
-        _print_outcome(run)
+        with clean_errors():
+            _print_outcome(run)
         return run
 
 
@@ -55,18 +56,28 @@ def _execution_mode() -> ExecutionMode:
 
 
 def _print_outcome(run: PipelineRunResponse | None) -> None:
+    """Raises:
+    UserError: the run failed where no exception reaches this terminal, as on a cluster; says in which step, and why.
+    """
     # Steps have imported by now what these need; before, it would delay the answer to a mistake in the config.
     from pipelines.report import read_report
     from posttrain.report import print_report
 
-    if run is not None and run.status.is_successful:
-        print_report(read_report(run.id))
-    elif run is not None:
-        click.echo(f"Run {run.name} goes on without this terminal. When it has ended: posttrain report {run.name}")
-    else:
+    if run is None:
         click.echo(
             "Scheduled. Its runs and what else there is: posttrain schedule list. The last outcome: posttrain report"
         )
+    elif run.status.is_successful:
+        print_report(read_report(run.id))
+    elif run.status.is_finished:
+        ended = [step for step in run.steps.values() if step.status.is_finished and not step.status.is_successful]
+        why = [
+            f"{step.name}: {(step.exception_info and step.exception_info.message) or step.status.value}"
+            for step in ended
+        ]
+        raise UserError(f"run {run.name} {run.status.value}: {'; '.join(why) or 'before any step: see its log'}")
+    else:
+        click.echo(f"Run {run.name} goes on without this terminal. When it has ended: posttrain report {run.name}")
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """One ZenML client and one MLflow store for all tests, in a scratch folder; models and pairs that train in a second."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -26,6 +28,10 @@ os.environ.update(
 )
 
 ROOT = Path(__file__).parent.parent
+
+# ZenML finds steps that tests define as tests.test_...; a package that SageMaker's SDK needs installs one of the same name.
+sys.modules["tests"] = ModuleType("tests")
+sys.modules["tests"].__path__ = [str(ROOT / "tests")]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -26,8 +28,9 @@ ENVIRONMENT = {
 }
 
 
-def register(name: str, folder: Path, **environment: str) -> list[list[str]]:
-    """Runs a file with a shell that notes what it would have told `zenml`, then tells it; gives what it told.
+@contextmanager
+def registered(name: str, folder: Path, **environment: str) -> Iterator[None]:
+    """Runs a file with a shell that notes what it would have told `zenml`, then tells it; afterwards all of it is deleted.
 
     Args:
         folder: an empty one.
@@ -45,7 +48,15 @@ def register(name: str, folder: Path, **environment: str) -> list[list[str]]:
         check=True,
     )
     commands = [json.loads(line) for line in told.read_text().splitlines()]
-    for command in commands:
-        done = CliRunner().invoke(cli, command, catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-    return commands
+    try:
+        for command in commands:
+            _zenml(*command)
+        yield
+    finally:
+        for kind, _, made, *_ in reversed(commands):
+            _zenml(kind, "delete", *(["--yes"] if kind in ("stack", "secret") else []), made)
+
+
+def _zenml(*command: str) -> None:
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output

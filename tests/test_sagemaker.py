@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from moto.server import ThreadedMotoServer
-from stack_files import ENVIRONMENT, register
+from stack_files import ENVIRONMENT, registered
 from zenml.client import Client
 from zenml.image_builders import LocalImageBuilder
 from zenml.stack import Stack
@@ -38,13 +38,13 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     boto3.client("s3").create_bucket(Bucket="tests")
-    register("sagemaker", tmp_path, AWS_ENDPOINT_URL="", REGISTRY=REGISTRY)
     monkeypatch.setattr(LocalImageBuilder, "build", lambda *_, **__: IMAGE)
     monkeypatch.setattr(Stack, "requires_remote_server", False)
     before = Client().active_stack_model.id
-    Client().activate_stack("sagemaker")
-    yield
-    Client().activate_stack(before)
+    with registered("sagemaker", tmp_path, AWS_ENDPOINT_URL="", REGISTRY=REGISTRY):
+        Client().activate_stack("sagemaker")
+        yield
+        Client().activate_stack(before)
     server.stop()
 
 

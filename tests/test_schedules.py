@@ -20,6 +20,7 @@ from zenml.pipelines.run_utils import create_placeholder_run
 from zenml.utils.time_utils import utc_now
 
 from pipelines import schedules
+from pipelines._checked import _print_outcome
 from pipelines._run_file import N_CRON_FIELDS
 from pipelines.dpo import dpo_pipeline
 from posttrain.errors import UserError
@@ -103,6 +104,15 @@ def test_an_update_that_fails_leaves_the_schedule_as_it_was(tmp_path: Path) -> N
     assert [schedule.id for schedule in schedules.every()] == [before.id]
     assert schedules.find("nightly").cron_expression == "0 3 * * *"
     assert standing == CRON
+
+
+def test_a_run_that_failed_elsewhere_says_where_and_why() -> None:
+    """The engine of a cluster raises nothing here, but ZenML has what its pods raised."""
+    nan = SimpleNamespace(message="the loss is nan")
+    step = SimpleNamespace(name="train_dpo", status=ExecutionStatus.FAILED, exception_info=nan)
+    run: Any = SimpleNamespace(name="dpo-1", status=ExecutionStatus.FAILED, steps={"train_dpo": step})
+    with pytest.raises(UserError, match="run dpo-1 failed: train_dpo: the loss is nan"):
+        _print_outcome(run)
 
 
 def test_an_update_that_was_cut_off_is_put_in_order(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import yaml
 from click.testing import CliRunner
 from conftest import ROOT
 from moto.server import ThreadedMotoServer
-from stack_files import SECRET, register
+from stack_files import SECRET, registered
 from zenml.client import Client
 from zenml.image_builders import BuildContext
 from zenml.stack import Stack
@@ -93,14 +93,14 @@ def kubernetes(
         "current-context": "a-context",
     }
     (folder / "kubeconfig").write_text(json.dumps(config))
-    register(
+    made = registered(
         "kubernetes",
         folder,
         AWS_ENDPOINT_URL=endpoint,
         MLFLOW_TRACKING_URI=f"http://{host}",
         REGISTRY=f"{host}/tests",
     )
-    with pytest.MonkeyPatch.context() as patch:
+    with made, pytest.MonkeyPatch.context() as patch:
         patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(folder / "kubeconfig"))
         yield lambda steps=None: {f.part: (f.state, f.text) for f in check_stack("gpu", steps or steps_of(NIGHTLY))}
     s3.stop()
@@ -201,8 +201,8 @@ def test_the_command_ends_with_an_error_if_a_part_cannot_be_used(kubernetes: Cal
 
 @pytest.mark.parametrize(("name", "stack"), [("local_docker", "docker"), ("sagemaker", "sagemaker")])
 def test_the_other_stacks_can_be_registered(tmp_path: Path, name: str, stack: str) -> None:
-    register(name, tmp_path, AWS_ENDPOINT_URL="", REGISTRY="123456789012.dkr.ecr.us-east-1.amazonaws.com")
-    made = Stack.from_model(Client().get_stack(stack))
+    with registered(name, tmp_path, AWS_ENDPOINT_URL="", REGISTRY="123456789012.dkr.ecr.us-east-1.amazonaws.com"):
+        made = Stack.from_model(Client().get_stack(stack))
     assert made.orchestrator.flavor == name
     assert (made.artifact_store.path, made.experiment_tracker.flavor) == ("s3://tests/posttrain", "mlflow")
 

@@ -1,6 +1,7 @@
 # What a remote step runs in. ZenML builds it (settings.docker of configs/nightly_*.yaml); by hand: docker build -t posttrain .
-# The project's code is not in it: ZenML brings that to each run, so an edit of the code needs no new image. Nothing secret either:
-# .dockerignore lets in two files.
+# The code is its last layer, so an edit of it is built and pushed in seconds. ZenML could bring the code to each pod instead, but
+# not to the one that starts the others: that one would find nothing in the cache, and start a pod with a GPU to be told so.
+# Nothing secret is in it: .dockerignore lets in the pins and the code.
 #   BASE            with Python 3.11 and its venv module
 #   TORCH_BACKEND   cu130: CUDA 13 (NVIDIA), cpu: a fifth of the size; auto: torch as the package index has it
 ARG BASE=python:3.11-slim
@@ -13,7 +14,12 @@ RUN python3 -m venv /opt/posttrain \
     && VIRTUAL_ENV=/opt/posttrain /opt/posttrain/bin/uv pip install --no-cache --constraint /build/constraints.txt \
         --requirement /build/pyproject.toml --extra aws --extra gpu --extra kubernetes --extra sagemaker \
     && useradd --create-home --uid 1000 posttrain \
-    && install --directory --owner posttrain /app
+    && install --directory --owner posttrain /app /app/.zen
 ENV PATH=/opt/posttrain/bin:$PATH HF_HUB_DISABLE_TELEMETRY=1 MLFLOW_DISABLE_TELEMETRY=true ZENML_ANALYTICS_OPT_IN=false
-USER 1000
 WORKDIR /app
+COPY --chown=posttrain posttrain posttrain
+COPY --chown=posttrain pipelines pipelines
+COPY --chown=posttrain steps steps
+COPY --chown=posttrain materializers materializers
+COPY --chown=posttrain *.py ./
+USER 1000

@@ -20,7 +20,6 @@ from stack_files import SECRET, registered
 from zenml.client import Client
 from zenml.image_builders import BuildContext
 from zenml.stack import Stack
-from zenml.utils.code_utils import CodeArchive
 
 from pipelines.dpo import dpo_pipeline
 from pipelines.stack_check import check_stack, differing, steps_of
@@ -251,12 +250,19 @@ def test_sagemakers_night_asks_for_the_same(tmp_path: Path) -> None:
     assert document["parameters"] == night["parameters"]
 
 
-def test_the_image_sees_the_pins_and_nothing_else() -> None:
-    """What ZenML hands to docker: no code, and nothing in which a secret could lie; `.zen` comes along, but is not copied."""
-    files = {path for path in BuildContext(root=str(ROOT)).get_files() if not path.startswith(".zen")}
-    assert files == {"Dockerfile", "constraints.txt", "pyproject.toml"}
-    copied = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith(("COPY", "ADD"))]
-    assert copied == ["COPY pyproject.toml constraints.txt /build/"]
+def in_image() -> dict[str, Path]:
+    """The files that ZenML hands to docker, by their path there."""
+    context = BuildContext(root=str(ROOT)).get_files()
+    return {path: Path(source) for path, source in context.items() if source and Path(source).is_file()}
+
+
+def test_the_image_sees_pins_and_code_and_nothing_else() -> None:
+    """What ZenML hands to docker has nothing in which a secret could lie; `.zen` comes along, but is not copied."""
+    files = {path for path in in_image() if not path.startswith(".zen")}
+    packages = ("posttrain/", "pipelines/", "steps/", "materializers/")
+    beside = {path for path in files if not path.startswith(packages)}
+    assert beside == {"Dockerfile", "constraints.txt", "pyproject.toml", *(path.name for path in ROOT.glob("*.py"))}
+    assert {Path(path).suffix for path in files - beside} == {".py"}
 
 
 def test_the_image_does_not_run_as_root() -> None:
@@ -266,11 +272,11 @@ def test_the_image_does_not_run_as_root() -> None:
     assert not any(line.startswith(("RUN", "COPY", "ADD")) for line in lines[user:])
 
 
-def test_the_code_in_a_pod_has_the_callers_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ZenML brings to a pod, laid out as there."""
-    for path, source in CodeArchive(root=str(ROOT)).get_files().items():
+def test_the_code_in_the_image_has_the_callers_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ZenML hands to docker, laid out as in the image."""
+    for path, source in in_image().items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes(Path(source).read_bytes())
+        (tmp_path / path).write_bytes(source.read_bytes())
     here = _code.code_digest.__wrapped__()
     monkeypatch.setattr(_code, "ROOT", tmp_path)
     assert _code.code_digest.__wrapped__() == here

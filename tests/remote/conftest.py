@@ -27,18 +27,20 @@ from remote.wire import Wire
 SMALL: dict[str, Any] = {
     "model": {"base": "demo", "method": "full"},
     "data": {"sources": [{"path": "demo", "limit": 300}], "test_size": 0.2, "validation_size": 0.05},
-    "sft": {"max_steps": 6, "batch_size": 4, "max_length": 128, "eval_steps": 3, "checkpoint_interval_s": 0},
+    "sft": {"max_steps": 6, "batch_size": 4, "max_length": 128, "eval_steps": 3},
     "dpo": {
         "max_steps": 40,
         "batch_size": 4,
         "max_length": 128,
         "max_prompt_length": 64,
         "eval_steps": 10,
-        "checkpoint_interval_s": 0,
     },
+    "checkpoints": {"interval_s": 0},
     "evaluation": {"generations": {"n": 4, "max_new_tokens": 8}},
 }
 """The demo, made small: DPO takes some seconds, so that there is a middle to be killed in."""
+TRAIN_DPO_AGAIN: dict[str, Any] = {"steps": {"train_dpo": {"enable_cache": False}}}
+CHECKPOINT = re.compile(r"training-checkpoints/dpo-[^/]+/step-(\d+)-[^/]+/manifest\.json")
 
 
 def endpoint(name: str) -> str:
@@ -85,6 +87,46 @@ def database() -> Iterator[psycopg.Connection[Any]]:
     """The PostgreSQL database behind MLflow."""
     with psycopg.connect(endpoint("POSTGRES_URL"), autocommit=True) as connection:
         yield connection
+
+
+def curve(database: psycopg.Connection[Any], run_name: str, key: str) -> list[tuple[int, float]]:
+    """The points of a curve of MLflow as PostgreSQL has them, in the order of their steps."""
+    rows = database.execute(
+        "select metrics.step, metrics.value from metrics join runs using (run_uuid) "
+        "where runs.name = %s and runs.lifecycle_stage = 'active' and metrics.key = %s order by metrics.step",
+        (run_name, key),
+    )
+    return list(rows)
+
+
+def same_curves(undisturbed: str, run: str, database: psycopg.Connection[Any]) -> None:
+    """Two pipeline runs have the same curves of DPO, without gap or double."""
+    for key in ("train/loss", "train/accuracy", "validation/loss"):
+        expected = curve(database, f"train_dpo of {undisturbed}", key)
+        assert expected
+        assert curve(database, f"train_dpo of {run}", key) == expected
+
+
+def in_mid_dpo(s3: Any, bucket: str) -> bool:
+    """Whether there is a whole training checkpoint of DPO, and it is not one of its first steps."""
+    return any(int(found[1]) >= 5 for key in keys(s3, bucket) if (found := CHECKPOINT.search(key)))
+
+
+def wait_for(condition: Callable[[], bool], at_most_s: float) -> None:
+    """Waits for something that must come to pass."""
+    end = time.monotonic() + at_most_s
+    while not condition():
+        assert time.monotonic() < end, f"did not come to pass within {at_most_s} s"
+        time.sleep(0.2)
+
+
+def command(*words: str, **environment: str) -> str:
+    """What a command of this environment prints; it must end well."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": path, **environment}
+    done = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @dataclass
@@ -137,14 +179,14 @@ class Run:
         assert self.process.wait(timeout=300) == 0, self.output
         return self
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
+    def wait_for(self, condition: Callable[[], bool]) -> None:
         """Waits for something that must come to pass while the run is at work."""
-        for _ in range(3000):
-            if condition():
-                return
+
+        def came() -> bool:
             assert self.process.poll() is None, f"ended too early: {self.output}"
-            time.sleep(0.1)
-        raise AssertionError(f"did not come to pass: {self.output}")
+            return condition()
+
+        wait_for(came, 300)
 
     def kill(self) -> None:
         """kill -9 of the process and all that it has started."""

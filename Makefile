@@ -15,13 +15,17 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # Where make bench-peer puts LLaMA-Factory, which needs other versions of the same packages.
 export BENCH_PEER ?= $(or $(POSTTRAIN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/posttrain)/benchmarks/llamafactory-0.9.5
 
-.PHONY: run test test-services test-remote lint audit setup clean bench bench-quick bench-peer bench-table
+.PHONY: run test test-soak test-services test-remote lint audit setup clean bench bench-quick bench-peer bench-table
 
 run: setup
 	$(BIN)/zenml pipeline run dpo_pipeline
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not soak'
+
+# Trainings killed again and again, for minutes.
+test-soak: setup
+	$(BIN)/python -m pytest -m soak
 
 # Against real servers: S3, PostgreSQL, MLflow, ZenML. `tests/remote/with_servers make test-services` starts them.
 test-services: setup

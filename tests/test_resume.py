@@ -127,7 +127,7 @@ def assert_equal_to_undisturbed(
     assert in_mlflow(training) == in_mlflow(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_killed_at_twenty_random_moments_it_ends_as_if_undisturbed(trainings, name, tmp_path):
     """kill -9 after a random time, twenty times, whatever it was doing; then it is let go on to its end."""
@@ -302,7 +302,7 @@ def test_what_never_fits_is_one_clear_error(trainings, tmp_path):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_write_one_checkpoint_and_go_on_from_it(trainings, tmp_path):
     """SIGTERM to the process that started both: each is told, both write the same step, and the end is that of one go."""
     two = trainings[0]["sft"].section.model_copy(update={"processes": 2})

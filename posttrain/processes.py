@@ -67,12 +67,13 @@ def on_processes(section: TrainSection, train: Callable[..., Checkpoint], *input
         UserError: what a process raised; the others are ended with it.
         RuntimeError: a process ended otherwise; names the one that failed first.
     """
-    if stage.checkpoints is None:
-        return _fitting(section, train, inputs, stage)
-    with stage.checkpoints.in_use() as (resumption, upload):
-        return _fitting(
-            section, train, inputs, replace(stage, resumption=resumption, callbacks=(*stage.callbacks, upload))
-        )
+    with tempfile.TemporaryDirectory(prefix="posttrain-training-") as folder:
+        stage = replace(stage, work=Path(folder))
+        if stage.checkpoints is None:
+            return _fitting(section, train, inputs, stage)
+        with stage.checkpoints.in_use(Path(folder)) as (resumption, upload):
+            callbacks = (*stage.callbacks, upload)
+            return _fitting(section, train, inputs, replace(stage, resumption=resumption, callbacks=callbacks))
 
 
 def _fitting(

@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
 import uuid
@@ -100,23 +99,24 @@ class TrainingCheckpoints:
         return None
 
     @contextmanager
-    def in_use(self) -> Iterator[tuple[Resumption, Upload]]:
+    def in_use(self, work: Path) -> Iterator[tuple[Resumption, Upload]]:
         """Inside, a training can go on from the newest and store further ones; a SIGTERM that it answered is passed on.
+
+        Args:
+            work: where the trainer writes.
 
         Raises:
             OSError: the store cannot be read.
         """
-        with tempfile.TemporaryDirectory(prefix="posttrain-training-") as folder:
-            work = Path(folder) / "work"
-            upload = Upload(self, work)
-            try:
-                yield Resumption(work, self.interval_s, self.fetch_newest(Path(folder))), upload
-            except Preempted:
-                upload.wait()
-                os.kill(os.getpid(), signal.SIGTERM)  # to whoever handled it before
-                raise
-            finally:
-                upload.wait()
+        upload = Upload(self, work)
+        try:
+            yield Resumption(self.interval_s, self.fetch_newest(work / "start")), upload
+        except Preempted:
+            upload.wait()
+            os.kill(os.getpid(), signal.SIGTERM)  # to whoever handled it before
+            raise
+        finally:
+            upload.wait()
 
     def delete(self) -> None:
         """Removes all of them: what was trained is stored elsewhere."""
@@ -144,7 +144,8 @@ class TrainingCheckpoints:
         files.invalidate_cache()
         if not files.exists(self.folder):
             return []
-        return sorted((PurePosixPath(path).name for path in files.ls(self.folder, detail=False)), reverse=True)
+        names = (PurePosixPath(path).name for path in files.ls(self.folder, detail=False))
+        return sorted((name for name in names if name.startswith("step-")), reverse=True)
 
     def _prune(self, files: AbstractFileSystem) -> None:
         names = self._names(files)
@@ -166,13 +167,11 @@ def training_key(*about: object) -> str:
 
 @dataclass(frozen=True)
 class Resumption:
-    """What a training in progress is told of its checkpoints: folders on this machine, shared by its processes."""
+    """What a training in progress is told of its checkpoints."""
 
-    work: Path
-    """Where the trainer writes; a checkpoint that lies here is still being uploaded."""
     interval_s: float
     start: Path | None
-    """The checkpoint to go on from."""
+    """The checkpoint to go on from, on this machine."""
 
     @property
     def start_step(self) -> int:
@@ -314,7 +313,7 @@ class Resume(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Asks for a checkpoint where one is due, unless the one before is still being uploaded."""
         due = time.monotonic() - self._last_s >= self._about.interval_s and not any(
-            self._about.work.glob("checkpoint-*")
+            Path(args.output_dir).glob("checkpoint-*")  # it is still being uploaded
         )
         if self._any_process((due and state.is_world_process_zero) or self._wanted_back.is_set()):
             self._last_s = time.monotonic()

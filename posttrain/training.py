@@ -40,8 +40,9 @@ class Stage:
     callbacks: tuple[TrainerCallback, ...] = ()
     checkpoints: TrainingCheckpoints | None = None
     """Where the training can be taken up again; None: what is cut off begins anew."""
+    work: Path | None = None
+    """Where the trainer writes; set, as what follows, while the training goes on, and the same for all of its processes."""
     resumption: Resumption | None = None
-    """Set while the training goes on."""
 
     @property
     def start(self) -> Path | None:
@@ -70,7 +71,7 @@ def training_arguments(section: TrainSection, stage: Stage, model: Model, has_va
             "GPU with `pip install -e '.[gpu]'`"
         )
     return {
-        "output_dir": str(stage.resumption.work if stage.resumption else stage.dest),  # written to for checkpoints only
+        "output_dir": str(stage.work),
         "learning_rate": section.learning_rate,
         "num_train_epochs": section.epochs,
         "max_steps": section.max_steps or -1,

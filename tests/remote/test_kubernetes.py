@@ -265,7 +265,7 @@ def test_a_row_added_makes_the_next_firing_train(
     schedule: Callable[[str], Any], undisturbed: PipelineRunResponse, cluster: Cluster, s3: Any, bucket: str
 ) -> None:
     row = {
-        "prompt": "Hello, my kettle hums a song at night.",
+        "prompt": "Hello, my kettle hums a song at dusk.",  # whose hash puts it into training; at night it would be a test pair
         "chosen": "Please move it away from the window.",
         "rejected": "Turn it off and on again, and then do so once more.",
     }

@@ -23,7 +23,7 @@ run: setup
 test: setup
 	$(BIN)/python -m pytest -m 'not soak'
 
-# Trainings killed again and again, for minutes.
+# Trainings killed again and again, and pipelines side by side, for minutes.
 test-soak: setup
 	$(BIN)/python -m pytest -m soak
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (so that no attempt has to)
 import torch
+import torch._dynamo
+import transformers.models.llama.modeling_llama  # noqa: F401
 import trl
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem

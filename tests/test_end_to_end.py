@@ -166,6 +166,7 @@ def test_a_changed_row_runs_what_depends_on_it(
     assert "SFT orders" in report.promotion.reasons[0]
 
 
+@pytest.mark.soak
 def test_a_run_that_was_killed_is_taken_up_by_the_next(
     tmp_path: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

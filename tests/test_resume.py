@@ -11,10 +11,12 @@ import signal
 import tempfile
 import time
 from dataclasses import replace
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import interrupted
 import pytest
+from conftest import ROOT
 from interrupted import Training, attempt
 from mlflow import MlflowClient
 
@@ -33,7 +35,15 @@ SFT = SftSection(max_length=96, **COMMON)
 DPO = DpoSection(**LENGTHS, **COMMON, early_stopping_patience=9)
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["interrupted"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fork_server():
+    """Has imported what attempts need; Python 3.11 does not tell it where to look, and it is silent about what it misses."""
+    FORKS.set_forkserver_preload(["interrupted"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
+        ensure_running()
 
 
 @pytest.fixture(scope="module")

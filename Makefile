@@ -23,7 +23,7 @@ run: setup
 test: setup
 	$(BIN)/python -m pytest -m 'not soak'
 
-# Trainings killed again and again, and pipelines side by side, for minutes.
+# What takes minutes: trainings killed again and again, pipelines side by side, a stand-in for AWS.
 test-soak: setup
 	$(BIN)/python -m pytest -m soak
 

@@ -54,7 +54,7 @@ def test_rows_through_the_head_are_counted_and_no_others():
     assert head.rows == 10
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ours_trains_as_trl_does_and_computes_less(tiny_cache, capsys):
     """One timed step of each on synthetic pairs, each in a process of its own."""
     case = Case("short", "tiny", "lora", batch_size=2, n_steps=2, n_test=2, max_length=128, learning_rate=0.05)

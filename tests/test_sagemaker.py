@@ -59,7 +59,7 @@ def scheduled(path: Path = CONFIG) -> tuple[dict[str, Any], dict[str, Any]]:
     return {**pipeline, "steps": json.loads(pipeline["PipelineDefinition"])["Steps"]}, schedule
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_is_submitted_is_what_the_config_says(aws: None, tmp_path: Path) -> None:
     """Definition, instance types, role, image and schedule; then an update, a pause and the end of it."""
     pipeline, schedule = scheduled()

@@ -22,7 +22,7 @@ from pipelines.dpo import dpo_pipeline
 from pipelines.report import read_run_report
 from posttrain.report_page import report_page
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 HIDDEN_IN = {"secret"}
 """ZenML's own table of secrets."""

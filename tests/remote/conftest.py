@@ -47,7 +47,9 @@ def endpoint(name: str) -> str:
     """What `POSTTRAIN_TEST_<name>` says; without it a test is skipped, and fails in CI."""
     if value := os.environ.get(f"POSTTRAIN_TEST_{name}"):
         return value
-    reason = f"POSTTRAIN_TEST_{name} is not set: start the servers with `. tests/remote/up`, or set it to your own"
+    reason = (
+        f"POSTTRAIN_TEST_{name} is not set: run tests/remote/with_servers make test-services, or set it to your own"
+    )
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

@@ -205,11 +205,12 @@ def _relay(events: Path, callbacks: tuple[TrainerCallback, ...]) -> Iterator[Non
             about: Any = SimpleNamespace(
                 is_world_process_zero=True, epoch=event.get("epoch"), global_step=event.get("step")
             )
+            absent: Any = None  # the trainer's arguments and control are in the other process
             for callback in callbacks:
                 if "logs" in event:
-                    callback.on_log(None, about, None, logs=event["logs"])  # type: ignore[arg-type]
+                    callback.on_log(absent, about, absent, logs=event["logs"])
                 if "saved" in event:
-                    callback.on_save(None, about, None)  # type: ignore[arg-type]
+                    callback.on_save(absent, about, absent)
 
     def follow() -> None:
         while not done.wait(POLL_S):

@@ -46,7 +46,6 @@ class TrainingManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    step: int
     files: dict[str, str]
     """sha256 of every file beside the manifest, by its path."""
 
@@ -74,7 +73,7 @@ class TrainingCheckpoints:
             relative = path.relative_to(written).as_posix()
             digests[relative] = file_digest(path)
             files.put_file(str(path), f"{self.folder}/{name}/{relative}")
-        manifest = TrainingManifest(step=step, files=digests)
+        manifest = TrainingManifest(files=digests)
         files.pipe_file(f"{self.folder}/{name}/{MANIFEST}", manifest.model_dump_json().encode())
         self._prune(files)
         return name
@@ -110,13 +109,13 @@ class TrainingCheckpoints:
         """
         upload = Upload(self, work)
         try:
-            yield Resumption(self.interval_s, self.fetch_newest(work / "start")), upload
+            try:
+                yield Resumption(self.interval_s, self.fetch_newest(work / "start")), upload
+            finally:
+                upload.wait()
         except Preempted:
-            upload.wait()
             os.kill(os.getpid(), signal.SIGTERM)  # to whoever handled it before
             raise
-        finally:
-            upload.wait()
 
     def delete(self) -> None:
         """Removes all of them: what was trained is stored elsewhere."""
@@ -220,6 +219,8 @@ class ResumableTrainer(Trainer):
     metrics in `_metrics` and `_total_train_tokens` and writes a model card into each.
     """
 
+    _metrics: dict[str, dict[str, list[float]]]
+    _total_train_tokens: int
     evaluating = False
     """Whether the checkpoint to be written is of a step whose validation has begun and is to be done again."""
 
@@ -233,8 +234,8 @@ class ResumableTrainer(Trainer):
             "loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
-            "metrics": self._metrics["train"],  # type: ignore[attr-defined]
-            "n_tokens": int(self._total_train_tokens),  # type: ignore[attr-defined]
+            "metrics": self._metrics["train"],
+            "n_tokens": int(self._total_train_tokens),
         }
         try:
             Trainer._save_checkpoint(self, model, trial)  # past TRL's, which only adds the card

@@ -10,6 +10,7 @@ from zenml.client import Client
 from zenml.steps.step_context import StepContext
 
 from posttrain.errors import UserError
+from posttrain.tracking import without_password
 
 MISTAKE = f"{UserError.__module__}.{UserError.__name__}"
 
@@ -27,9 +28,8 @@ def alert(exception: BaseException) -> None:
     ZenML's own hook posts the whole stack trace and all parameters, and warns where there is no alerter.
     """
     context = get_step_context()
-    message = (
-        f"{context.pipeline.name}, run {context.pipeline_run.name}: step {context.step_run.name} failed: {exception}"
-    )
+    reason = without_password(str(exception))
+    message = f"{context.pipeline.name}, run {context.pipeline_run.name}: step {context.step_run.name} failed: {reason}"
     for alerter in Client().active_stack.alerters.values():
         alerter.post(message)
 

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
@@ -120,6 +121,8 @@ def load_model(
             )
     elif trainable and section.method != "full":
         model = _with_adapter(model, section)
+    if isinstance(model, PeftModel) and uses_bf16(section):
+        _leave_casts_to_autocast(model)
     return model if section.method == "qlora" else model.to(device())
 
 
@@ -242,6 +245,13 @@ def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -
         options["device_map"] = {"": device()}
     with _without_its_code(source):
         return AutoModelForCausalLM.from_pretrained(source, **options)
+
+
+def _leave_casts_to_autocast(model: PeftModel) -> None:
+    """Keeps PEFT 0.21 from casting a layer's bf16 input to the fp32 of its adapter: `autocast` would cast it straight back."""
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.cast_input_dtype_enabled = False
 
 
 def _with_adapter(model: PreTrainedModel, section: ModelSection) -> PeftModel:

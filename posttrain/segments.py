@@ -86,9 +86,17 @@ def no_mask(input_ids: Tensor) -> Tensor:
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
 
 
+def _attends_in_fp32(query: Tensor) -> bool:
+    """On a CPU: the backward of torch 2.13's kernel takes three times as long in bf16, AMX or not."""
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16
+
+
 def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, **options: Any) -> Tensor:
     """SDPA for each prefix with its first branch, and for each other branch: (1, heads, N, width) in and out."""
     options["enable_gqa"] = query.shape[1] != key.shape[1]
+    if _attends_in_fp32(query):
+        with torch.autocast("cpu", enabled=False):
+            return _by_segment(query.float(), key.float(), value.float(), segments, **options).to(query.dtype)
     parts = zip(*(tensor.split(segments.lengths, dim=2) for tensor in (query, key, value)), strict=True)
     masks = iter(segments.masks(query.dtype, query.device))
     outputs = []

@@ -9,6 +9,7 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,7 +29,8 @@ from trl.trainer.utils import add_fused_lm_head
 from posttrain.config import LossType, ModelSection
 from posttrain.dpo import PairTrainer
 from posttrain.logprobs import completion_logps
-from posttrain.segments import Segments
+from posttrain.model import autocast, load_model
+from posttrain.segments import Segments, _by_segment
 from posttrain.shared_prompt import FlatCollator, lay_out, use_flat_batches
 
 SHAPE = {
@@ -246,6 +248,45 @@ def test_bfloat16_is_as_near_as_trls():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = model(flat=FlatCollator()(rows)["flat"], fused_lm_head=True).log_probs.float().sum(dim=1)
     assert ((found - expected).abs() / expected.abs()).max() < 0.02
+
+
+def test_attention_in_bfloat16_is_computed_in_fp32_on_a_cpu():
+    """Also under autocast: exactly the fp32 result of the same inputs, rounded once."""
+    segments = Segments(((3, 4, 2), (0, 5)))
+    inputs = [torch.randn(1, n, 14, 8, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (4, 2, 2)]
+    expected = _by_segment(*(part.float() for part in inputs), segments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = _by_segment(*inputs, segments)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+
+
+def test_an_adapter_in_bfloat16_computes_the_same_without_casts_to_fp32(tiny_base):
+    base, section = tiny_base
+    section = section.model_copy(update={"method": "lora", "precision": "bf16"})
+    torch.manual_seed(0)
+    model = load_model(base, section, trainable=True)
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora_B["default"].weight)
+    seen = set()
+    layers[0].lora_A["default"].register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype))
+    ids = torch.arange(2, 40)[None]
+    results = []
+    for casts in (False, True):
+        for layer in layers:
+            assert layer.cast_input_dtype_enabled is False
+            layer.cast_input_dtype_enabled = casts
+        model.zero_grad()
+        with autocast(section):
+            logits = model(ids).logits
+        logits.float().square().mean().backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
+        results.append(torch.cat([logits.flatten().float(), *gradients]))
+        for layer in layers:
+            layer.cast_input_dtype_enabled = False
+    assert seen == {torch.bfloat16, torch.float32}
+    assert torch.equal(*results)
 
 
 def test_gradient_checkpointing_changes_nothing():

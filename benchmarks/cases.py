@@ -56,6 +56,7 @@ class Engine:
     name: str
     module: str
     dtype: str = "fp32"
+    """Replaced by the group's, but in the ladder."""
     options: dict[str, Any] = field(default_factory=dict)
     """ours: settings, `{"model": {...}, "dpo": {...}}`. stock: arguments of DPOConfig. peer: LLaMA-Factory's own."""
     levers: tuple[str, ...] = ()
@@ -79,16 +80,26 @@ ENGINES = {
 BASELINE = "trl_default"
 """Its losses are what every other engine's are compared with."""
 
-LADDER = (
-    replace(ENGINES[BASELINE], name="TRL's defaults"),
-    Engine("+ reference computed before", "stock", options={"precompute_ref_log_probs": True}),
-    Engine("+ no gradient checkpointing", "stock", options=TRL_BEST),
-    Engine("the same in bf16", "stock", dtype="bf16", options=TRL_BEST),
-    Engine("+ LM head on completions only", "stock", options=TRL_BEST, levers=("head_on_completions",)),
-    Engine("+ no padding (our flat rows)", "ours", options=OURS, levers=("prompts_not_shared",)),
-    Engine("+ each prompt once (all of ours)", "ours", options=OURS),
-)
-"""One lever more a rung, but for bf16, which is slower on a CPU without AMX; the first is the baseline of the others."""
+
+def ladder(dtype: str) -> tuple[Engine, ...]:
+    """One lever more a rung; the first is the baseline of the others.
+
+    Args:
+        dtype: what the machine is fast at: bf16 stays on from its rung where it is that.
+    """
+    fast = dtype == "bf16"
+    ours = Engine("+ each prompt once", "ours", dtype, OURS)
+    return (
+        replace(ENGINES[BASELINE], name="TRL's defaults" + (", but fp32" if fast else "")),
+        Engine("+ reference computed before", "stock", options={"precompute_ref_log_probs": True}),
+        Engine("+ no gradient checkpointing", "stock", options=TRL_BEST),
+        Engine("+ bf16" if fast else "the same in bf16", "stock", "bf16", TRL_BEST),
+        Engine("+ LM head on completions only", "stock", dtype, TRL_BEST, ("head_on_completions",)),
+        Engine("+ no padding (our flat rows)", "ours", dtype, OURS, ("prompts_not_shared", "bf16_as_it_comes")),
+        *((replace(ours, levers=("bf16_as_it_comes",)),) if fast else ()),
+        replace(ours, name="+ bf16 without detours" if fast else ours.name),
+    )
+
 
 FULL = tuple(
     Case(profile, model, method, **scale)

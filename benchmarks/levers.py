@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import trl.trainer.utils
 
+import posttrain.model
+import posttrain.segments
 import posttrain.shared_prompt
 
 
@@ -17,6 +19,12 @@ def head_on_completions() -> None:
 def prompts_not_shared() -> None:
     """Flat rows in which each response brings a prompt of its own."""
     posttrain.shared_prompt._n_common = lambda sequences: 0
+
+
+def bf16_as_it_comes() -> None:
+    """In bf16, PEFT's casts to fp32 and back, and torch's attention kernel for it."""
+    posttrain.model._leave_casts_to_autocast = lambda model: None
+    posttrain.segments._attends_in_fp32 = lambda query: False
 
 
 def pull(names: Sequence[str]) -> None:

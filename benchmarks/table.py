@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import BASELINE, LADDER, RESULTS, ROOT
+from benchmarks.cases import BASELINE, RESULTS, ROOT
 
 Row = dict[str, Any]
 BEGIN, END = "<!-- from `make bench-table`; a test compares -->", "<!-- end of `make bench-table` -->"
@@ -26,8 +26,8 @@ COLOURS = {
     "llamafactory": "#d9a441",
 }
 COLUMNS = (
-    "| pairs, model, method | engine | pairs/s | times TRL's defaults | wall time | peak memory | tokens a pair | head rows a pair "
-    "| losses |",
+    "| pairs, model, method, precision | engine | pairs/s | times TRL's defaults | wall time | peak memory | tokens a pair "
+    "| head rows a pair | losses |",
     "|---|---|---|---|---|---|---|---|---|",
 )
 OTHERS = ("ladder", "sweep-", "growth", "load")
@@ -53,13 +53,16 @@ def table(groups: dict[str, list[Row]]) -> str:
         parts.append("\n".join([heads, "|---|---|---|---|---|", *(ladder_row(row) for row in groups["ladder"])]))
     if sweeps := [row for name, rows in groups.items() if name.startswith("sweep-") for row in rows]:
         heads = "| four betas, raw file to evaluated models | engine | wall time |"
-        lines = [f"| {_case(row)} | {LABELS[row['engine']]} | {_seconds(row['sweep_wall_s'])} |" for row in sweeps]
+        lines = [
+            f"| {_case_and_precision(row)} | {LABELS[row['engine']]} | {_seconds(row['sweep_wall_s'])} |"
+            for row in sweeps
+        ]
         parts.append("\n".join([heads, "|---|---|---|", *lines]))
     if growth := groups.get("growth"):
         rates = ", ".join(f"{row['n_train']} pairs: {row['pairs_per_s']:.1f} pairs/s" for row in growth)
         rates_per_s = [row["pairs_per_s"] for row in growth]
         parts.append(
-            f"Growth ({_case(growth[0])}): {rates}; largest over smallest {max(rates_per_s) / min(rates_per_s):.2f}."
+            f"Growth ({_case_and_precision(growth[0])}): {rates}; largest over smallest {max(rates_per_s) / min(rates_per_s):.2f}."
         )
     for row in groups.get("load", ()):
         n = row["n_train"] + row["n_test"]
@@ -79,8 +82,8 @@ def engine_row(row: Row) -> str:
     """A row of the first table."""
     wall = _seconds(row["wall_s"])
     cells = [
-        _case(row),
-        LABELS[row["engine"]] + (", bf16" if row["dtype"] == "bf16" and row["engine"] == "ours" else ""),
+        _case_and_precision(row),
+        LABELS[row["engine"]],
         f"{row['pairs_per_s']:.3g}",
         f"{row['speedup_over_baseline']:.2f}",
         f"{wall} ({row['n_train']} pairs)",
@@ -106,7 +109,7 @@ def ladder_row(row: Row) -> str:
 
 def _parity(row: Row) -> str:
     deviation = "no number" if row["max_deviation"] is None else f"{row['max_deviation']:.0e}"
-    if row["engine"] in (BASELINE, LADDER[0].name):
+    if row["engine"].startswith((BASELINE, "TRL's defaults")):
         return "the standard"
     return f"equal to {deviation}" if row["parity"] else f"**differ by {deviation}: does not count**"
 
@@ -117,6 +120,10 @@ def _per_pair(row: Row, key: str) -> str:
 
 def _case(row: Row) -> str:
     return f"{row['profile']}, {row['model']}, {row['method']}"
+
+
+def _case_and_precision(row: Row) -> str:
+    return f"{_case(row)}, {row['dtype']}"
 
 
 def _seconds(seconds: float | None) -> str:
@@ -146,7 +153,7 @@ def draw(groups: dict[str, list[Row]], file: Path = PICTURE) -> None:
         names = [LABELS[row["engine"]] for row in rows]
         bars = axis.barh(names, [row["pairs_per_s"] for row in rows], color=[COLOURS[row["engine"]] for row in rows])
         axis.bar_label(bars, [f"{row['pairs_per_s']:.3g}" for row in rows], padding=3)
-        axis.set_title(_case(rows[0]), loc="left", fontsize=10)
+        axis.set_title(_case_and_precision(rows[0]), loc="left", fontsize=10)
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.1)

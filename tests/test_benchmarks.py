@@ -72,13 +72,13 @@ def test_ours_trains_as_trl_does_and_computes_less(tiny_cache, capsys):
     draw({"tiny": [standard, ours]}, bench.CACHE / "bars.svg")
     assert "<svg" in (bench.CACHE / "bars.svg").read_text(encoding="utf-8")
     shown = table({"tiny": [standard, wrong]})
-    assert "| short, tiny, lora | this project |" in shown
+    assert "| short, tiny, lora, fp32 | this project |" in shown
     assert "does not count" in shown
 
 
 def test_a_missing_peer_is_named_and_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "PEER", tmp_path / "none")
-    assert [engine.name for engine in bench.available(("ours", "llamafactory"))] == ["ours"]
+    assert [engine.name for engine in bench.available(("ours", "llamafactory"), "bf16")] == ["ours"]
     assert "make bench-peer" in capsys.readouterr().out
 
 
@@ -106,8 +106,9 @@ def test_every_result_says_where_it_is_from():
             assert needed | {"parity", "machine", "date", "versions", "commit"} <= set(one), name
 
 
-def test_the_ladder_begins_with_the_baseline_and_ends_with_ours():
-    assert cases.LADDER[0].options == ENGINES[cases.BASELINE].options
-    assert cases.LADDER[-1].module == "ours"
-    assert cases.LADDER[-1].levers == ()
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_ladder_begins_with_the_baseline_and_ends_with_ours(dtype):
+    first, *_, last = cases.ladder(dtype)
+    assert first.options == ENGINES[cases.BASELINE].options
+    assert last == replace(ENGINES["ours"], name=last.name, dtype=dtype)
     assert json.dumps([case.name for case in cases.FULL])

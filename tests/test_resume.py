@@ -331,6 +331,18 @@ def test_two_processes_write_one_checkpoint_and_go_on_from_it(trainings, tmp_pat
     assert found.digest == run_to_its_end(whole).digest
 
 
+@pytest.mark.soak
+def test_a_full_disk_of_two_processes_costs_checkpoints_and_nothing_else(trainings, tmp_path):
+    """The first process alone has no room: what the others wrote is no checkpoint."""
+    two = trainings[0]["sft"].section.model_copy(update={"processes": 2})
+    whole = replace(elsewhere(trainings[0]["sft"], tmp_path / "whole"), section=two, tracking_uri="")
+    training = replace(elsewhere(whole, tmp_path / "full"), section=two)
+    found = run_to_its_end(training, "with_a_full_disk")
+    assert "was not written to" in said(found.path)
+    assert training.checkpoints.fetch_newest(tmp_path / "fetched") is None
+    assert found.digest == run_to_its_end(whole).digest
+
+
 def test_the_key_is_of_all_that_a_training_depends_on():
     assert training_key("a", 1, {"b": 2, "c": 3}) == training_key("a", 1, {"c": 3, "b": 2})
     assert len({training_key("a"), training_key("b"), training_key("a", "b"), training_key(["a", "b"])}) == 4

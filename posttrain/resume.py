@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 from fsspec import AbstractFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -255,6 +256,23 @@ class ResumableTrainer(Trainer):
         # Past this all have written, and the first process uploads it; what one could not write is no checkpoint.
         if _any_process(self, failed) and self.is_world_process_zero():
             shutil.rmtree(folder, ignore_errors=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Sharded weights are written once, beside the optimizer's state."""
+        if not self.is_fsdp_enabled:
+            Trainer.save_model(self, output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            Trainer._save_optimizer_and_scheduler(self, output_dir)
+            return
+        plugin, accelerator = self.accelerator.state.fsdp_plugin, self.accelerator
+        try:
+            save_fsdp_model(plugin, accelerator, self.model, output_dir, adapter_only=True)
+        finally:  # which the others take part in also where the first has no room for the weights
+            save_fsdp_optimizer(plugin, accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def carry_on(self, start: Path) -> None:
         """Takes up what was measured since the last log before a checkpoint was written."""

@@ -303,6 +303,10 @@ class TrainSection(Section):
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="that share the rows of a step, on one machine; auto: one a GPU, or a single one on a CPU"
     )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="fsdp: each process keeps its share of weights, gradients and optimizer state: less memory, more traffic",
+    )
     max_length: int = Field(1024, ge=8, description="tokens of prompt and response; the rest of a response is cut off")
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit saves memory; needs CUDA")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="memory of the gradient; higher: smoother, slower to turn")
@@ -320,6 +324,23 @@ class TrainSection(Section):
         0.2, description="how often validation is measured: a number of steps, or a share of the training"
     )
     logging_steps: int = Field(1, ge=1, description="how often the training metrics are logged")
+
+    @model_validator(mode="after")
+    def shards_have_processes(self) -> TrainSection:
+        if self.sharding != "none" and self.processes == 1:
+            raise ValueError(
+                f"sharding {self.sharding} shares a model out among processes, and processes is 1: raise it, or drop sharding"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def the_optimizer_knows_shards(self) -> TrainSection:
+        # https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1633
+        if self.sharding != "none" and self.optimizer == "adamw_8bit":
+            raise ValueError(
+                f"optimizer adamw_8bit knows no weights that are shared out (sharding {self.sharding}): set it to adamw"
+            )
+        return self
 
     @model_validator(mode="after")
     def the_warm_up_ends(self) -> TrainSection:
@@ -694,6 +715,16 @@ class RunConfig(Section):
     def sft_settings_are_used(self) -> RunConfig:
         if self.finetuning_type == "dpo" and self.sft != SftSection():
             raise ValueError("sft is set but finetuning_type is dpo, which runs no SFT: drop the section, or say both")
+        return self
+
+    @model_validator(mode="after")
+    def a_base_in_4_bit_is_not_sharded(self) -> RunConfig:
+        for name, section in (("sft", self.sft), ("dpo", self.dpo)):
+            if section.sharding != "none" and self.model.method == "qlora":
+                raise ValueError(
+                    f"{name}.sharding {section.sharding} leaves the 4-bit base of model.method qlora whole in every process: set "
+                    "model.method to lora, or sharding to none"
+                )
         return self
 
     @model_validator(mode="after")

@@ -132,17 +132,26 @@ def _stage(
         memory = weights_gib(section, model, shape, in_16_bit) + activations_gib(
             section, shape, sequences_per_row, in_16_bit, section.gradient_checkpointing is True
         )
+        memory = max(
+            memory, loaded_gib(model, shape, in_16_bit)
+        )  # each process loads all weights before they are sharded
     return StagePlan(section.effective_batch_size, n_rows, n_steps, memory)
 
 
 def weights_gib(section: TrainSection, model: ModelSection, shape: Shape, in_16_bit: bool) -> float:
-    """Estimated memory of weights, gradients and the optimizer's state in GiB."""
-    optimizer_bytes = 2 if section.optimizer == "adamw_8bit" else 8
+    """Estimated memory of weights, gradients and the optimizer's state in GiB, of one process."""
+    n_shards = 1 if section.sharding == "none" else 2 if section.processes == "auto" else section.processes
+    trained_bytes = 4 + 4 + (2 if section.optimizer == "adamw_8bit" else 8)
     if model.method == "full":
-        return shape.n_parameters * (4 + 4 + optimizer_bytes) / GIB
-    base_bytes = 0.55 if model.method == "qlora" else (2 if in_16_bit else 4)
+        return shape.n_parameters * trained_bytes / n_shards / GIB
     adapter = shape.n_adapter_parameters_per_rank * model.lora.rank
-    return (shape.n_parameters * base_bytes + adapter * (4 + 4 + optimizer_bytes)) / GIB
+    return loaded_gib(model, shape, in_16_bit) / n_shards + adapter * trained_bytes / n_shards / GIB
+
+
+def loaded_gib(model: ModelSection, shape: Shape, in_16_bit: bool) -> float:
+    """Estimated memory of the base's weights in GiB, as they are loaded."""
+    bytes_each = {"full": 4.0, "lora": 2.0 if in_16_bit else 4.0, "qlora": 0.55}
+    return shape.n_parameters * bytes_each[model.method] / GIB
 
 
 def activations_gib(

@@ -45,6 +45,11 @@ def share_rows(section: TrainSection) -> tuple[int, TrainSection]:
         raise UserError(
             f"processes: {n} are asked for, but {torch.cuda.device_count()} GPUs are here: lower it, or set it to auto"
         )
+    if n == 1 and section.sharding != "none":
+        raise UserError(
+            f"sharding: {section.sharding} shares a model out among several processes, and processes {section.processes} is one "
+            "on this machine: take one with several GPUs, or set sharding to none"
+        )
     if section.gradient_accumulation_steps % n == 0:
         name = "gradient_accumulation_steps"
     elif section.batch_size % n == 0:
@@ -54,7 +59,7 @@ def share_rows(section: TrainSection) -> tuple[int, TrainSection]:
             f"processes: {n} cannot share a step of {section.gradient_accumulation_steps} micro-batches of {section.batch_size} "
             "rows evenly: make gradient_accumulation_steps or batch_size a multiple of it"
         )
-    return n, section.model_copy(update={name: getattr(section, name) // n, "processes": 1})
+    return n, section.model_copy(update={name: getattr(section, name) // n, "processes": n})
 
 
 def on_processes(section: TrainSection, train: Callable[..., Checkpoint], *inputs: Any, stage: Stage) -> Checkpoint:

@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 from fsspec import AbstractFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -237,6 +238,7 @@ class ResumableTrainer(Trainer):
             "metrics": self._metrics["train"],
             "n_tokens": int(self._total_train_tokens),
         }
+        failed = False
         try:
             Trainer._save_checkpoint(self, model, trial)  # past TRL's, which only adds the card
             (folder / _CARRIED.format(self.args.process_index)).write_text(json.dumps(carried), encoding="utf-8")
@@ -250,8 +252,27 @@ class ResumableTrainer(Trainer):
                 "The training checkpoint of step %d was not written to %s (%s). Training goes on; should it be cut off, it begins "
                 "again from the checkpoint before.", self.state.global_step, folder.parent, str(error).splitlines()[0],
             )  # fmt: skip
+            failed = True
+        # Past this all have written, and the first process uploads it; what one could not write is no checkpoint.
+        if _any_process(self, failed) and self.is_world_process_zero():
             shutil.rmtree(folder, ignore_errors=True)
-        self.accelerator.wait_for_everyone()  # the first process uploads what all have written
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Sharded weights are written once, beside the optimizer's state."""
+        if not self.is_fsdp_enabled:
+            Trainer.save_model(self, output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            Trainer._save_optimizer_and_scheduler(self, output_dir)
+            return
+        plugin, accelerator = self.accelerator.state.fsdp_plugin, self.accelerator
+        try:
+            save_fsdp_model(plugin, accelerator, self.model, output_dir, adapter_only=True)
+        finally:  # which the others take part in also where the first has no room for the weights
+            save_fsdp_optimizer(plugin, accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def carry_on(self, start: Path) -> None:
         """Takes up what was measured since the last log before a checkpoint was written."""
@@ -316,27 +337,28 @@ class Resume(TrainerCallback):
         due = time.monotonic() - self._last_s >= self._about.interval_s and not any(
             Path(args.output_dir).glob("checkpoint-*")  # it is still being uploaded
         )
-        if self._any_process((due and state.is_world_process_zero) or self._wanted_back.is_set()):
+        if _any_process(self._trainer, (due and state.is_world_process_zero) or self._wanted_back.is_set()):
             self._last_s = time.monotonic()
             control.should_save = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ends the training if the machine is wanted back and it is not at its end anyway."""
-        if not control.should_training_stop and self._any_process(self._wanted_back.is_set()):
+        if not control.should_training_stop and _any_process(self._trainer, self._wanted_back.is_set()):
             raise Preempted(f"{self._name}: interrupted at step {state.global_step}, from which it can go on")
 
     def on_prediction_step(
         self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """In the midst of a validation, which may take longer than there is time, writes a checkpoint from before it."""
-        if self._trainer.is_in_train and self._any_process(self._wanted_back.is_set()):
+        if self._trainer.is_in_train and _any_process(self._trainer, self._wanted_back.is_set()):
             self._trainer.evaluating = True
             self._trainer._save_checkpoint(model, None)
             self._trainer.callback_handler.on_save(self._trainer.args, state, control)
 
-    def _any_process(self, wish: bool) -> bool:
-        """Whether any process wishes it: all must write the checkpoint of the same step."""
-        accelerator = self._trainer.accelerator
-        if accelerator.num_processes == 1:
-            return wish
-        return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device), "sum") > 0)
+
+def _any_process(trainer: Trainer, true: bool) -> bool:
+    """Whether it is true in any of the processes, which all must ask at the same time."""
+    accelerator = trainer.accelerator
+    if accelerator.num_processes == 1:
+        return true
+    return bool(accelerator.reduce(torch.tensor(float(true), device=accelerator.device), "sum") > 0)

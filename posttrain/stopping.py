@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from posttrain.config import DpoSection
 from posttrain.errors import UserError
+from posttrain.sharding import put_back, trained_weights
 
 BEST = "best_so_far.safetensors"
 DIVERGED_TIMES = 3.0
@@ -46,7 +47,7 @@ class EarlyStopping(TrainerCallback):
     ) -> None:
         """Keeps the weights if they are the best so far, else counts."""
         if self._is_best((metrics or {})["eval_loss"], state.global_step):
-            self._best = {name: p.detach().to("cpu", copy=True) for name, p in _trained(model)}
+            self._best = trained_weights(model)
         control.should_training_stop |= self._n_worse >= self.patience
 
     def _is_best(self, loss: float, step: int) -> bool:
@@ -76,11 +77,9 @@ class EarlyStopping(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Puts the best weights back."""
-        if not self._best or self.best_step == state.global_step:
+        if self.best_step in (0, state.global_step):
             return
-        with torch.no_grad():
-            for name, parameter in _trained(model):
-                parameter.copy_(self._best[name])
+        put_back(model, self._best)
         print(f"DPO keeps the weights of step {self.best_step}, whose validation loss {self.best_loss:.4f} is the best")
 
 
@@ -154,7 +153,3 @@ def stopping_callbacks(dpo: DpoSection, *, has_validation: bool, start: Path | N
             )
         callbacks.append(EarlyStopping(dpo.early_stopping_patience, start))
     return callbacks
-
-
-def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -18,9 +18,10 @@ from posttrain.checkpoint import Base, Checkpoint, seal
 from posttrain.config import DpoSection, ModelSection, TrainSection
 from posttrain.errors import UserError
 from posttrain.model import Model, free_gib, uses_bf16
-from posttrain.plan import Shape, activations_gib, weights_gib
+from posttrain.plan import GIB, Shape, activations_gib, loaded_gib, weights_gib
 from posttrain.progress import follow
 from posttrain.resume import ResumableTrainer, Resume, Resumption, TrainingCheckpoints
+from posttrain.sharding import gather, keep_precision, sharding_arguments
 from posttrain.shared_prompt import FlatCollator, announce, use_flat_batches
 
 FILL = 0.8
@@ -98,6 +99,7 @@ def training_arguments(section: TrainSection, stage: Stage, model: Model, has_va
         "save_strategy": "no",
         "report_to": "none",
         "seed": stage.seed,
+        **sharding_arguments(section.sharding),
     }
 
 
@@ -111,13 +113,14 @@ def needs_checkpointing(section: TrainSection, model_section: ModelSection, mode
     sequences_per_row = 2 if isinstance(section, DpoSection) else 1
     needed = activations_gib(section, shape, sequences_per_row, bf16, gradient_checkpointing=False)
     if model_section.method == "full":
-        needed += weights_gib(section, model_section, shape, bf16) * 3 / 4  # what is loaded is the weights alone
+        needed += weights_gib(section, model_section, shape, bf16) - loaded_gib(model_section, shape, bf16)
+        needed += shape.n_parameters * 2 / GIB if bf16 else 0  # autocast's copies, which the backward pass needs
     free = free_gib()
     needs = needed > FILL * free
     print(
         f"{'DPO' if sequences_per_row == 2 else 'SFT'}: {section.effective_batch_size} rows a step "
         f"({section.gradient_accumulation_steps} x {section.batch_size}) in {'bf16' if bf16 else 'fp32'}, at most about "
-        f"{needed:.1f} GiB beside the weights, {free:.1f} GiB are free: gradient checkpointing {'on' if needs else 'off'}"
+        f"{max(0.0, needed):.1f} GiB beside the weights, {free:.1f} GiB are free: gradient checkpointing {'on' if needs else 'off'}"
     )
     return needs
 
@@ -153,11 +156,13 @@ def train_and_seal(
         OutOfMemory: in the first step.
     """
     follow(trainer, name.upper())
+    keep_precision(trainer)
     loss = _train(trainer, stage, name)
     if not math.isfinite(loss):
         raise UserError(
             f"{name}: the loss is {loss}: nothing is saved; lower {name}.learning_rate, or raise its warmup_steps"
         )
+    gather(trainer)
     if not trainer.is_world_process_zero():  # the first process writes for all
         trainer.accelerator.wait_for_everyone()
         return Checkpoint.load(stage.dest)

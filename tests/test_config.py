@@ -60,6 +60,18 @@ BAD = {
         "f_divergence_type forward_kl is not defined for apo_zero",
     ),
     "endless warm-up": ({"sft": {"warmup_steps": 10, "max_steps": 10}}, "warmup_steps 10 is not below max_steps 10"),
+    "shards of one": (
+        {"dpo": {"sharding": "fsdp", "processes": 1}},
+        "sharding fsdp shares a model out among processes",
+    ),
+    "an optimizer without shards": (
+        {"sft": {"sharding": "fsdp", "optimizer": "adamw_8bit"}},
+        "optimizer adamw_8bit knows no weights that are shared out (sharding fsdp): set it to adamw",
+    ),
+    "shards of a 4-bit base": (
+        {"model": {"base": "x", "method": "qlora"}, "dpo": {"sharding": "fsdp"}},
+        "dpo.sharding fsdp leaves the 4-bit base of model.method qlora whole in every process",
+    ),
     "unpinned code": ({"model": {"base": "x/y", "trust_remote_code": True}}, "pin it in `revision`, by a commit"),
     "code of a branch": (
         {"model": {"base": "x/y", "revision": "main", "trust_remote_code": True}},

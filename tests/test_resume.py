@@ -313,10 +313,11 @@ def test_what_never_fits_is_one_clear_error(trainings, tmp_path):
 
 
 @pytest.mark.soak
-def test_two_processes_write_one_checkpoint_and_go_on_from_it(trainings, tmp_path):
+@pytest.mark.parametrize(("name", "sharding"), [("sft", "none"), ("sft", "fsdp"), ("dpo", "fsdp")])
+def test_two_processes_write_one_checkpoint_and_go_on_from_it(trainings, name, sharding, tmp_path):
     """SIGTERM to the process that started both: each is told, both write the same step, and the end is that of one go."""
-    two = trainings[0]["sft"].section.model_copy(update={"processes": 2})
-    whole = replace(elsewhere(trainings[0]["sft"], tmp_path / "whole"), section=two, tracking_uri="")
+    two = trainings[0][name].section.model_copy(update={"processes": 2, "sharding": sharding})
+    whole = replace(elsewhere(trainings[0][name], tmp_path / "whole"), section=two, tracking_uri="")
     training = replace(elsewhere(whole, tmp_path / "interrupted"), section=two)
     process, dest = start(training)
     store = training.folder / "store" / "training"
@@ -327,7 +328,20 @@ def test_two_processes_write_one_checkpoint_and_go_on_from_it(trainings, tmp_pat
     process.join()
     assert process.exitcode == -signal.SIGTERM, said(dest)
     found = run_to_its_end(training)
-    assert "SFT goes on from step" in said(found.path)
+    assert f"{name.upper()} goes on from step" in said(found.path)
+    assert found.digest == run_to_its_end(whole).digest
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_a_full_disk_of_two_processes_costs_checkpoints_and_nothing_else(trainings, sharding, tmp_path):
+    """The first process alone has no room; the others neither wait for it nor leave half a checkpoint."""
+    two = trainings[0]["sft"].section.model_copy(update={"processes": 2, "sharding": sharding})
+    whole = replace(elsewhere(trainings[0]["sft"], tmp_path / "whole"), section=two, tracking_uri="")
+    training = replace(elsewhere(whole, tmp_path / "full"), section=two)
+    found = run_to_its_end(training, "with_a_full_disk")
+    assert "was not written to" in said(found.path)
+    assert training.checkpoints.fetch_newest(tmp_path / "fetched") is None
     assert found.digest == run_to_its_end(whole).digest
 
 

@@ -1,0 +1,150 @@
+"""Two processes that share a model out: the same training as one, and an ordinary checkpoint at its end."""
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch.distributed.fsdp import fully_shard
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerControl, TrainerState
+
+from posttrain.checkpoint import Checkpoint
+from posttrain.config import DpoSection, Lengths, ModelSection, SftSection
+from posttrain.dpo import train_dpo
+from posttrain.errors import UserError
+from posttrain.logprobs import score_pairs
+from posttrain.model import load_model
+from posttrain.plan import GIB, Shape, loaded_gib, weights_gib
+from posttrain.processes import share_rows
+from posttrain.reference import score_reference
+from posttrain.sft import train_sft
+from posttrain.stopping import EarlyStopping
+from posttrain.training import Stage
+
+LENGTHS = Lengths(max_length=96, max_prompt_length=64)
+# Two micro-batches a process and step; every gradient is longer than the norm that it is scaled down to.
+COMMON = {"learning_rate": 1e-3, "max_steps": 10, "max_length": 96, "batch_size": 2, "gradient_accumulation_steps": 4}
+COMMON |= {"max_grad_norm": 0.5}
+SFT = SftSection(**COMMON)
+DPO = DpoSection(**COMMON, max_prompt_length=64)
+
+CASES = {
+    "full": ("full", "full", "fp32", False),
+    "adapter": ("lora", "lora", "bf16", True),
+    "merged": ("full", "lora", "fp32", True),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["fsdp"])
+@pytest.mark.parametrize(
+    "case", ["full", pytest.param("adapter", marks=pytest.mark.soak), pytest.param("merged", marks=pytest.mark.soak)]
+)
+def test_a_sharded_training_is_that_of_one_process(tiny_base, preferences, tmp_path, case, sharding):
+    """SFT and DPO on two CPU processes: ten losses, the files, and what the model makes of pairs, are one process's."""
+    base, section = tiny_base
+    sft_method, dpo_method, precision, gradient_checkpointing = CASES[case]
+    for_sft, for_dpo = (
+        section.model_copy(update={"method": method, "precision": precision}) for method in (sft_method, dpo_method)
+    )
+    histories, files, logps = {}, {}, {}
+    for n, what in ((1, "none"), (2, sharding)):
+        update = {"processes": n, "sharding": what, "gradient_checkpointing": gradient_checkpointing}
+        sft = train_sft(preferences, None, SFT.model_copy(update=update), Stage(base, for_sft, 0, tmp_path / f"sft{n}"))
+        reference = score_reference(preferences, sft, base, for_dpo, LENGTHS, 4096)
+        dpo = train_dpo(reference, sft, DPO.model_copy(update=update), Stage(base, for_dpo, 0, tmp_path / f"dpo{n}"))
+        histories[n] = [
+            [entry[key] for entry in stage.history if key in entry]
+            for stage in (sft, dpo)
+            for key in ("loss", "grad_norm", "eval_loss")
+        ]
+        files[n] = [about(Checkpoint.load(stage.path)) for stage in (sft, dpo)]
+        scored = [
+            score_pairs(load_model(base, for_dpo, stage), reference.rows("test"), for_dpo, 4096, "test")
+            for stage in (sft, dpo)
+        ]
+        logps[n] = [found for pairs in scored for found in (*pairs.chosen_logps, *pairs.rejected_logps)]
+    assert len(histories[1][0]) == len(histories[1][3]) == 10
+    for alone, shared in zip(histories[1], histories[2], strict=True):
+        assert shared == pytest.approx(alone, rel=1e-4)
+    assert files[2] == files[1]
+    assert logps[2] == pytest.approx(logps[1], abs=1e-3)
+
+
+def about(checkpoint: Checkpoint) -> dict[str, object]:
+    """What a checkpoint is, but for the numbers: kind, batches, the names of its files, the shape and type of each weight."""
+    shapes = {}
+    for file in checkpoint.path.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            shapes |= {
+                name: (tensors.get_tensor(name).shape, tensors.get_tensor(name).dtype)
+                for name in tensors.keys()  # noqa: SIM118 (not a dict)
+            }
+    config = [path.read_text(encoding="utf-8") for path in checkpoint.path.glob("*config.json")]
+    manifest = checkpoint.manifest
+    return {
+        "kind": manifest.kind,
+        "batches": manifest.batches,
+        "files": set(manifest.files),
+        "shapes": shapes,
+        "": config,
+    }
+
+
+def best_weights_of_a_sharded_model(rank: int, store: str) -> None:
+    """Validations of which the second is the best; the weights at the n-th are all n."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    sizes = {
+        "vocab_size": 8,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=1, tie_word_embeddings=False))
+    fully_shard(model.model.layers[0])
+    fully_shard(model)
+    callback, control, state = EarlyStopping(2), TrainerControl(), TrainerState()
+    for step, loss in enumerate((0.7, 0.5, 0.6, 0.55), start=1):
+        state.global_step = step
+        model.reshard()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(step)
+            model(torch.tensor([[0, 1]]))  # a validation leaves the outermost weights whole
+        callback.on_evaluate(None, state, control, metrics={"eval_loss": loss}, model=model)
+    assert control.should_training_stop
+    callback.on_train_end(None, state, control, model=model)
+    model.reshard()
+    assert all(bool((parameter.full_tensor() == 2).all()) for parameter in model.parameters())
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_early_stopping_puts_the_best_weights_back(tmp_path):
+    torch.multiprocessing.spawn(best_weights_of_a_sharded_model, (str(tmp_path / "store"),), nprocs=2)
+
+
+def test_one_process_has_nobody_to_share_with():
+    with pytest.raises(
+        UserError, match="sharding: fsdp shares a model out among several processes, and processes auto is one"
+    ):
+        share_rows(SftSection(sharding="fsdp"))
+
+
+SHAPE = Shape(n_parameters=8 * GIB, n_layers=1, hidden_size=1, n_adapter_parameters_per_rank=GIB // 16)
+
+
+@pytest.mark.parametrize(
+    ("method", "sharding", "expected"),
+    [
+        ("full", "none", 8 * 16),
+        ("full", "fsdp", 8 * 16 / 8),
+        ("lora", "none", 8 * 2 + 16),
+        ("lora", "fsdp", (8 * 2 + 16) / 8),
+    ],
+)
+def test_memory_counts_a_processs_share(method, sharding, expected):
+    """8 Gi parameters, an adapter of 1 Gi (rank 16), 8 processes: weights 4 bytes or 2, gradients 4, optimizer 8."""
+    section = SftSection(sharding=sharding, processes=8)
+    model = ModelSection(base="x", method=method, precision="bf16")
+    assert weights_gib(section, model, SHAPE, in_16_bit=True) == pytest.approx(expected)
+    assert loaded_gib(model, SHAPE, in_16_bit=True) == 8 * (4 if method == "full" else 2)

@@ -8,6 +8,8 @@ namespace. Takes about half an hour on two cores.
 import json
 import os
 import re
+import subprocess
+import uuid
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -26,7 +28,18 @@ from zenml.enums import ExecutionStatus
 from zenml.models import PipelineRunResponse
 
 from posttrain.data import demo
-from remote.conftest import SMALL, TRAIN_DPO_AGAIN, command, endpoint, in_mid_dpo, keys, same_curves, wait_for
+from remote.conftest import (
+    CHECKPOINT,
+    SMALL,
+    TRAIN_DPO_AGAIN,
+    command,
+    curve,
+    endpoint,
+    in_mid_dpo,
+    keys,
+    same_curves,
+    wait_for,
+)
 from steps._code import code_digest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -36,6 +49,8 @@ EVERY_NIGHT = "0 3 * * *"
 BASE = "/base"
 N_STEPS = 150
 """Of DPO: the tiny base is quick, and there must be a middle to be lost in."""
+MLFLOW_PASSWORD = f"canary{uuid.uuid4().hex}"
+"""A server that asks for none takes any."""
 
 
 class Cluster:
@@ -51,7 +66,7 @@ class Cluster:
         files = {path.name: b64encode(path.read_bytes()).decode() for path in base.iterdir()}
         self.core.create_namespaced_config_map(self.namespace, {"metadata": {"name": "base"}, "binaryData": files})
 
-    def run_file(self, label: str, **zenml: Any) -> Path:
+    def run_file(self, label: str, interval_s: float = 0, **zenml: Any) -> Path:
         """configs/nightly_kubernetes.yaml with the demo's rows and a tiny base in place of its model and data."""
         document = yaml.safe_load((ROOT / "configs" / "nightly_kubernetes.yaml").read_text(encoding="utf-8"))
         config = SMALL | {
@@ -60,6 +75,7 @@ class Cluster:
             "model": {"base": BASE, "method": "full"},
             "data": SMALL["data"] | {"sources": [{"path": f"s3://{self.bucket}/rows/*.jsonl"}]},
             "dpo": SMALL["dpo"] | {"max_steps": N_STEPS},
+            "checkpoints": {"interval_s": interval_s},
         }
         document |= {"run_name": f"{self.namespace}-{label}-{{date}}-{{time}}", "parameters": {"config": config}}
         given = os.environ.get("POSTTRAIN_TEST_BUILD_ARGS", "TORCH_BACKEND=cpu").split()
@@ -122,7 +138,7 @@ def cluster(
         "AWS_ENDPOINT_URL": endpoint("S3_URL"),
         "MLFLOW_TRACKING_URI": endpoint("MLFLOW_URL"),
         "MLFLOW_TRACKING_USERNAME": "any",
-        "MLFLOW_TRACKING_PASSWORD": "any",
+        "MLFLOW_TRACKING_PASSWORD": MLFLOW_PASSWORD,
         "REGISTRY": endpoint("REGISTRY"),
         "KUBERNETES_CONTEXT": context,
         "KUBERNETES_NAMESPACE": bucket,
@@ -186,6 +202,24 @@ def test_the_code_in_the_image_is_the_callers(
     assert database.execute(query, (undisturbed.name,)).fetchone() == (code_digest(),)
 
 
+def test_no_secret_is_in_the_image(undisturbed: PipelineRunResponse, cluster: Cluster) -> None:
+    image = cluster.pods(undisturbed)["train_dpo"].spec.containers[0].image
+    code = (ROOT / "dpo_pipeline.py").read_bytes()  # which is there, so it tells that the layers are looked into
+    secrets = [MLFLOW_PASSWORD, endpoint("S3_SECRET"), endpoint("ZENML_PASSWORD")]
+    sought = [code, *map(str.encode, secrets)]
+    found, rest, n_bytes = set(), b"", 0
+    with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saved:
+        assert saved.stdout
+        while chunk := saved.stdout.read(1 << 24):
+            n_bytes += len(chunk)
+            chunk = rest + chunk
+            found |= {value for value in sought if value in chunk}
+            rest = chunk[-max(map(len, sought)) :]  # a value may begin in one chunk and end in the next
+    assert saved.returncode == 0
+    print(f"{n_bytes / 1e9:.1f} GB of the image's layers and description: {len(found) - 1} of {len(secrets)} secrets")
+    assert found == {code}
+
+
 def test_artifacts_are_in_s3_and_curves_in_mlflow(
     undisturbed: PipelineRunResponse, s3: Any, bucket: str, database: psycopg.Connection[Any]
 ) -> None:
@@ -198,6 +232,31 @@ def test_artifacts_are_in_s3_and_curves_in_mlflow(
         "select count(*) from metrics join runs using (run_uuid) where runs.name = %s and metrics.key = 'train/loss'"
     )
     assert database.execute(query, (f"train_dpo of {undisturbed.name}",)).fetchone() == (N_STEPS,)
+
+
+def test_a_pod_told_to_go_in_mid_dpo_saves_first_and_the_next_goes_on_from_that_very_step(
+    undisturbed: PipelineRunResponse, cluster: Cluster, s3: Any, bucket: str, database: psycopg.Connection[Any]
+) -> None:
+    def saved() -> list[str]:
+        return [found[1] for key in keys(s3, bucket) if (found := CHECKPOINT.search(key))]
+
+    # No checkpoint is due within the hour, so one that is there was saved on being told.
+    run = cluster.run("told", interval_s=3600, **TRAIN_DPO_AGAIN)
+    wait_for(lambda: bool(curve(database, f"train_dpo of {run.name}", "train/loss")), 600)
+    assert not saved()
+    told = cluster.pods(run)["train_dpo"].metadata.name
+    cluster.core.delete_namespaced_pod(told, cluster.namespace)  # SIGTERM, and the grace period that the file gives
+    wait_for(lambda: bool(saved()), 120)
+    (step,) = saved()
+    run = finished(run)
+    pod = cluster.pods(run)["train_dpo"]
+    assert pod.metadata.name != told
+    went_on = re.search(r"DPO goes on from step (\d+).*", cluster.log(pod))
+    assert went_on, cluster.log(pod)
+    assert 0 < int(went_on[1]) == int(step) < N_STEPS
+    print(f"Pod {told} was told to go, and saved step {int(step)}; {pod.metadata.name}: {went_on[0]}")
+    assert digest(run) == digest(undisturbed)
+    same_curves(undisturbed.name, run.name, database)
 
 
 def test_a_pod_deleted_in_mid_dpo_comes_back_and_goes_on(

@@ -121,7 +121,7 @@ def load_model(
             )
     elif trainable and section.method != "full":
         model = _with_adapter(model, section)
-    if isinstance(model, PeftModel) and uses_bf16(section):
+    if isinstance(model, PeftModel):
         _leave_casts_to_autocast(model)
     return model if section.method == "qlora" else model.to(device())
 
@@ -247,11 +247,18 @@ def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -
         return AutoModelForCausalLM.from_pretrained(source, **options)
 
 
+class _OutsideOfAutocast:
+    """True where no `autocast` is on."""
+
+    def __bool__(self) -> bool:
+        return not torch.is_autocast_enabled(device().type)
+
+
 def _leave_casts_to_autocast(model: PeftModel) -> None:
-    """Keeps PEFT 0.21 from casting a layer's bf16 input to the fp32 of its adapter: `autocast` would cast it straight back."""
+    """Keeps PEFT 0.21 from casting a layer's bf16 input to the fp32 of its adapter, where `autocast` casts it straight back."""
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
-            layer.cast_input_dtype_enabled = False
+            layer.cast_input_dtype_enabled = _OutsideOfAutocast()
 
 
 def _with_adapter(model: PreTrainedModel, section: ModelSection) -> PeftModel:

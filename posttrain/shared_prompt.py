@@ -143,8 +143,7 @@ def use_flat_batches(model: PreTrainedModel | PeftModel, section: ModelSection) 
     if inner.forward.__func__.__name__ != "flat_forward":
         _add_flat_forward(inner)
     try:
-        with torch.autocast(inner.device.type, inner.dtype, enabled=inner.dtype == torch.bfloat16):
-            difference = _probe(model)
+        difference = _probe(model)
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
         return f"the model does not take them ({type(error).__name__}: {str(error).splitlines()[0]})"
     if not difference <= PROBE_TOLERANCE.get(inner.dtype, 1e-3):

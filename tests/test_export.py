@@ -39,7 +39,8 @@ def trained(request, tiny_folder, preferences, tmp_path_factory):
     """A checkpoint that has learnt one pair by heart."""
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "own.jinja").write_text(TEMPLATE)
-    section = ModelSection(base=str(tiny_folder), method=request.param, chat_template=str(folder / "own.jinja"))
+    settings = {"method": request.param, "precision": "fp32", "chat_template": str(folder / "own.jinja")}
+    section = ModelSection(base=str(tiny_folder), **settings)
     base = resolve_base(section)
     pair = preferences.train.select([0] * 8)
     rows = type(preferences)(pair, pair.select([]), pair)

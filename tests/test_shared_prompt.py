@@ -269,24 +269,30 @@ def test_an_adapter_in_bfloat16_computes_the_same_without_casts_to_fp32(tiny_bas
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         torch.nn.init.normal_(layer.lora_B["default"].weight)
-    seen = set()
+    seen, dtypes = set(), []
     layers[0].lora_A["default"].register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype))
     ids = torch.arange(2, 40)[None]
     results = []
-    for casts in (False, True):
-        for layer in layers:
-            assert layer.cast_input_dtype_enabled is False
-            layer.cast_input_dtype_enabled = casts
+    for always in (False, True):
+        if always:
+            for layer in layers:
+                layer.cast_input_dtype_enabled = True
         model.zero_grad()
         with autocast(section):
             logits = model(ids).logits
         logits.float().square().mean().backward()
         gradients = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
         results.append(torch.cat([logits.flatten().float(), *gradients]))
-        for layer in layers:
-            layer.cast_input_dtype_enabled = False
-    assert seen == {torch.bfloat16, torch.float32}
+        dtypes.append(set(seen))
+        seen.clear()
+    assert dtypes == [{torch.bfloat16}, {torch.float32}]
     assert torch.equal(*results)
+
+
+def test_an_adapter_in_bfloat16_can_be_called_without_autocast(tiny_base):
+    base, section = tiny_base
+    model = load_model(base, section.model_copy(update={"method": "lora", "precision": "bf16"}), trainable=True)
+    assert model(torch.arange(2, 40)[None]).logits.dtype == torch.bfloat16
 
 
 def test_gradient_checkpointing_changes_nothing():

@@ -329,14 +329,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case in cases.QUICK:
             groups[f"quick-{case.name}-{fast}"] = partial(run_group, case, available(cases.QUICK_ENGINES, fast))
     else:
-        for case in reversed(cases.FULL):
-            # fp32 everywhere, to compare to five digits, where bf16 is the faster one.
-            for dtype in dict.fromkeys((fast, "fp32") if case in cases.QUICK else (fast,)):
-                groups[f"{case.name}-{dtype}"] = partial(run_group, case, available(first, dtype))
-        groups["ladder"] = partial(run_group, cases.QUICK[0], cases.ladder(fast))
+        installed = {dtype: available(first, dtype) for dtype in {fast, "fp32"}}
+        engines = {
+            f"{case.name}-{dtype}": partial(run_group, case, installed[dtype])
+            for case in cases.FULL
+            # fp32 too, to compare to five digits, where bf16 is the faster one.
+            for dtype in dict.fromkeys((fast, "fp32") if case in cases.QUICK else (fast,))
+        }
+        real = {name: run for name, run in engines.items() if name.startswith("hh_rlhf")}
+        groups |= {**real, "ladder": partial(run_group, cases.QUICK[0], cases.ladder(fast))}
         for case in cases.SWEEPS:
             groups[f"sweep-{case.name}-{fast}"] = partial(run_sweep, case, available(cases.SWEEP_ENGINES, fast))
-        groups |= {"growth": partial(run_growth, cases.GROWTH), "load": run_loading}
+        groups |= {"growth": partial(run_growth, cases.GROWTH), "load": run_loading, **engines}
     failed = 0
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name, run in groups.items():

@@ -104,8 +104,8 @@ def ladder(dtype: str) -> tuple[Engine, ...]:
 FULL = tuple(
     Case(profile, model, method, **scale)
     for model, scale in (
-        ("stories260k", {"batch_size": 8, "n_steps": 41, "n_test": 64}),
         ("smollm2_135m", {"batch_size": 2, "n_test": 4}),
+        ("stories260k", {"batch_size": 8, "n_steps": 41, "n_test": 64}),
     )
     for profile in ("hh_rlhf", "long_answers", "long_prompts")
     for method in ("lora", "full")

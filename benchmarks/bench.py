@@ -206,11 +206,11 @@ def where() -> Row:
     }
 
 
-def fast_dtype() -> str:
-    """What `model.precision: auto` chooses here; asked of another process, so that this one stays small."""
-    ask = "from posttrain.config import ModelSection; from posttrain.model import uses_bf16; print(uses_bf16(ModelSection()))"
-    answer = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
-    return "bf16" if answer.stdout.strip() == "True" else "fp32"
+def fast_dtype(model: str) -> str:
+    """The precision in which this machine is fast; asked of another process, so that this one stays small."""
+    ask = [sys.executable, "-c", "import torch; print(torch.cpu._is_amx_tile_supported())"]
+    answer = subprocess.run(ask, capture_output=True, text=True, check=True)
+    return "bf16" if answer.stdout.strip() == "True" and model not in cases.NARROW else "fp32"
 
 
 def run_sweep(case: Case, engines: Sequence[Engine]) -> list[Row]:
@@ -323,23 +323,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="groups whose name contains this")
     options = parser.parse_args(arguments)
     first = [BASELINE, *(name for name in ENGINES if name != BASELINE)]
-    fast = fast_dtype()
+    fast = {case.model: fast_dtype(case.model) for case in cases.FULL}
     groups: dict[str, Callable[[], list[Row]]] = {}
     if options.quick:
         for case in cases.QUICK:
-            groups[f"quick-{case.name}-{fast}"] = partial(run_group, case, available(cases.QUICK_ENGINES, fast))
+            dtype = fast[case.model]
+            groups[f"quick-{case.name}-{dtype}"] = partial(run_group, case, available(cases.QUICK_ENGINES, dtype))
     else:
-        installed = {dtype: available(first, dtype) for dtype in {fast, "fp32"}}
+        installed = {dtype: available(first, dtype) for dtype in {"fp32", *fast.values()}}
         engines = {
             f"{case.name}-{dtype}": partial(run_group, case, installed[dtype])
             for case in cases.FULL
             # fp32 too, to compare to five digits, where bf16 is the faster one.
-            for dtype in dict.fromkeys((fast, "fp32") if case in cases.QUICK else (fast,))
+            for dtype in dict.fromkeys((fast[case.model], "fp32") if case in cases.QUICK else (fast[case.model],))
         }
         real = {name: run for name, run in engines.items() if name.startswith("hh_rlhf")}
-        groups |= {**real, "ladder": partial(run_group, cases.QUICK[0], cases.ladder(fast))}
+        groups |= {**real, "ladder": partial(run_group, cases.QUICK[0], cases.ladder(fast[cases.QUICK[0].model]))}
         for case in cases.SWEEPS:
-            groups[f"sweep-{case.name}-{fast}"] = partial(run_sweep, case, available(cases.SWEEP_ENGINES, fast))
+            dtype = fast[case.model]
+            groups[f"sweep-{case.name}-{dtype}"] = partial(run_sweep, case, available(cases.SWEEP_ENGINES, dtype))
         groups |= {"growth": partial(run_growth, cases.GROWTH), "load": run_loading, **engines}
     failed = 0
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -256,7 +256,8 @@ class ModelSection(Section):
     )
     lora: LoraSection = Field(LoraSection(), description="used with method lora and qlora")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on a GPU, or a CPU with AMX, else fp32; log-probabilities are fp32 in any case"
+        "auto",
+        description="auto: bf16 on a GPU, or for a wide model on a CPU with AMX, else fp32; log-probabilities are fp32 in any case",
     )
     chat_template: str | None = Field(
         None,

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +27,14 @@ from posttrain.checkpoint import Base, Checkpoint, file_digest
 from posttrain.config import LoraSection, ModelSection
 from posttrain.data import demo, demo_base
 from posttrain.errors import UserError
-from posttrain.plan import GIB, local_base
+from posttrain.plan import GIB, local_base, read_shape
 from posttrain.storage import cache_dir
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 _HERE = {"local_files_only": True, "trust_remote_code": False}
 """How a folder is loaded: transformers would ask on the terminal whether to run the code in it."""
+MIN_AMX_WIDTH = 384
+"""Hidden size from which AMX gains more than the casts to bf16 cost: below, a step took up to twice as long in bf16."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -155,12 +158,19 @@ def free_gib() -> float:
 
 
 def uses_bf16(section: ModelSection) -> bool:
-    """Whether matrix products run in bfloat16: by itself only where the hardware is fast at it, a GPU or a CPU with AMX."""
+    """Whether matrix products run in bfloat16: by itself only where that is faster, a GPU or a CPU with AMX and a wide model."""
     if section.precision == "auto":
         if torch.cuda.is_available():
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        return bool(torch.cpu._is_amx_tile_supported())
+        return bool(torch.cpu._is_amx_tile_supported()) and _width(section.base, section.revision) >= MIN_AMX_WIDTH
     return section.precision == "bf16"
+
+
+@functools.cache
+def _width(base: str, revision: str | None) -> float:
+    """The hidden size of a base; infinite where its shape is not on this machine."""
+    shape = read_shape(ModelSection(base=base, revision=revision))
+    return shape.hidden_size if shape else math.inf
 
 
 def autocast(section: ModelSection) -> contextlib.AbstractContextManager[Any]:

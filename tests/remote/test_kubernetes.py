@@ -347,5 +347,6 @@ def test_the_schedule_is_updated_paused_and_deleted(schedule: Callable[[str], An
     command("posttrain", "schedule", "resume", "nightly")
     assert not cluster.cron_job().spec.suspend
     command("posttrain", "schedule", "delete", "nightly")
-    assert not cluster.batch.list_namespaced_cron_job(cluster.namespace).items
+    # The cluster's garbage collector removes it, a moment after it was told to.
+    wait_for(lambda: not cluster.batch.list_namespaced_cron_job(cluster.namespace).items, 60)
     assert not Client().list_schedules(name="nightly").total

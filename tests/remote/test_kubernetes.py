@@ -336,7 +336,8 @@ def test_a_row_added_makes_the_next_firing_train(
 
 
 def test_the_schedule_is_updated_paused_and_deleted(schedule: Callable[[str], Any], cluster: Cluster) -> None:
-    assert cluster.cron_job().spec.schedule != EVERY_NIGHT
+    schedule("0 4 * * *")
+    assert cluster.cron_job().spec.schedule == "0 4 * * *"
     schedule(EVERY_NIGHT)
     assert cluster.cron_job().spec.schedule == EVERY_NIGHT
     assert re.search(r"nightly .*0 3 \* \* \* .*active", command("posttrain", "schedule", "list"))

@@ -113,9 +113,10 @@ FULL = tuple(
 NARROW = ("stories260k",)
 """Models whose steps are slower in bf16, on a CPU with AMX too: `posttrain.model.MIN_AMX_WIDTH`."""
 QUICK = tuple(case for case in FULL if case.name == "hh_rlhf-smollm2_135m-lora")
-QUICK_ENGINES = SWEEP_ENGINES = (BASELINE, "ours", "trl_best")
+QUICK_ENGINES = (BASELINE, "ours", "trl_best")
 
 SWEEPS = tuple(case for case in FULL if case.profile == "hh_rlhf" and case.method == "lora")
+SWEEP_ENGINES = (BASELINE, "ours")
 SWEEP_BETAS = (0.03, 0.1, 0.3, 1.0)
 
 GROWTH = tuple(

@@ -41,6 +41,7 @@ def run(job: dict[str, Any], gate: Gate) -> dict[str, Any]:
                     "beta": beta,
                     "learning_rate": case["learning_rate"],
                     "lr_schedule": "constant",
+                    "stop_on_divergence": False,  # no other engine stops, and every one is to take as many steps
                     "batch_size": case["batch_size"],
                     **lengths.model_dump(),
                     **engine["options"].get("dpo", {}),

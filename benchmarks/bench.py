@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="groups whose name contains this")
     options = parser.parse_args(arguments)
     first = [BASELINE, *(name for name in ENGINES if name != BASELINE)]
-    fast = {case.model: fast_dtype(case.model) for case in cases.FULL}
+    fast = {model: fast_dtype(model) for model in {case.model for case in cases.FULL}}
     groups: dict[str, Callable[[], list[Row]]] = {}
     if options.quick:
         for case in cases.QUICK:

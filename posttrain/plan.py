@@ -132,9 +132,8 @@ def _stage(
         memory = weights_gib(section, model, shape, in_16_bit) + activations_gib(
             section, shape, sequences_per_row, in_16_bit, section.gradient_checkpointing is True
         )
-        memory = max(
-            memory, loaded_gib(model, shape, in_16_bit)
-        )  # each process loads all weights before they are sharded
+        # Each process loads all weights before they are sharded.
+        memory = max(memory, loaded_gib(model, shape, in_16_bit))
     return StagePlan(section.effective_batch_size, n_rows, n_steps, memory)
 
 

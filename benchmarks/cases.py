@@ -88,16 +88,18 @@ def ladder(dtype: str) -> tuple[Engine, ...]:
         dtype: what the machine is fast at: bf16 stays on from its rung where it is that.
     """
     fast = dtype == "bf16"
-    ours = Engine("+ each prompt once", "ours", dtype, OURS)
     return (
         replace(ENGINES[BASELINE], name="TRL's defaults" + (", but fp32" if fast else "")),
         Engine("+ reference computed before", "stock", options={"precompute_ref_log_probs": True}),
         Engine("+ no gradient checkpointing", "stock", options=TRL_BEST),
         Engine("+ bf16" if fast else "the same in bf16", "stock", "bf16", TRL_BEST),
         Engine("+ LM head on completions only", "stock", dtype, TRL_BEST, ("head_on_completions",)),
-        Engine("+ no padding (our flat rows)", "ours", dtype, OURS, ("prompts_not_shared", "bf16_as_it_comes")),
-        *((replace(ours, levers=("bf16_as_it_comes",)),) if fast else ()),
-        replace(ours, name="+ bf16 without detours" if fast else ours.name),
+        Engine(
+            "+ no padding (our flat rows)", "ours", dtype, OURS, ("trls_head", "bf16_as_it_comes", "prompts_not_shared")
+        ),
+        Engine("+ each prompt once", "ours", dtype, OURS, ("trls_head", "bf16_as_it_comes")),
+        *((Engine("+ bf16 without detours", "ours", dtype, OURS, ("trls_head",)),) if fast else ()),
+        Engine("+ the head's gradient in one pass", "ours", dtype, OURS),
     )
 
 
@@ -115,7 +117,9 @@ NARROW = ("stories260k",)
 QUICK = tuple(case for case in FULL if case.name == "hh_rlhf-smollm2_135m-lora")
 QUICK_ENGINES = (BASELINE, "ours", "trl_best")
 
-SWEEPS = tuple(case for case in FULL if case.profile == "hh_rlhf" and case.method == "lora")
+SWEEPS = tuple(
+    replace(case, n_steps=max(20, case.n_steps)) for case in FULL if case.profile == "hh_rlhf" and case.method == "lora"
+)
 SWEEP_ENGINES = (BASELINE, "ours")
 SWEEP_BETAS = (0.03, 0.1, 0.3, 1.0)
 

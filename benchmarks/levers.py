@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import trl.trainer.utils
 
+import posttrain.lm_head
 import posttrain.model
 import posttrain.segments
 import posttrain.shared_prompt
@@ -25,6 +26,11 @@ def bf16_as_it_comes() -> None:
     """In bf16, PEFT's casts to fp32 and back, and torch's attention kernel for it."""
     posttrain.model._leave_casts_to_autocast = lambda model: None
     posttrain.segments._attends_in_fp32 = lambda query: False
+
+
+def trls_head() -> None:
+    """TRL's LM head, which projects a second time in the backward pass."""
+    posttrain.lm_head.plain_head = lambda fused_forward: None
 
 
 def pull(names: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
+from posttrain import lm_head
 from posttrain.config import ModelSection
 from posttrain.segments import Segments, attention_name, no_mask
 
@@ -186,6 +187,7 @@ def _has_fused_head(inner: Any) -> bool:
 
 def _add_flat_forward(inner: Any) -> None:
     fused = inner.forward
+    names = lm_head.plain_head(fused.__func__)
 
     @functools.wraps(fused.__func__)
     def flat_forward(self: Any, *args: Any, flat: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -199,18 +201,23 @@ def _add_flat_forward(inner: Any) -> None:
             use_cache=False,
         )
         hidden = backbone.last_hidden_state[:, flat["predicting"]]
-        # TRL's head, with every scaling it knows, on these positions alone.
-        head = types.SimpleNamespace(
-            base_model=lambda **_: types.SimpleNamespace(last_hidden_state=hidden),
-            get_output_embeddings=self.get_output_embeddings,
-        )
-        scored = fused.__func__(head, shift_labels=flat["targets"][None], fused_lm_head=True)
-        fields = {name: getattr(scored, name) for name in FIELDS}
+        head = self.get_output_embeddings()
+        fields: dict[str, Any] | None = None
+        if names is not None and head.bias is None:
+            fields = lm_head.score_targets(hidden[0], head.weight, flat["targets"], names)
+        if fields is None:
+            # TRL's head, with every scaling it knows, on these positions alone.
+            alone = types.SimpleNamespace(
+                base_model=lambda **_: types.SimpleNamespace(last_hidden_state=hidden),
+                get_output_embeddings=lambda: head,
+            )
+            scored = fused.__func__(alone, shift_labels=flat["targets"][None], fused_lm_head=True)
+            fields = {name: None if (field := getattr(scored, name)) is None else field[0] for name in FIELDS}
         table = {
-            name: None if field is None else field[0][flat["rows"]].masked_fill(~flat["mask"], 0)
+            name: None if field is None else field[flat["rows"]].masked_fill(~flat["mask"], 0)
             for name, field in fields.items()
         }
-        return FusedCausalLMOutput(loss=scored.loss, label_mask=flat["mask"], **table)
+        return FusedCausalLMOutput(loss=-fields["log_probs"].mean(), label_mask=flat["mask"], **table)
 
     flat_forward.__name__ = "flat_forward"
     inner.forward = types.MethodType(flat_forward, inner)

@@ -22,7 +22,7 @@ from transformers import (
     OPTConfig,
     Qwen3Config,
 )  # fmt: skip
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
@@ -324,6 +324,10 @@ def test_trls_private_places_are_as_leaned_on():
         name for name in ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs", "loss")
         if f"outputs.{name}" in loss
     }  # fmt: skip
+    # Our head on a CPU gives the entropy no gradient.
+    assert loss.count("outputs.entropy") == loss.count("outputs.entropy[:, -seq_len:].detach()") == 1
+    sft_loss = inspect.getsource(SFTTrainer.compute_loss)
+    assert sft_loss.count("outputs.entropy") == sft_loss.count("outputs.entropy.detach()") == 1
     assert list(inspect.signature(DPOTrainer._prepare_dataset).parameters)[:2] == ["self", "dataset"]
     assert list(inspect.signature(DPOTrainer._precompute_ref_logps).parameters)[:2] == ["self", "dataset"]
     assert "self.precompute_ref_logps" in loss

@@ -1,4 +1,4 @@
-"""This project's library, as its pipeline calls it; every beta after the first shares data and reference."""
+"""This project's library, as its pipelines call it: several betas share data and reference, and one is evaluated in full."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths
 from posttrain.data.preferences import load_preferences
 from posttrain.dpo import train_dpo
 from posttrain.evaluate import evaluate
-from posttrain.model import resolve_base
+from posttrain.logprobs import score_pairs
+from posttrain.model import load_model, resolve_base
 from posttrain.reference import score_reference
 from posttrain.training import Stage
 
 
 def run(job: dict[str, Any], gate: Gate) -> dict[str, Any]:
-    """Loads, checks, scores the reference, trains and evaluates."""
+    """Loads, checks, scores the reference, trains, and evaluates what it trained last."""
     case, engine, folder = job["case"], job["engine"], Path(job["folder"])
     data = DataSection(sources=[Source(path=str(folder / "raw"))], validation_size=0.0)
     model = ModelSection.model_validate(
@@ -49,5 +50,8 @@ def run(job: dict[str, Any], gate: Gate) -> dict[str, Any]:
             )
             stage = Stage(base, model, case["seed"], Path(scratch) / f"dpo-{beta}", (gate,))
             trained = train_dpo(reference, sft, dpo, stage)
-            evaluate(preferences, base, sft, trained, reference, model, lengths, evaluation)
+            if len(job["betas"]) > 1:  # as in a sweep, whose validation pairs these are
+                policy = load_model(base, model, trained)
+                score_pairs(policy, reference.rows("test"), model, evaluation.tokens_per_batch, "test pairs")
+        evaluate(preferences, base, sft, trained, reference, model, lengths, evaluation)
     return {"n_train": len(preferences.train), "n_test": len(preferences.test)}

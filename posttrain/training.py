@@ -26,7 +26,7 @@ from posttrain.shared_prompt import FlatCollator, announce, use_flat_batches
 
 FILL = 0.8
 """Share of the free memory that an estimate may fill before activations are computed again instead of kept."""
-OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
 
 
 @dataclass(frozen=True)

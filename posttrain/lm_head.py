@@ -44,10 +44,11 @@ class _TargetLogps(torch.autograd.Function):
         direction = torch.empty_like(narrow) if learns and ctx.needs_input_grad[0] else None
         slopes = None
         n_tile = max(1, TILE_BYTES // (n_vocabulary * dtype.itemsize))
+        kept = narrow.new_empty(min(n, n_tile), n_vocabulary)
         n_cached = max(1, CACHED_BYTES // (n_vocabulary * torch.float32.itemsize))
         for start in range(0, n, n_tile):
             tile = slice(start, min(start + n_tile, n))
-            logits = narrow[tile] @ head.t()
+            logits = torch.mm(narrow[tile], head.t(), out=kept[: tile.stop - start])
             for first in range(tile.start, tile.stop, n_cached):
                 at = slice(first, min(first + n_cached, tile.stop))
                 part, target = logits[at.start - start : at.stop - start], targets[at, None]

@@ -1,0 +1,45 @@
+"""RunConfig: everything a run can be told, one section a step, checked before any work starts.
+
+A section is the whole input of the steps that take it, so changing `dpo.beta` re-runs DPO and what follows, and nothing
+before it. Every validator raises; none repairs.
+"""
+
+from posttrain.config.data import INSTRUCTION_FORMATS, DataSection, InstructionFormat, PreferenceFormat, Source
+from posttrain.config.evaluation import EvaluationSection, GateSection, GenerationsSection, JudgeSection
+from posttrain.config.load import TOP_LEVEL_KEYS, check_config, load_config
+from posttrain.config.model import LoraSection, ModelSection
+from posttrain.config.run import CheckpointsSection, RunConfig, TrackingSection
+from posttrain.config.section import Section
+from posttrain.config.sweep import NOT_SWEPT, Grid, SweepSection, point_label, value_label
+from posttrain.config.training import DpoSection, Lengths, LossType, SftSection, TrainSection
+
+__all__ = [
+    "INSTRUCTION_FORMATS",
+    "NOT_SWEPT",
+    "TOP_LEVEL_KEYS",
+    "CheckpointsSection",
+    "DataSection",
+    "DpoSection",
+    "EvaluationSection",
+    "GateSection",
+    "GenerationsSection",
+    "Grid",
+    "InstructionFormat",
+    "JudgeSection",
+    "Lengths",
+    "LoraSection",
+    "LossType",
+    "ModelSection",
+    "PreferenceFormat",
+    "RunConfig",
+    "Section",
+    "SftSection",
+    "Source",
+    "SweepSection",
+    "TrackingSection",
+    "TrainSection",
+    "check_config",
+    "load_config",
+    "point_label",
+    "value_label",
+]

@@ -1,0 +1,84 @@
+"""From a YAML file to a checked config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from posttrain.config.messages import explain, merge, nearest
+from posttrain.config.run import RunConfig
+from posttrain.errors import UserError
+
+# The top level of a run's YAML file is ZenML's; a test compares this list with ZenML's own model.
+TOP_LEVEL_KEYS = frozenset(
+    "run_name enable_cache enable_artifact_metadata enable_artifact_visualization enable_step_logs enable_pipeline_logs "
+    "enable_heartbeat schedule build steps settings environment secrets tags extra model parameters retry "
+    "init_hook_source init_hook_kwargs cleanup_hook_source failure_hook_source success_hook_source start_hook_source "
+    "end_hook_source pause_hook_source resume_hook_source substitutions cache_policy execution_mode".split()
+)
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Reads YAML and refuses a key that stands twice, of which YAML would drop the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """The checked config of a YAML file.
+
+    Args:
+        path: a file whose `parameters.config` holds the run's settings; the rest is ZenML's.
+
+    Raises:
+        UserError: one line a mistake: file, key, value and remedy.
+    """
+    path = Path(path)
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: holds no settings: they go under `parameters: config:`")
+    for key in document:
+        if key not in TOP_LEVEL_KEYS:
+            hint = "run settings go under `parameters: config:`" if key in RunConfig.model_fields else None
+            raise UserError(f"{path}: {key}: unknown key ({hint or nearest(str(key), TOP_LEVEL_KEYS)})")
+    parameters = document.get("parameters") or {}
+    if not isinstance(parameters, dict) or set(parameters) - {"config"}:
+        wrong = ", ".join(map(str, set(parameters) - {"config"})) if isinstance(parameters, dict) else repr(parameters)
+        raise UserError(f"{path}: parameters.{wrong}: unknown key (the one parameter is `config`)")
+    return check_config(parameters.get("config") or {}, path)
+
+
+def check_config(values: Any, path: str | Path = "config") -> RunConfig:
+    """The checked config of plain values, as read from YAML.
+
+    Raises:
+        UserError: one line a mistake, each beginning with `path`.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines: dict[str, list[str]] = {}
+        for item in error.errors():
+            key, message = explain(item, RunConfig)
+            lines.setdefault(key, []).append(message)
+        # A value that fits none of several types has an error for each: they are one mistake.
+        raise UserError("\n".join(f"{path}: {key}: {merge(messages)}" for key, messages in lines.items())) from error

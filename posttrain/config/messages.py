@@ -1,0 +1,63 @@
+"""What is wrong with a config, in words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+
+def merge(messages: list[str]) -> str:
+    """One message of several about the same value."""
+    first, *others = dict.fromkeys(messages)
+    return ", or ".join([first, *(other.split(": must be ")[-1] for other in others)])
+
+
+def explain(item: Any, section: type[BaseModel]) -> tuple[str, str]:
+    """The key path of a pydantic error, and what is wrong with its value and how to mend it.
+
+    Args:
+        item: one of `ValidationError.errors()`.
+        section: what was validated.
+    """
+    location = [part for part in item["loc"] if not _is_union_branch(part)]
+    key = ".".join(str(part) for part in location) or "config"
+    if item["type"] == "extra_forbidden":
+        fields = _fields_at(location[:-1], section)
+        return key, f"unknown key ({nearest(str(location[-1]), fields)})"
+    if item["type"] == "missing":
+        return key, "missing: give it a value"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return key, message
+    if item["input"] is None:
+        return key, "has no value: give it one, or drop the key for its default"
+    rule = message.replace("Input should be", "must be").replace("List should", "the list should")
+    return key, f"{item['input']!r} is not allowed: {rule}"
+
+
+def _is_union_branch(part: Any) -> bool:
+    """Whether pydantic put the name of a type, not of a key, into an error's location."""
+    return isinstance(part, str) and (
+        part.startswith(("constrained-", "list[", "literal[", "function-")) or part in ("int", "float", "str")
+    )
+
+
+def _fields_at(location: list[Any], section: type[BaseModel]) -> set[str]:
+    """The keys that may stand at a place in a section."""
+    model: Any = section
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return set(model.model_fields)
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """What may have been meant by an unknown key."""
+    near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"

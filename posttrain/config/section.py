@@ -1,0 +1,29 @@
+"""What every section of the config is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+Fraction = Annotated[float, Field(ge=0, le=0.5)]
+Interval = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A group of settings. Unknown keys are errors, values cannot be changed once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def a_number_is_not_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, bool) and not _takes_yes_or_no(annotation):
+                raise ValueError(f"is {str(item).lower()}, which is a yes or no")
+        return value
+
+
+def _takes_yes_or_no(annotation: Any) -> bool:
+    return annotation is bool or any(map(_takes_yes_or_no, get_args(annotation)))

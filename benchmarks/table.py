@@ -51,13 +51,17 @@ def table(groups: dict[str, list[Row]]) -> str:
         first = groups["ladder"][0]
         heads = f"| one lever more a line ({_case(first)}) | pairs/s | times the first | peak memory | losses |"
         parts.append("\n".join([heads, "|---|---|---|---|---|", *(ladder_row(row) for row in groups["ladder"])]))
-    if sweeps := [row for name, rows in groups.items() if name.startswith("sweep-") for row in rows]:
-        heads = "| four betas, raw file to evaluated models | engine | wall time |"
+    if sweeps := [rows for name, rows in groups.items() if name.startswith("sweep-")]:
+        heads = (
+            "| four betas, raw file to evaluated models | engine | steps a beta | wall time | times TRL's defaults |"
+        )
         lines = [
-            f"| {_case_and_precision(row)} | {LABELS[row['engine']]} | {_seconds(row['sweep_wall_s'])} |"
-            for row in sweeps
+            f"| {_case_and_precision(row)} | {LABELS[row['engine']]} | {row['n_steps']} | {_seconds(row['sweep_wall_s'])} "
+            f"| {rows[0]['sweep_wall_s'] / row['sweep_wall_s']:.2f} |"
+            for rows in sweeps
+            for row in rows
         ]
-        parts.append("\n".join([heads, "|---|---|---|", *lines]))
+        parts.append("\n".join([heads, "|---|---|---|---|---|", *lines]))
     if growth := groups.get("growth"):
         rates = ", ".join(f"{row['n_train']} pairs: {row['pairs_per_s']:.1f} pairs/s" for row in growth)
         rates_per_s = [row["pairs_per_s"] for row in growth]
@@ -71,8 +75,10 @@ def table(groups: dict[str, list[Row]]) -> str:
             f"{row['rss_before_gib']:.2f} to {row['peak_rss_gib']:.2f} GiB ({n} pairs left in train and test)."
         )
     if parts:
-        rows = [row for group in groups.values() for row in group]
-        parts.append("; ".join(sorted({_where(row) for row in rows})) + ".")
+        commits: dict[str, set[str]] = {}
+        for row in (row for group in groups.values() for row in group):
+            commits.setdefault(_where(row), set()).add(row["commit"])
+        parts.append("; ".join(f"{where} {' '.join(sorted(made))}" for where, made in sorted(commits.items())) + ".")
         if engines:
             parts.append(f"![Pairs per second of each engine]({PICTURE.relative_to(ROOT).as_posix()})")
     return "\n\n".join(parts) or "No results yet: `make bench-quick` or `make bench`, then `make bench-table`."
@@ -132,7 +138,7 @@ def _seconds(seconds: float | None) -> str:
 
 def _where(row: Row) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-    return f"{row['machine']}, {row['date']}, commit {row['commit']}, {versions}"
+    return f"{row['machine']}, {row['date']}, {versions}, commit"
 
 
 def draw(groups: dict[str, list[Row]], file: Path = PICTURE) -> None:

@@ -28,7 +28,9 @@ def test_the_bucket_holds_every_artifact(undisturbed: Run, s3: Any, bucket: str)
         for artifacts in step.outputs.values():
             folder = artifacts[0].uri.removeprefix(f"s3://{bucket}/")
             assert any(key.startswith(f"{folder}/") for key in there), f"{name}: {folder}"
-    checkpoint = undisturbed.response.steps["train_dpo"].outputs["dpo_checkpoint"][0].uri.removeprefix(f"s3://{bucket}/")
+    checkpoint = (
+        undisturbed.response.steps["train_dpo"].outputs["dpo_checkpoint"][0].uri.removeprefix(f"s3://{bucket}/")
+    )
     manifest = f"{checkpoint}/files/manifest.json"
     stored = json.loads(s3.get_object(Bucket=bucket, Key=manifest)["Body"].read())
     assert stored["digest"] == undisturbed.metadata("train_dpo")["digest"]

@@ -44,7 +44,7 @@ lint: setup
 audit: setup
 	$(BIN)/uv tool run pip-audit@2.10.1 --requirement constraints.txt --no-deps --disable-pip --strict
 
-# Speed against TRL and LLaMA-Factory on this machine's CPU: quick in a quarter of an hour, bench in hours; it goes on where it stopped.
+# Speed against TRL and LLaMA-Factory on this machine's CPU; bench takes hours and goes on where it stopped.
 bench: setup
 	$(BIN)/python -m benchmarks.bench $(BENCH)
 	$(BIN)/python -m benchmarks.table

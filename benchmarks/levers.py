@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import trl.trainer.utils
 
@@ -14,23 +15,28 @@ import posttrain.shared_prompt
 
 def head_on_completions() -> None:
     """TRL projects the positions of completion tokens alone, as it does on a GPU, and not every position."""
-    trl.trainer.utils._use_triton = lambda device: True
+    _replace(trl.trainer.utils, "_use_triton", lambda device: True)
 
 
 def prompts_not_shared() -> None:
     """Flat rows in which each response brings a prompt of its own."""
-    posttrain.shared_prompt._n_common = lambda sequences: 0
+    _replace(posttrain.shared_prompt, "_n_common", lambda sequences: 0)
 
 
 def bf16_as_it_comes() -> None:
     """In bf16, PEFT's casts to fp32 and back, and torch's attention kernel for it."""
-    posttrain.model._leave_casts_to_autocast = lambda model: None
-    posttrain.segments._attends_in_fp32 = lambda query: False
+    _replace(posttrain.model, "_leave_casts_to_autocast", lambda model: None)
+    _replace(posttrain.segments, "_attends_in_fp32", lambda query: False)
 
 
 def trls_head() -> None:
     """TRL's LM head, which projects a second time in the backward pass."""
-    posttrain.lm_head.plain_head = lambda fused_forward: None
+    _replace(posttrain.lm_head, "plain_head", lambda fused_forward: None)
+
+
+def _replace(module: Any, name: str, value: Any) -> None:
+    assert hasattr(module, name), f"{module.__name__} has no {name} any more: this rung would measure nothing"
+    setattr(module, name, value)
 
 
 def pull(names: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks import bench, cases
+from benchmarks import bench, cases, levers
 from benchmarks.cases import ENGINES, Case
 from benchmarks.gate import HeadRows
 from benchmarks.table import BEGIN, END, draw, read_results, table
@@ -112,3 +112,12 @@ def test_the_ladder_begins_with_the_baseline_and_ends_with_ours(dtype):
     assert first.options == ENGINES[cases.BASELINE].options
     assert last == replace(ENGINES["ours"], name=last.name, dtype=dtype)
     assert json.dumps([case.name for case in cases.FULL])
+
+
+def test_every_lever_of_the_ladder_replaces_what_is_there(monkeypatch):
+    """A place that has been renamed would leave its rung as it is."""
+    replaced = []
+    monkeypatch.setattr(levers, "_replace", lambda module, name, _: replaced.append(getattr(module, name)))
+    for engine in cases.ladder("bf16"):
+        levers.pull(engine.levers)
+    assert len(set(replaced)) == 5

@@ -36,7 +36,7 @@ def trls(hidden, weight, targets):
 @pytest.mark.parametrize("trained", ["hidden", "both"])
 def test_fields_and_gradients_are_trls(dtype, trained, monkeypatch):
     """Whatever part of the logits is worked on at once; in tiles where the head is not trained itself."""
-    monkeypatch.setattr(lm_head, "CACHED_BYTES", 3 * VOCABULARY * 4)
+    monkeypatch.setattr(lm_head, "CACHED_BYTES", 3 * VOCABULARY * 4 // torch.get_num_threads())
     if trained == "hidden":
         monkeypatch.setattr(lm_head, "TILE_BYTES", 10 * VOCABULARY * dtype.itemsize)
     hidden, weight, targets, slope = made(dtype)
@@ -93,7 +93,7 @@ def test_a_target_far_behind_keeps_its_logarithm():
 
 
 def test_it_stands_back_for_a_trained_head_with_more_logits_than_are_kept(monkeypatch):
-    monkeypatch.setattr(lm_head, "TILE_BYTES", (N - 1) * VOCABULARY * 4)
+    monkeypatch.setattr(lm_head, "KEPT_BYTES", (N - 1) * VOCABULARY * 4)
     hidden, weight, targets, _ = made()
     assert score_targets(hidden, weight, targets, frozenset()) is None
     with torch.no_grad():

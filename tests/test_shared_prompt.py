@@ -3,6 +3,7 @@
 import inspect
 import random
 import typing
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,17 +16,21 @@ from transformers import (
     AutoTokenizer,
     Gemma2Config,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
     MixtralConfig,
     OPTConfig,
+    PhiConfig,
     Qwen3Config,
 )  # fmt: skip
 from trl import DPOConfig, DPOTrainer, SFTTrainer
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
+from posttrain import lm_head
 from posttrain.config import LossType, ModelSection
 from posttrain.dpo import PairTrainer
 from posttrain.logprobs import completion_logps
@@ -175,6 +180,8 @@ def alone(model, rows):
         GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60),
         OPTConfig(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=60, dropout=0.0,
                   word_embed_proj_dim=32),
+        GraniteConfig(**SHAPE, logits_scaling=8.0),
+        PhiConfig(**SHAPE),
     ],
     ids=lambda config: config.model_type,
 )  # fmt: skip
@@ -187,11 +194,23 @@ def test_architectures_share_prompts_or_say_why_not(config, attention):
         expected = alone(model, rows)
         reason = use_flat_batches(model, ModelSection(attention=attention))
         print(config.model_type, reason)
-        if config.model_type in ("llama", "qwen3", "mistral", "gpt2"):
+        if config.model_type in ("llama", "qwen3", "mistral", "gpt2", "granite", "phi"):
             assert reason is None
         if reason is None:
             found = model(flat=FlatCollator()(rows)["flat"], fused_lm_head=True).log_probs.sum(dim=1)
             assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_on_a_cpu_the_head_is_ours_and_else_trls(ours, monkeypatch):
+    """Both give the same losses above: which of them ran has to be looked at."""
+    monkeypatch.setattr(lm_head, "KEPT_BYTES", 2**30 if ours else 0)
+    kernel = Mock(wraps=ChunkedLogProbFunction)
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", kernel)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
+    assert use_flat_batches(model, ModelSection()) is None
+    model(flat=FlatCollator()(random_pairs(1))["flat"], fused_lm_head=True)
+    assert kernel.apply.called != ours
 
 
 @pytest.mark.parametrize(

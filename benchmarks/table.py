@@ -158,7 +158,8 @@ def draw(groups: dict[str, list[Row]], file: Path = PICTURE) -> None:
     for axis, rows in zip(axes[:, 0], cases.values(), strict=True):
         names = [LABELS[row["engine"]] for row in rows]
         bars = axis.barh(names, [row["pairs_per_s"] for row in rows], color=[COLOURS[row["engine"]] for row in rows])
-        axis.bar_label(bars, [f"{row['pairs_per_s']:.3g}" for row in rows], padding=3)
+        labels = [f"{row['pairs_per_s']:.3g}{'' if row['parity'] else ' (does not count)'}" for row in rows]
+        axis.bar_label(bars, labels, padding=3)
         axis.set_title(_case_and_precision(rows[0]), loc="left", fontsize=10)
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)

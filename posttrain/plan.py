@@ -140,11 +140,13 @@ def _stage(
 def weights_gib(section: TrainSection, model: ModelSection, shape: Shape, in_16_bit: bool) -> float:
     """Estimated memory of weights, gradients and the optimizer's state in GiB, of one process."""
     n_shards = 1 if section.sharding == "none" else 2 if section.processes == "auto" else section.processes
-    trained_bytes = 4 + 4 + (2 if section.optimizer == "adamw_8bit" else 8)
+    n_weight_shards = 1 if section.sharding == "zero2" else n_shards
+    own_copy = 4 if section.sharding in ("zero2", "zero3") else 0  # DeepSpeed's, which it updates
+    trained_bytes = 4 / n_weight_shards + (4 + own_copy + (2 if section.optimizer == "adamw_8bit" else 8)) / n_shards
     if model.method == "full":
-        return shape.n_parameters * trained_bytes / n_shards / GIB
+        return shape.n_parameters * trained_bytes / GIB
     adapter = shape.n_adapter_parameters_per_rank * model.lora.rank
-    return loaded_gib(model, shape, in_16_bit) / n_shards + adapter * trained_bytes / n_shards / GIB
+    return loaded_gib(model, shape, in_16_bit) / n_weight_shards + adapter * trained_bytes / GIB
 
 
 def loaded_gib(model: ModelSection, shape: Shape, in_16_bit: bool) -> float:

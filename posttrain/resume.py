@@ -26,13 +26,13 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 from fsspec import AbstractFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.checkpoint import file_digest
+from posttrain.sharding import is_sharded, load_zero_shares, save_shares
 
 logger = logging.getLogger(__name__)
 
@@ -259,20 +259,28 @@ class ResumableTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Sharded weights are written once, beside the optimizer's state."""
-        if not self.is_fsdp_enabled:
+        if not is_sharded(self):
             Trainer.save_model(self, output_dir, _internal_call)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_fsdp_enabled:
+        if not is_sharded(self):
             Trainer._save_optimizer_and_scheduler(self, output_dir)
             return
-        plugin, accelerator = self.accelerator.state.fsdp_plugin, self.accelerator
-        try:
-            save_fsdp_model(plugin, accelerator, self.model, output_dir, adapter_only=True)
-        finally:  # which the others take part in also where the first has no room for the weights
-            save_fsdp_optimizer(plugin, accelerator, self.optimizer, self.model, output_dir)
+        save_shares(self, output_dir)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        by_zero = self.is_deepspeed_enabled  # transformers would look for DeepSpeed's own files
+        prepared = super()._prepare_for_training(
+            max_steps, train_dataloader, None if by_zero else resume_from_checkpoint
+        )
+        if by_zero and resume_from_checkpoint is not None:
+            load_zero_shares(self, resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)  # the schedule alone
+            for group, learning_rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+                group["lr"] = learning_rate
+        return prepared
 
     def carry_on(self, start: Path) -> None:
         """Takes up what was measured since the last log before a checkpoint was written."""

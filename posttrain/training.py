@@ -156,7 +156,7 @@ def train_and_seal(
         OutOfMemory: in the first step.
     """
     follow(trainer, name.upper())
-    keep_precision(trainer)
+    keep_precision(trainer, uses_bf16(stage.model))
     loss = _train(trainer, stage, name)
     if not math.isfinite(loss):
         raise UserError(

@@ -313,7 +313,9 @@ def test_what_never_fits_is_one_clear_error(trainings, tmp_path):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("name", "sharding"), [("sft", "none"), ("sft", "fsdp"), ("dpo", "fsdp")])
+@pytest.mark.parametrize(
+    ("name", "sharding"), [("sft", "none"), ("sft", "fsdp"), ("dpo", "fsdp"), ("sft", "zero2"), ("dpo", "zero3")]
+)
 def test_two_processes_write_one_checkpoint_and_go_on_from_it(trainings, name, sharding, tmp_path):
     """SIGTERM to the process that started both: each is told, both write the same step, and the end is that of one go."""
     two = trainings[0][name].section.model_copy(update={"processes": 2, "sharding": sharding})
@@ -333,7 +335,7 @@ def test_two_processes_write_one_checkpoint_and_go_on_from_it(trainings, name, s
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+@pytest.mark.parametrize("sharding", ["none", "fsdp", "zero3"])
 def test_a_full_disk_of_two_processes_costs_checkpoints_and_nothing_else(trainings, sharding, tmp_path):
     """The first process alone has no room; the others neither wait for it nor leave half a checkpoint."""
     two = trainings[0]["sft"].section.model_copy(update={"processes": 2, "sharding": sharding})

@@ -31,9 +31,10 @@ class TrainSection(Section):
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="that share the rows of a step, on one machine; auto: one a GPU, or a single one on a CPU"
     )
-    sharding: Literal["none", "fsdp"] = Field(
+    sharding: Literal["none", "fsdp", "zero2", "zero3"] = Field(
         "none",
-        description="fsdp: each process keeps its share of weights, gradients and optimizer state: less memory, more traffic",
+        description="fsdp, or DeepSpeed's zero3: each process keeps its share of weights, gradients and optimizer state: less "
+        "memory, more traffic; zero2: all weights, and its share of the others",
     )
     max_length: int = Field(1024, ge=8, description="tokens of prompt and response; the rest of a response is cut off")
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit saves memory; needs CUDA")

@@ -26,6 +26,9 @@ from transformers import Trainer
 
 from posttrain.errors import UserError
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, which accelerate imports where it finds it, wonders aloud
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of every weight, by torch's names."""
 _WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
@@ -73,15 +76,14 @@ def sharding_arguments(sharding: str) -> dict[str, Any]:
     if "deepspeed" in arguments:
         if not importlib.util.find_spec("deepspeed"):
             raise UserError(
-                f"sharding: {sharding} needs DeepSpeed, which this machine lacks: set it to fsdp, or `pip install -e '.[deepspeed]'`"
+                f"sharding: {sharding} needs DeepSpeed, which is not here: set it to fsdp, or `pip install -e '.[deepspeed]'`"
             )
-        on_gpus = torch.cuda.is_available()
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         warnings.filterwarnings(
             "ignore", message="`torch.distributed", category=FutureWarning
         )  # of torch 2.13, with every step
-        os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cuda" if on_gpus else "cpu"}
-        PartialState(backend=None if on_gpus else "gloo")  # which transformers would not ask for, on a CPU
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        PartialState(backend=None if torch.cuda.is_available() else "gloo")  # which transformers would not ask for
         # No `bf16`: see keep_precision.
         arguments |= {"use_cpu": False, "bf16": False, "accelerator_config": {"use_configured_state": True}}
     return arguments

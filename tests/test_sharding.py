@@ -198,7 +198,7 @@ def test_another_number_of_processes_goes_on_from_what_zero_left(tmp_path, stage
 
 def test_a_machine_without_deepspeed_is_told(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="sharding: zero3 needs DeepSpeed, which this machine lacks: set it to fsdp, or `pip install"):
+    with pytest.raises(UserError, match="sharding: zero3 needs DeepSpeed, which is not here: set it to fsdp"):
         sharding_arguments("zero3")
 
 

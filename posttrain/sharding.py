@@ -27,7 +27,9 @@ from transformers import Trainer
 from posttrain.errors import UserError
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, which accelerate imports where it finds it, wonders aloud
+    os.environ.setdefault(
+        "DS_ACCELERATOR", "cpu"
+    )  # or DeepSpeed, which accelerate imports where it finds it, wonders aloud
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of every weight, by torch's names."""

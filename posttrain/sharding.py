@@ -1,7 +1,7 @@
 """Weights, gradients and optimizer state shared out among a stage's processes: what each setting tells the libraries.
 
 FSDP2 is torch's; ZeRO-2 and ZeRO-3 (Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054) are DeepSpeed's.
-Written for transformers 5.23, accelerate 1.15, torch 2.13 and DeepSpeed 0.19, and tried with two processes on a CPU (gloo).
+Written for transformers 5.23, accelerate 1.15, torch 2.13 and DeepSpeed 0.19; tried with two and three processes on a CPU (gloo).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import warnings
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,8 @@ from transformers import Trainer
 from posttrain.errors import UserError
 
 if not torch.cuda.is_available():
-    os.environ.setdefault(
-        "DS_ACCELERATOR", "cpu"
-    )  # or DeepSpeed, which accelerate imports where it finds it, wonders aloud
+    # Accelerate imports DeepSpeed wherever it is installed, which would wonder aloud.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of every weight, by torch's names."""
@@ -81,9 +81,8 @@ def sharding_arguments(sharding: str) -> dict[str, Any]:
                 f"sharding: {sharding} needs DeepSpeed, which is not here: set it to fsdp, or `pip install -e '.[deepspeed]'`"
             )
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        warnings.filterwarnings(
-            "ignore", message="`torch.distributed", category=FutureWarning
-        )  # of torch 2.13, with every step
+        # Torch 2.13 has new names for what DeepSpeed calls in every step.
+        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         PartialState(backend=None if torch.cuda.is_available() else "gloo")  # which transformers would not ask for
         # No `bf16`: see keep_precision.
@@ -116,8 +115,9 @@ def save_shares(trainer: Trainer, folder: str) -> None:
             save_fsdp_optimizer(plugin, accelerator, trainer.optimizer, model, folder)
         return
     # DeepSpeed's own files are pickles that run code when they are read, and only as many processes can go on from them.
-    weights, optimizer = trained_weights(model), _optimizer_state(trainer)
-    if trainer.is_world_process_zero():
+    first = trainer.is_world_process_zero()
+    weights, optimizer = _copies(_trained(model), first), _optimizer_state(trainer, first)
+    if first:
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_file(weights, Path(folder) / _WEIGHTS)
         save_file(optimizer, Path(folder) / _OPTIMIZER)
@@ -163,16 +163,15 @@ def _set_share(parameter: torch.nn.Parameter, whole: torch.Tensor, key: str | No
         utils.safe_set_full_fp32_param(parameter, whole)
 
 
-def _optimizer_state(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """ZeRO's, whole, in the main memory of the first process."""
+def _optimizer_state(trainer: Trainer, here: bool) -> dict[str, torch.Tensor]:
+    """ZeRO's, whole, in the main memory of the process that wants it here. Called by every process."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    first = trainer.is_world_process_zero()
     state = {}
     for name, parameter in _trained(trainer.model):
         for key in MOMENTS:
-            whole = safe_get_full_optimizer_state(parameter, key)  # every process takes part
-            if first:
+            whole = safe_get_full_optimizer_state(parameter, key)
+            if here:
                 state[f"{name}.{key}"] = whole.to("cpu", copy=True)
     own = next(iter(trainer.model_wrapped.optimizer.optimizer.state.values()))
     return state | {_STEP: own[_STEP].cpu()}
@@ -188,7 +187,7 @@ def gather(trainer: Trainer) -> None:
     if trainer.is_fsdp_enabled:
         weights = trainer.accelerator.get_state_dict(model)  # empty but in the first process
     elif trainer.is_deepspeed_enabled:
-        weights = _whole_weights(dict(model.named_parameters()))
+        weights = _copies(model.named_parameters(), trainer.is_world_process_zero())
     else:
         return
     for name, tensor in weights.items():
@@ -204,17 +203,18 @@ def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         gathered: dict[str, Any] = get_model_state_dict(model, options=options)
         return gathered
-    return _whole_weights(dict(_trained(model)))
+    by_zero3 = any(_by_zero3(parameter) for parameter in model.parameters())
+    return _copies(_trained(model), here=not by_zero3 or torch.distributed.get_rank() == 0)
 
 
-def _whole_weights(parameters: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Copies in main memory; of what ZeRO-3 has shared out, in that of the first process."""
-    weights = {}
-    for name, parameter in parameters.items():
+def _copies(parameters: Iterable[tuple[str, torch.nn.Parameter]], here: bool) -> dict[str, torch.Tensor]:
+    """Whole weights in the main memory of each process that wants them here. Called by every process."""
+    copies = {}
+    for name, parameter in parameters:
         with _whole(parameter):
-            if not _by_zero3(parameter) or torch.distributed.get_rank() == 0:
-                weights[name] = parameter.detach().to("cpu", copy=True)
-    return weights
+            if here:
+                copies[name] = parameter.detach().to("cpu", copy=True)
+    return copies
 
 
 def _by_zero3(parameter: torch.nn.Parameter) -> bool:

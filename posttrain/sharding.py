@@ -145,7 +145,7 @@ def load_zero_shares(trainer: Trainer, folder: str) -> None:
                 _set_share(parameter, optimizer.get_tensor(f"{name}.{key}"), key)
 
 
-def _set_share(parameter: torch.nn.Parameter, whole: torch.Tensor, key: str | None = None) -> None:
+def _set_share(parameter: Any, whole: torch.Tensor, key: str | None = None) -> None:
     """Puts this process's share of a weight, or of what AdamW keeps of it, in its place."""
     from deepspeed import utils
 

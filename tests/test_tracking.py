@@ -219,7 +219,7 @@ def test_parameters_are_flat_short_and_survive_a_conflict(tracker: Tracker, capl
         "odd_name": "true",
         "losses": '["sigmoid", "sft"]',
     }
-    assert [record.getMessage() for record in caplog.records if record.name == "posttrain.tracking"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "posttrain.tracking.runs"] == [
         "MLflow parameter dpo.beta stays 0.1: it cannot be changed to 0.5."
     ]
 
@@ -422,7 +422,7 @@ def outages(caplog: pytest.LogCaptureFixture, step: str) -> list[str]:
 def test_a_server_that_dies_ends_nothing_and_loses_nothing(
     server: Server, store: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "SEND_EVERY_S", 0.05)
+    monkeypatch.setattr(tracking.stage, "SEND_EVERY_S", 0.05)
     tracker = Tracker(server.uri, "dies", pipeline_run="id-1", run_name="demo-run")
     server.wait()
 
@@ -442,8 +442,8 @@ def test_a_server_that_dies_ends_nothing_and_loses_nothing(
     assert sorted(arrived + unsent_metrics(sft.unsent)) == [(step, step / 10) for step in range(2000)]
 
     # It is down when DPO begins, and comes back in the middle.
-    monkeypatch.setattr(tracking, "RETRY_AFTER_S", 0.1)
-    monkeypatch.setattr(tracking, "RETRY_AT_MOST_AFTER_S", 0.5)
+    monkeypatch.setattr(tracking.stage, "RETRY_AFTER_S", 0.1)
+    monkeypatch.setattr(tracking.stage, "RETRY_AT_MOST_AFTER_S", 0.5)
     with tracker.stage("train_dpo") as dpo:
         dpo.log_metrics({"train/loss": 0.5}, step=1)
         server.start()

@@ -1,19 +1,4 @@
-"""What a pipeline run leaves in MLflow: one parent run and a nested run a training stage.
-
-    tracker = Tracker(default_tracking_uri(), "dpo_pipeline", pipeline_run="6f1c…", run_name="dpo-2026_11_21")
-    with tracker.stage("train_dpo") as stage:
-        stage.log_params({"dpo": {"beta": 0.1}})
-        trainer.add_callback(metrics_callback(stage))
-
-A stage gathers its records, and a thread of its own carries them to the server every two seconds: a slow server does
-not slow the training, and a dead one does not end it. While the server is away the records are kept; what it has not
-taken by the end is written to a file.
-
-Every step writes its state into a tag of its run and of the parent run: `posttrain.step.train_dpo` is RUNNING, with
-the process it runs in, then FINISHED, FAILED or KILLED. The state of a run follows from those of its steps. A step
-whose process has died is found out when the next stage opens on the same host. What goes on in other hosts cannot be
-seen from here: whoever knows it tells the tracker (`Tracker.ended`).
-"""
+"""A step's place in MLflow: what it records is gathered, and carried to the server beside the work."""
 
 from __future__ import annotations
 
@@ -23,25 +8,19 @@ import logging
 import os
 import re
 import shlex
-import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from itertools import groupby, islice
-from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from posttrain.errors import UserError
+from posttrain.tracking.runs import STARTED_TAG, Record, StepRun, reason, untold, without_password
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Run
     from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
@@ -51,21 +30,7 @@ RETRY_AFTER_S = 30.0  # doubled with every failure, up to
 RETRY_AT_MOST_AFTER_S = 300.0
 UI_PORT = 5000
 MAX_VALUE_CHARS = 500  # of a parameter: the limit of servers before MLflow 2.8; later ones take more
-DIGEST_CHARS = 16  # of a dataset, to be read; MLflow takes 36, and the whole digest stands in its profile
-
-PIPELINE_RUN_TAG = "posttrain.pipeline_run"
-STAGE_TAG = "posttrain.stage"
-STARTED_TAG = "posttrain.started"
-STEP_TAG = "posttrain.step."
 OUTAGE_TAG = "posttrain.outage"
-PARENT_TAG = "mlflow.parentRunId"
-
-# How many records of a kind go into one request, in the order in which the kinds are sent. Artifacts come last: they
-# may lie in another store, whose failure must keep back neither the curves nor how the step ended.
-BATCH_SIZES = {"param": 100, "tag": 100, "dataset": 100, "metric": 1000, "status": 1, "artifact": 1}
-
-# Steps of this process that ended while the server was away, and how: told when the next stage opens.
-_untold: dict[tuple[str, str], str] = {}
 
 
 def default_tracking_uri() -> str:
@@ -149,11 +114,6 @@ def _unknown(pipeline_run: str, step: str) -> str | None:
     return None
 
 
-def without_password(text: str) -> str:
-    """A text in which no URI has a user and a password any more."""
-    return re.sub(r"//[^/\s]*@", "//", text)
-
-
 @dataclass(frozen=True)
 class Tracker:
     """Which MLflow runs belong to one pipeline run. Holds no connection, so it can be passed on and pickled.
@@ -187,17 +147,6 @@ class Tracker:
         return without_password(self.uri)
 
 
-@dataclass(frozen=True)
-class Record:
-    """One thing to be recorded. `key` is a name or, for an artifact, a path; `timestamp` is in milliseconds."""
-
-    kind: str
-    key: str
-    value: Any
-    step: int = 0
-    timestamp: int = field(default_factory=lambda: int(time.time() * 1000))
-
-
 class Stage:
     """One step's place in MLflow, open inside a `with`: RUNNING, then FINISHED or, after an exception, FAILED.
 
@@ -207,7 +156,7 @@ class Stage:
     def __init__(self, tracker: Tracker, step: str, nested: bool) -> None:
         self.tracker = tracker
         self._step = step
-        self._mlflow = _StepRun(tracker, step, nested)
+        self._mlflow = StepRun(tracker, step, nested)
         self._waiting: list[Record] = []
         self._under_way: list[Record] = []  # belongs to the worker until it has answered
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
@@ -269,7 +218,7 @@ class Stage:
         return None if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)} --port {UI_PORT}"
 
     def __enter__(self) -> Stage:
-        _untold.pop((self.tracker.pipeline_run, self._step), None)
+        untold.pop((self.tracker.pipeline_run, self._step), None)
         self._send()
         self._receive()
         return self
@@ -284,7 +233,7 @@ class Stage:
         self._receive()
         self._worker.shutdown()
         if any(record.kind == "status" for record in self._waiting):
-            _untold[self.tracker.pipeline_run, self._step] = status
+            untold[self.tracker.pipeline_run, self._step] = status
         if self._waiting:
             self._write_unsent()
 
@@ -371,7 +320,7 @@ def send(unsent: str, uri: str) -> int:
         waiting = [Record(**record) for record in records]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError("not a file of records that MLflow has not taken: name one of .mlflow/unsent") from error
-    runs = _StepRun(tracker, step, nested, started)
+    runs = StepRun(tracker, step, nested, started)
     try:
         runs.deliver(waiting)
     except UserError:
@@ -383,233 +332,5 @@ def send(unsent: str, uri: str) -> int:
     return len(records)
 
 
-class _StepRun:
-    """A step's runs as MLflow has them. Every method may raise whatever MLflow or a store behind it raises."""
-
-    def __init__(self, tracker: Tracker, step: str, nested: bool, started: int | None = None) -> None:
-        """Nothing is asked of MLflow yet.
-
-        Args:
-            started: in milliseconds, of a step that is over, whose runs are found again; None: now, and its runs are new.
-        """
-        self._tracker = tracker
-        self._step = step
-        self.nested = nested
-        self._is_over = started is not None
-        self.started = int(time.time() * 1000) if started is None else started
-        self._client: MlflowClient
-        self._is_open = False
-        self._run_ids: list[str] = []  # the run that the records belong to and, if that one is nested, its parent
-        self.experiment_id: str | None = None
-        self.has_failed = False  # the nested run, though its step goes on
-
-    def deliver(self, records: list[Record]) -> None:
-        """Send records and take them out of the list; what is left after an error has not arrived."""
-        self._open()
-        records.sort(key=lambda record: list(BATCH_SIZES).index(record.kind))
-        while records:
-            kind, same_kind = next(groupby(records, key=attrgetter("kind")))
-            batch = list(islice(same_kind, BATCH_SIZES[kind]))
-            self._deliver_batch(kind, batch)
-            del records[: len(batch)]
-
-    def _deliver_batch(self, kind: str, batch: list[Record]) -> None:
-        from mlflow.entities import Metric, RunTag
-
-        client, run_id = self._client, self._run_ids[0]
-        if kind == "param":
-            self._deliver_params(batch)
-        elif kind == "tag":
-            client.log_batch(run_id, tags=[RunTag(r.key, r.value) for r in batch])
-        elif kind == "dataset":
-            client.log_inputs(run_id, [_dataset_input(r.key, **r.value) for r in batch])
-        elif kind == "metric":
-            client.log_batch(run_id, metrics=[Metric(r.key, r.value, r.timestamp, r.step) for r in batch])
-        elif kind == "status":
-            self._set_state(batch[0].value)
-        else:
-            client.log_text(run_id, batch[0].value, batch[0].key)
-
-    def _deliver_params(self, batch: list[Record]) -> None:
-        """Send the parameters that are new: MLflow refuses a whole batch for one that has another value already."""
-        from mlflow.entities import Param
-
-        recorded: dict[str, str] = self._client.get_run(self._run_ids[0]).data.params
-        known = dict(recorded)
-        for record in batch:
-            value = known.setdefault(record.key, record.value)
-            if value != record.value:
-                logger.warning(
-                    "MLflow parameter %s stays %s: it cannot be changed to %s.", record.key, value, record.value
-                )
-        new = [Param(key, value) for key, value in known.items() if key not in recorded]
-        self._client.log_batch(self._run_ids[0], params=new)
-
-    def _open(self) -> None:
-        """Find or create the step's runs, and settle those that a dead process left open."""
-        if self._is_open:
-            return
-        self._client = connect(self._tracker.uri)
-        self.experiment_id = self._find_experiment()
-        parent_id = self._find_parent()
-        self._run_ids = [self._nested_run(parent_id), parent_id] if self.nested else [parent_id]
-        if not self._is_over:
-            self._set_state(_running_here())
-        self._is_open = True
-        for run in self._client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'"):
-            if PIPELINE_RUN_TAG in run.data.tags and run.info.run_id not in self._run_ids:
-                self._settle(run)
-
-    def _set_state(self, state: str) -> None:
-        """Write the step's state into its runs."""
-        for run_id in self._run_ids:
-            is_nested = self.nested and run_id == self._run_ids[0]
-            own = "FAILED" if is_nested and self.has_failed and state == "FINISHED" else state
-            self._client.set_tag(run_id, STEP_TAG + self._step, own)
-            self._settle(self._client.get_run(run_id))
-
-    def _settle(self, run: Run) -> None:
-        """Mark the steps of a run that ended without telling, and give the run the state that follows from its steps."""
-        tags, run_id = run.data.tags, run.info.run_id
-        states = {tag: state for tag, state in tags.items() if tag.startswith(STEP_TAG)}
-        for tag, state in states.items():
-            step = tags[PIPELINE_RUN_TAG], tag.removeprefix(STEP_TAG)
-            if state.startswith("RUNNING") and step != (self._tracker.pipeline_run, self._step):
-                died = "KILLED" if _has_died(state.removeprefix("RUNNING ")) else None
-                if ended := _untold.get(step) or self._tracker.ended(*step) or died:
-                    states[tag] = ended
-                    self._client.set_tag(run_id, tag, ended)
-        if any(state.startswith("RUNNING") for state in states.values()):
-            if run.info.status != "RUNNING":
-                self._client.update_run(run_id, "RUNNING")
-        else:
-            worst = next((status for status in ("FAILED", "KILLED") if status in states.values()), "FINISHED")
-            self._client.set_terminated(run_id, worst)
-
-    def _find_experiment(self) -> str:
-        tracker = self._tracker
-        if experiment := self._client.get_experiment_by_name(tracker.experiment):
-            return str(experiment.experiment_id)
-        database = _sqlite_path(tracker.uri)
-        artifacts = (database.parent / "artifacts").as_uri() if database else None
-        return str(self._client.create_experiment(tracker.experiment, artifacts))
-
-    def _find_parent(self) -> str:
-        """The pipeline run's parent run, created by the first of its steps."""
-        parents = self._search(nested=False)
-        if not parents:
-            self._create(self._tracker.run_name)
-            parents = self._search(nested=False)
-        # Two steps that started at once may each have created one: the first counts.
-        for run in parents[1:]:
-            self._client.delete_run(run.info.run_id)
-        return str(parents[0].info.run_id)
-
-    def _nested_run(self, parent_id: str) -> str:
-        """A new nested run in place of the one that an earlier attempt of the step left; of a step that is over, its own.
-
-        Raises:
-            UserError: the step is over, and another attempt has taken its place.
-        """
-        for run in self._search(nested=True):
-            if run.data.tags.get(STAGE_TAG) == self._step:
-                if self._is_over:
-                    if run.data.tags[STARTED_TAG] != self._started_at:
-                        raise UserError(
-                            f"{self._step} was run again since and has told MLflow: there is nothing to send"
-                        )
-                    return str(run.info.run_id)
-                self._client.delete_run(run.info.run_id)
-        name = f"{self._step} of {self._tracker.run_name}"
-        return self._create(name, {PARENT_TAG: parent_id, STAGE_TAG: self._step})
-
-    def _search(self, nested: bool) -> list[Run]:
-        """The pipeline run's parent runs or nested runs, oldest first."""
-        runs = self._client.search_runs(
-            [str(self.experiment_id)],
-            f"tags.`{PIPELINE_RUN_TAG}` = '{self._tracker.pipeline_run}'",
-            order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
-        )
-        return [run for run in runs if (PARENT_TAG in run.data.tags) == nested]
-
-    @property
-    def _started_at(self) -> str:
-        return datetime.fromtimestamp(self.started / 1000, UTC).isoformat(timespec="milliseconds")
-
-    def _create(self, name: str, tags: Mapping[str, str] | None = None) -> str:
-        tags = {
-            PIPELINE_RUN_TAG: self._tracker.pipeline_run,
-            STARTED_TAG: self._started_at,
-            STEP_TAG + self._step: _running_here(),
-            **(tags or {}),
-        }
-        return str(self._client.create_run(str(self.experiment_id), self.started, tags, name).info.run_id)
-
-
-def _dataset_input(name: str, digest: str, n_rows: int, source: str, context: str) -> DatasetInput:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    dataset = Dataset(
-        name,
-        digest[:DIGEST_CHARS],
-        source_type="local",
-        source=json.dumps({"uri": source}),
-        profile=json.dumps({"num_rows": n_rows, "digest": digest}),
-    )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-
-
-def _running_here() -> str:
-    """The state of a step at work in this process, as `RUNNING host:pid:start time`."""
-    return f"RUNNING {socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
-
-
-def _has_died(process: str) -> bool:
-    """Whether `host:pid:start time` was a process of this host and is no more."""
-    host, pid, started = process.rsplit(":", 2)
-    if host != socket.gethostname():
-        return False
-    try:
-        found = psutil.Process(int(pid))
-        # Pids are given out again; a zombie only waits to be noticed; the clock behind the start time may be adjusted.
-        return abs(found.create_time() - float(started)) > 2 or found.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def connect(uri: str) -> MlflowClient:
-    """A client that gives up after seconds and is quiet about retries and migrations."""
-    # MLflow's own defaults keep a caller waiting for four minutes when a server is dead.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    for name in ("mlflow.store.db", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").addFilter(_is_not_about_mlflow)
-    from mlflow import MlflowClient
-
-    if database := _sqlite_path(uri):
-        database.parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(uri)
-
-
-def _is_not_about_mlflow(entry: logging.LogRecord) -> bool:
-    return "/mlflow" not in entry.getMessage()
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
-
-
 def _local_folder() -> Path:
     return Path.cwd() / ".mlflow"
-
-
-def reason(failure: BaseException) -> str:
-    """What is at the bottom of a failure, e.g. `Connection refused`: MLflow and requests pile pages on top of it."""
-    cause: BaseException | None = failure
-    while cause:
-        if isinstance(cause, OSError):
-            failure = cause
-        cause = cause.__cause__ or cause.__context__
-    return without_password((str(failure).strip() or type(failure).__name__).splitlines()[0])[:200]

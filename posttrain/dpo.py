@@ -97,7 +97,6 @@ def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoin
         train_dataset=train,
         eval_dataset=validation if len(validation) else None,
         processing_class=chat.tokenizer,
-        # Those that stop come first: they add to a training checkpoint what the stage's callbacks upload.
         callbacks=[
             *stopping_callbacks(dpo, has_validation=len(validation) > 0, start=stage.start),
             *stage.callbacks,

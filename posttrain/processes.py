@@ -155,7 +155,9 @@ def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], s
 
 def _worker(train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: Stage, events: Path) -> None:
     first = os.environ["RANK"] == "0"
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before the model is loaded onto it
+    else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["WORLD_SIZE"])))
     if not first:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what it would say, the first says

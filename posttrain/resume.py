@@ -213,6 +213,14 @@ class Preempted(BaseException):
     """The machine is wanted back, and what the training needs to go on is written. Not for `except Exception`."""
 
 
+class KeptInCheckpoints(TrainerCallback):
+    """A callback with something that a training which goes on needs."""
+
+    def keep_in(self, folder: Path) -> None:
+        """Writes it into a training checkpoint; called in the first process."""
+        raise NotImplementedError
+
+
 class ResumableTrainer(Trainer):
     """Mixed into TRL's trainers: a checkpoint also holds what was measured since the last log, and may fail.
 
@@ -243,6 +251,10 @@ class ResumableTrainer(Trainer):
             Trainer._save_checkpoint(self, model, trial)  # past TRL's, which only adds the card
             (folder / _CARRIED.format(self.args.process_index)).write_text(json.dumps(carried), encoding="utf-8")
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing needs
+            if self.is_world_process_zero():
+                for callback in self.callback_handler.callbacks:
+                    if isinstance(callback, KeptInCheckpoints):
+                        callback.keep_in(folder)
         except (
             OSError,
             RuntimeError,

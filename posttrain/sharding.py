@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,11 @@ def sharding_arguments(sharding: str) -> dict[str, Any]:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         # Torch 2.13 has new names for what DeepSpeed calls in every step.
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
-        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        PartialState(backend=None if torch.cuda.is_available() else "gloo")  # which transformers would not ask for
-        # No `bf16`: see keep_precision.
-        arguments |= {"use_cpu": False, "bf16": False, "accelerator_config": {"use_configured_state": True}}
+        arguments |= {"use_cpu": False, "bf16": False}  # see keep_precision
+        if not torch.cuda.is_available():  # transformers would take it for the only process
+            os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+            PartialState(backend="gloo", timeout=timedelta(minutes=30))
+            arguments["accelerator_config"] = {"use_configured_state": True}
     return arguments
 
 
@@ -126,16 +128,10 @@ def save_shares(trainer: Trainer, folder: str) -> None:
 @torch.no_grad()
 def load_zero_shares(trainer: Trainer, folder: str) -> None:
     """Takes up what `save_shares` wrote for ZeRO, whatever the number of processes. Called by every process."""
-    sharded = trainer.model_wrapped.optimizer  # DeepSpeed's, around torch's
     # Read one by one: each process needs a share of everything, and has no room for the whole.
     with safe_open(Path(folder) / _WEIGHTS, "pt") as weights, safe_open(Path(folder) / _OPTIMIZER, "pt") as optimizer:
-        step = optimizer.get_tensor(_STEP)
-        for flat in getattr(sharded, "single_partition_of_fp32_groups", None) or sharded.fp32_partitioned_groups_flat:
-            # As torch's optimizer would make it in the first step.
-            state = {_STEP: step.to(flat.device, copy=True)} | {key: torch.zeros_like(flat) for key in MOMENTS}
-            sharded.optimizer.state[flat] = state
-        if hasattr(sharded, "_lazy_init_hp_params_optimizer_state"):  # ZeRO-2: which part of it belongs to which weight
-            sharded._lazy_init_hp_params_optimizer_state()
+        for own in _own_state(trainer):
+            own[_STEP].copy_(optimizer.get_tensor(_STEP))
         for name, parameter in _trained(trainer.model):
             whole = weights.get_tensor(name)
             with _whole(parameter, writer=0):
@@ -167,14 +163,29 @@ def _optimizer_state(trainer: Trainer, here: bool) -> dict[str, torch.Tensor]:
     """ZeRO's, whole, in the main memory of the process that wants it here. Called by every process."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    state = {}
+    state = {_STEP: _own_state(trainer)[0][_STEP].to("cpu", copy=True)}
     for name, parameter in _trained(trainer.model):
         for key in MOMENTS:
             whole = safe_get_full_optimizer_state(parameter, key)
             if here:
                 state[f"{name}.{key}"] = whole.to("cpu", copy=True)
-    own = next(iter(trainer.model_wrapped.optimizer.optimizer.state.values()))
-    return state | {_STEP: own[_STEP].cpu()}
+    return state
+
+
+def _own_state(trainer: Trainer) -> list[dict[str, torch.Tensor]]:
+    """What AdamW keeps of this process's share, group by group, and ZeRO told which part of it is of which weight."""
+    sharded = trainer.model_wrapped.optimizer  # DeepSpeed's, around torch's
+    by_zero2 = hasattr(sharded, "single_partition_of_fp32_groups")
+    groups = sharded.single_partition_of_fp32_groups if by_zero2 else sharded.fp32_partitioned_groups_flat
+    for flat in groups:
+        if not sharded.optimizer.state[flat]:  # before the first step, in which AdamW would make it so
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            sharded.optimizer.state[flat] = {_STEP: torch.zeros((), device=flat.device), **moments}
+    if by_zero2:
+        # DeepSpeed does it once, when the first of several groups has been updated and the others have no state yet.
+        sharded._hp_optimizer_states_linked = False
+        sharded._lazy_init_hp_params_optimizer_state()
+    return [sharded.optimizer.state[flat] for flat in groups]
 
 
 def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
@@ -203,8 +214,12 @@ def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         gathered: dict[str, Any] = get_model_state_dict(model, options=options)
         return gathered
-    by_zero3 = any(_by_zero3(parameter) for parameter in model.parameters())
-    return _copies(_trained(model), here=not by_zero3 or torch.distributed.get_rank() == 0)
+    return _copies(_trained(model), here=not has_shares(model) or torch.distributed.get_rank() == 0)
+
+
+def has_shares(model: torch.nn.Module) -> bool:
+    """Whether each process has a share of the weights only."""
+    return isinstance(model, FSDPModule) or any(_by_zero3(parameter) for parameter in model.parameters())
 
 
 def _copies(parameters: Iterable[tuple[str, torch.nn.Parameter]], here: bool) -> dict[str, torch.Tensor]:

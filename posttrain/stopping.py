@@ -13,7 +13,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from posttrain.config import DpoSection
 from posttrain.errors import UserError
-from posttrain.sharding import put_back, trained_weights
+from posttrain.resume import KeptInCheckpoints
+from posttrain.sharding import has_shares, put_back, trained_weights
 
 BEST = "best_so_far.safetensors"
 DIVERGED_TIMES = 3.0
@@ -21,11 +22,12 @@ N_LOGS = 10
 """Logged steps over which the loss is averaged before it is called diverged."""
 
 
-class EarlyStopping(TrainerCallback):
+class EarlyStopping(KeptInCheckpoints):
     """Stops after so many validations without a better loss, and ends with the weights that had the best one.
 
     Not transformers' own callback: that one needs a checkpoint with optimizer on disk at every validation. The best
-    weights that are trained (an adapter's, or all) are kept in main memory, once, and go into training checkpoints.
+    weights that are trained (an adapter's, or all) are kept in main memory, by every process that has them whole or, where
+    each has a share, by the first; and they go into training checkpoints.
     """
 
     def __init__(self, patience: int, start: Path | None = None) -> None:
@@ -57,20 +59,19 @@ class EarlyStopping(TrainerCallback):
         self._n_worse += 1
         return False
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def keep_in(self, folder: Path) -> None:
         """Adds the best weights to a training checkpoint."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self._best and state.is_world_process_zero and folder.exists():
+        if self._best:
             save_file(self._best, folder / BEST)
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Where a training goes on: counts what was validated before, and takes back the best weights."""
         for entry in state.log_history:
             if "eval_loss" in entry:
                 self._is_best(entry["eval_loss"], entry["step"])
-        if self.start and (self.start / BEST).exists():
+        if self.start and (self.start / BEST).exists() and (state.is_world_process_zero or not has_shares(model)):
             self._best = load_file(self.start / BEST)
 
     def on_train_end(

@@ -104,9 +104,14 @@ def training_arguments(section: TrainSection, stage: Stage, model: Model, has_va
 
 
 def needs_checkpointing(section: TrainSection, model_section: ModelSection, model: Model) -> bool:
-    """Whether activations are computed again in the backward pass: as set, else where they would not fit. Says so."""
+    """Whether activations are computed again in the backward pass: as set, else where they would not fit. Says so.
+
+    Where processes have shares of the weights it is on: one that had more free memory than another would wait for it.
+    """
     if section.gradient_checkpointing != "auto":
         return section.gradient_checkpointing
+    if section.sharding != "none":
+        return True
     config = model.config.get_text_config()
     shape = Shape(model.num_parameters(), config.num_hidden_layers, config.hidden_size, 0)
     bf16 = uses_bf16(model_section)

@@ -14,6 +14,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from transformers import Trainer, TrainerCallback
 
+from posttrain import stopping
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DpoSection, ModelSection, SftSection
 from posttrain.data.preferences import Preferences
@@ -152,6 +153,13 @@ def with_a_full_disk(callbacks):
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def with_no_room_for_the_best(callbacks):
+    def refuse(tensors, path):
+        raise OSError(28, "No space left on device")
+
+    stopping.save_file = refuse
 
 
 def with_little_memory(callbacks):

@@ -287,6 +287,15 @@ def test_a_store_that_fails_costs_checkpoints_and_nothing_else(trainings, trap, 
     assert training.checkpoints.fetch_newest(tmp_path / "fetched") is None
 
 
+def test_a_disk_without_room_for_the_best_weights_costs_checkpoints_and_nothing_else(trainings, tmp_path):
+    undisturbed, expected = trainings[0]["dpo"], trainings[1]["dpo"]
+    training = replace(elsewhere(undisturbed, tmp_path / "best"), tracking_uri="")
+    found = run_to_its_end(training, "with_no_room_for_the_best")
+    assert found.digest == expected.digest
+    assert "No space left on device" in said(found.path)
+    assert max(steps_stored(training)) < 5  # none of those after the first validation
+
+
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_a_step_that_does_not_fit_is_taken_in_smaller_micro_batches(trainings, name, tmp_path):
     """Four rows do not fit, two do: the same training as with two rows from the start, and so the same weights."""

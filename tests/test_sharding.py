@@ -20,7 +20,14 @@ from posttrain.plan import GIB, Shape, loaded_gib, weights_gib
 from posttrain.processes import share_rows
 from posttrain.reference import score_reference
 from posttrain.sft import train_sft
-from posttrain.sharding import load_zero_shares, put_back, save_shares, sharding_arguments, trained_weights
+from posttrain.sharding import (
+    keep_precision,
+    load_zero_shares,
+    put_back,
+    save_shares,
+    sharding_arguments,
+    trained_weights,
+)
 from posttrain.stopping import EarlyStopping
 from posttrain.training import Stage
 
@@ -33,6 +40,7 @@ DPO = DpoSection(**COMMON, max_prompt_length=64)
 
 CASES = {
     "full": ("full", "full", "fp32", False),
+    "full in bf16": ("full", "full", "bf16", True),
     "adapter": ("lora", "lora", "bf16", True),
     "merged": ("full", "lora", "fp32", True),
 }
@@ -49,6 +57,7 @@ CASES = {
                 ("adapter", "fsdp"),
                 ("merged", "fsdp"),
                 ("full", "zero2"),
+                ("full in bf16", "zero3"),
                 ("adapter", "zero3"),
                 ("merged", "zero3"),
             ]
@@ -153,7 +162,7 @@ def train_an_odd_layer_by_zero(rank: int, n: int, stage: int, folder: str) -> No
     sizes = {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})}
     engine, *_ = deepspeed.initialize(
         model=layer,
-        optimizer=torch.optim.AdamW(layer.parameters(), lr=0.1),
+        optimizer=torch.optim.AdamW([{"params": [weights]} for weights in layer.parameters()], lr=0.1),
         config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": sizes},
     )
     trainer = SimpleNamespace(
@@ -194,6 +203,16 @@ def train_an_odd_layer_by_zero(rank: int, n: int, stage: int, folder: str) -> No
 def test_another_number_of_processes_goes_on_from_what_zero_left(tmp_path, stage):
     for n in (2, 3):
         torch.multiprocessing.spawn(train_an_odd_layer_by_zero, (n, stage, str(tmp_path)), nprocs=n)
+
+
+def test_autocast_goes_with_a_model_that_deepspeed_has():
+    layer, inputs = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    state = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=True, model=layer)
+    state.args = SimpleNamespace(device=torch.device("cpu"))
+    keep_precision(state, bf16=False)
+    assert layer(inputs).dtype == torch.float32
+    keep_precision(state, bf16=True)
+    assert layer(inputs).dtype == torch.bfloat16
 
 
 def test_a_machine_without_deepspeed_is_told(monkeypatch):

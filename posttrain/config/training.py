@@ -47,7 +47,9 @@ class TrainSection(Section):
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this norm")
     gradient_checkpointing: bool | Literal["auto"] = Field(
-        "auto", description="saves memory, costs about a third more time; auto: only where a step would not fit without"
+        "auto",
+        description="saves memory, costs about a third more time; auto: where a step would not fit without, "
+        "and with sharding",
     )
     eval_steps: Interval = Field(
         0.2, description="how often validation is measured: a number of steps, or a share of the training"

@@ -326,7 +326,7 @@ def write(path: Path, text: str) -> None:
 @click.option("--checks", is_flag=True, help="The checks of the data instead.")
 def settings(checks: bool) -> None:
     """Print the table of all settings."""
-    from posttrain.settings import checks_table, settings_table
+    from posttrain.config.reference_tables import checks_table, settings_table
 
     click.echo(checks_table() if checks else settings_table())
 

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from conftest import ROOT
 
 from posttrain.config import ModelSection, load_config
+from posttrain.config.reference_tables import checks_table, settings_table
 from posttrain.errors import UserError
 from posttrain.plan import plan, read_shape
-from posttrain.settings import checks_table, settings_table
 from posttrain_cli import main
 
 

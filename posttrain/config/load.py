@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from posttrain.config.messages import explain, merge, nearest
-from posttrain.config.run import RunConfig
+from posttrain.config.run_config import RunConfig
 from posttrain.errors import UserError
 
 # The top level of a run's YAML file is ZenML's; a test compares this list with ZenML's own model.

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from posttrain.config.data import Source
+from posttrain.config.data_section import Source
 from posttrain.config.section import Section
 
 

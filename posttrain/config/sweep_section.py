@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, create_model, field_validator, model_serializer, model_validator
 
 from posttrain.config.section import Section
-from posttrain.config.training import DpoSection
+from posttrain.config.training_sections import DpoSection
 
 # What a sweep shares between its points must not depend on the point.
 NOT_SWEPT = {

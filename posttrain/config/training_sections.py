@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from posttrain.config.data import INSTRUCTION_FORMATS, Source
+from posttrain.config.data_section import INSTRUCTION_FORMATS, Source
 from posttrain.config.section import Interval, Section
 
 LossType = Literal[

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from posttrain.config.data import DataSection
-from posttrain.config.evaluation import EvaluationSection, GateSection
+from posttrain.config.data_section import DataSection
+from posttrain.config.evaluation_section import EvaluationSection, GateSection
 from posttrain.config.messages import explain
-from posttrain.config.model import ModelSection
+from posttrain.config.model_section import ModelSection
 from posttrain.config.section import Section
-from posttrain.config.sweep import SweepSection, point_label
-from posttrain.config.training import DpoSection, SftSection
+from posttrain.config.sweep_section import SweepSection, point_label
+from posttrain.config.training_sections import DpoSection, SftSection
 
 
 class CheckpointsSection(Section):

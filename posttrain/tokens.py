@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.bar import progress_bar
 from posttrain.chat import Chat, tokenise_pairs
-from posttrain.data.checks import policy_of
+from posttrain.config.check_policies import policy_of
 from posttrain.data.preferences import Preferences
 from posttrain.data.statistics import Counting, Histogram, Share
 from posttrain.errors import UserError

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain.config import DataSection, Source, check_config
-from posttrain.data.checks import POLICIES, REASONS, find_bad_characters, fix_characters
+from posttrain.config.check_policies import POLICIES, REASONS
+from posttrain.data.checks import find_bad_characters, fix_characters
 from posttrain.data.contamination import EvaluationPrompts
 from posttrain.data.near import N_BANDS, N_ROWS, similarity, words
 from posttrain.data.preferences import load_instructions, load_preferences

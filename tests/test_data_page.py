@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from posttrain.chat import tokenise_pairs
 from posttrain.config import DataSection, Source
-from posttrain.data.checks import REASONS
+from posttrain.config.check_policies import REASONS
 from posttrain.data.page import ADVICE, advice, data_page, summary_lines, token_page
 from posttrain.data.preferences import Preferences, load_preferences
 from posttrain.errors import UserError

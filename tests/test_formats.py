@@ -7,9 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain.config import DataSection, Source
-from posttrain.data.checks import REASONS, Unusable, check_row
+from posttrain.config.check_policies import REASONS
+from posttrain.config.layouts import COLUMNS
+from posttrain.data.checks import Unusable, check_row
 from posttrain.data.formats import (
-    COLUMNS,
     INSTRUCTION_LAYOUTS,
     PREFERENCE_LAYOUTS,
     check_columns,

@@ -4,8 +4,9 @@ A section is the whole input of the steps that take it, so changing `dpo.beta` r
 before it. Every validator raises; none repairs.
 """
 
-from posttrain.config.data_section import INSTRUCTION_FORMATS, DataSection, InstructionFormat, PreferenceFormat, Source
+from posttrain.config.data_section import DataSection, Source
 from posttrain.config.evaluation_section import EvaluationSection, GateSection, GenerationsSection, JudgeSection
+from posttrain.config.layouts import INSTRUCTION_FORMATS, InstructionFormat, PreferenceFormat
 from posttrain.config.load import TOP_LEVEL_KEYS, check_config, load_config
 from posttrain.config.model_section import LoraSection, ModelSection
 from posttrain.config.run_config import CheckpointsSection, RunConfig, TrackingSection

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from posttrain.config.check_policies import REASONS, allowed_policies
+from posttrain.config.layouts import COLUMNS, INSTRUCTION_FORMATS, InstructionFormat, PreferenceFormat
 from posttrain.config.messages import nearest
 from posttrain.config.section import Fraction, Section
-from posttrain.data.checks import REASONS, allowed_policies
-
-# Every layout of rows, each a module of that name in posttrain/data/formats, in the order in which `auto` tries them: the more
-# special before the more general.
-PreferenceFormat = Literal[
-    "shp", "oasst_messages", "oasst_trees", "ultrafeedback", "chatbot_arena", "pandalm", "llmbar", "two_answers",
-    "qa_feedback", "graded_solutions", "scored_pair", "hh_rlhf", "conversational", "explicit", "implicit",
-]  # fmt: skip
-InstructionFormat = Literal["messages", "sharegpt", "self_instruct", "prompt_completion", "alpaca"]
-INSTRUCTION_FORMATS = get_args(InstructionFormat)
 
 
 class Source(Section):
@@ -72,8 +64,6 @@ class Source(Section):
     @field_validator("columns")
     @classmethod
     def columns_are_known_and_mapped_once(cls, columns: dict[str, str]) -> dict[str, str]:
-        from posttrain.data.formats import COLUMNS  # which imports this module
-
         for ours in columns:
             if ours not in COLUMNS:
                 raise ValueError(f"no layout has a column {ours!r} ({nearest(ours, COLUMNS)})")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from posttrain.config import RunConfig
-from posttrain.data.checks import REASONS, allowed_policies
+from posttrain.config.check_policies import REASONS, allowed_policies
 
 Schema = dict[str, Any]
 

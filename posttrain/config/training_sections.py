@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from posttrain.config.data_section import INSTRUCTION_FORMATS, Source
+from posttrain.config.data_section import Source
+from posttrain.config.layouts import INSTRUCTION_FORMATS
 from posttrain.config.section import Interval, Section
 
 LossType = Literal[

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from posttrain.data.checks import DELIBERATE, REASONS, policy_of
+from posttrain.config.check_policies import DELIBERATE, REASONS, policy_of
 from posttrain.data.statistics import Figures
 from posttrain.errors import UserError
 

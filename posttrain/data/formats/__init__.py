@@ -5,30 +5,26 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
-from posttrain.config import InstructionFormat, PreferenceFormat, Source
+from posttrain.config import Source
+from posttrain.config.layouts import INSTRUCTION_FORMATS, PREFERENCE_FORMATS
 from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values
 from posttrain.data.formats.reading import language, read_rows
 from posttrain.errors import UserError
 
 __all__ = [
-    "COLUMNS", "INSTRUCTION_LAYOUTS", "PREFERENCE_LAYOUTS", "check_columns", "find_layout", "read_rows", "rename",
+    "INSTRUCTION_LAYOUTS", "PREFERENCE_LAYOUTS", "check_columns", "find_layout", "read_rows", "rename",
 ]  # fmt: skip
 
 
-def _modules(names: Sequence[str]) -> dict[str, Any]:
-    return {name: importlib.import_module(f"posttrain.data.formats.{name}") for name in names}
+def _modules(kind: str, names: Sequence[str]) -> dict[str, Any]:
+    return {name: importlib.import_module(f"posttrain.data.formats.{kind}.{name}") for name in names}
 
 
-PREFERENCE_LAYOUTS: dict[str, Layout[Pair]] = _modules(get_args(PreferenceFormat))
-INSTRUCTION_LAYOUTS: dict[str, Layout[Example]] = _modules(get_args(InstructionFormat))
+PREFERENCE_LAYOUTS: dict[str, Layout[Pair]] = _modules("preference", PREFERENCE_FORMATS)
+INSTRUCTION_LAYOUTS: dict[str, Layout[Example]] = _modules("instruction", INSTRUCTION_FORMATS)
 """Name and module of each layout, in the order in which they are tried."""
-
-_OPTIONAL = {"input", "system", "tools", "lang", "language", "score_A", "score_B"}
-_LAYOUTS: tuple[Layout[Any], ...] = (*PREFERENCE_LAYOUTS.values(), *INSTRUCTION_LAYOUTS.values())
-COLUMNS = frozenset(_OPTIONAL.union(*(layout.COLUMNS for layout in _LAYOUTS)))
-"""Every column that a layout reads and that `columns` may map."""
 
 _SYNONYMS = {
     "prompt": "question query instruction input text post history context",

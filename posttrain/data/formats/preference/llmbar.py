@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.formats.layout import Pair, Values, answer, as_turns, by_label
 
-COLUMNS = ("input", "output_1", "output_2", "label")
+COLUMNS = REQUIRED_COLUMNS["llmbar"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Scored, Values, as_turns, ranked_pairs
 
-COLUMNS = ("question", "ground_truth")
+COLUMNS = REQUIRED_COLUMNS["graded_solutions"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Pair, Values, as_turns, by_label, split_off_shared_prompt
 
-COLUMNS = ("conversation_a", "conversation_b", "winner")
+COLUMNS = REQUIRED_COLUMNS["chatbot_arena"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

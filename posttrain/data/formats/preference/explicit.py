@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.formats.layout import Pair, Values, as_turns
 
-COLUMNS = ("prompt", "chosen", "rejected")
+COLUMNS = REQUIRED_COLUMNS["explicit"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.formats.layout import Example, Values, answer, instruct
 
-COLUMNS = ("instruction", "output")
+COLUMNS = REQUIRED_COLUMNS["alpaca"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

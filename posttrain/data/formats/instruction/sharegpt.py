@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Example, Values, as_text, as_turns, split_off_response
 
-COLUMNS = ("conversations",)
+COLUMNS = REQUIRED_COLUMNS["sharegpt"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

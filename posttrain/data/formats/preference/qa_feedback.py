@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Turn, Unusable
 from posttrain.data.formats.layout import Pair, Values, answer, as_text, by_label
 
-COLUMNS = ("question", "passages", "prediction 1", "preference")
+COLUMNS = REQUIRED_COLUMNS["qa_feedback"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Pair, Scored, Values, answer, as_number, as_turns
 
-COLUMNS = ("history", "human_ref_A", "human_ref_B", "labels")
+COLUMNS = REQUIRED_COLUMNS["shp"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Pair, Values, as_text
 
-COLUMNS = ("chosen", "rejected")
+COLUMNS = REQUIRED_COLUMNS["implicit"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Turn, Unusable
 from posttrain.data.formats.layout import Found, Pair, Scored, Values, as_number, as_text, as_turns, rank
 
-COLUMNS = ("message_id", "parent_id", "text", "role", "rank")
+COLUMNS = REQUIRED_COLUMNS["oasst_messages"]
 
 
 class Message(NamedTuple):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Example, Values, answer, instruct
 
-COLUMNS = ("instruction", "instances")
+COLUMNS = REQUIRED_COLUMNS["self_instruct"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
-from posttrain.data.formats import conversational
 from posttrain.data.formats.layout import Scored, Values, as_number
+from posttrain.data.formats.preference import conversational
 
-COLUMNS = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected")
+COLUMNS = REQUIRED_COLUMNS["scored_pair"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

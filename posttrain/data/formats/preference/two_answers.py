@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.formats.layout import Pair, Values, as_turns, by_label
 
-COLUMNS = ("prompt", "response_1", "response_2", "label")
+COLUMNS = REQUIRED_COLUMNS["two_answers"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Pair, Values, answer, as_number, by_label, instruct
 
-COLUMNS = ("instruction", "response1", "response2", "annotator1")
+COLUMNS = REQUIRED_COLUMNS["pandalm"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Scored, Values
-from posttrain.data.formats.oasst_messages import Message, as_message, sibling_pairs
+from posttrain.data.formats.preference.oasst_messages import Message, as_message, sibling_pairs
 
-COLUMNS = ("message_tree_id", "prompt")
+COLUMNS = REQUIRED_COLUMNS["oasst_trees"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.formats.layout import Example, Values, as_turns
 
-COLUMNS = ("prompt", "completion")
+COLUMNS = REQUIRED_COLUMNS["prompt_completion"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

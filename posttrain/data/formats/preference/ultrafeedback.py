@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Scored, Values, as_number, as_text, as_turns, ranked_pairs
 
-COLUMNS = ("instruction", "completions")
+COLUMNS = REQUIRED_COLUMNS["ultrafeedback"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

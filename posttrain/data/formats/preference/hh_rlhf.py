@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Turn, Unusable
 from posttrain.data.formats.layout import Pair, Values, as_text, split_off_shared_prompt
 
-COLUMNS = ("chosen", "rejected")
+COLUMNS = REQUIRED_COLUMNS["hh_rlhf"]
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}

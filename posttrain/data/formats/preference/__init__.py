@@ -1,0 +1,1 @@
+"""Layouts whose rows become preference pairs, a module each."""

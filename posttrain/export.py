@@ -18,13 +18,13 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFo
 from huggingface_hub.utils._validators import validate_repo_id
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
-from posttrain import storage
 from posttrain.chat import Chat
 from posttrain.checkpoint import Checkpoint, file_digest
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
 from posttrain.model import base_source, load_chat, load_model, resolve_base
 from posttrain.run_report import RunReport
+from posttrain.storage import s3 as storage
 
 CHECKSUMS = "SHA256SUMS"
 LINEAGE = "lineage.json"

@@ -28,7 +28,7 @@ from posttrain.chat import Messages
 from posttrain.config import JudgeSection
 from posttrain.errors import UserError
 from posttrain.estimates import Estimate, Result, wilson
-from posttrain.storage import cache_dir
+from posttrain.storage.s3 import cache_dir
 
 Verdict = Literal["first", "second", "tie"]
 VERDICTS: dict[str, Verdict] = {"A": "first", "B": "second", "C": "tie"}

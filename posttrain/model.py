@@ -28,7 +28,7 @@ from posttrain.config import LoraSection, ModelSection
 from posttrain.data import demo, demo_base
 from posttrain.errors import UserError
 from posttrain.plan import GIB, local_base, read_shape
-from posttrain.storage import cache_dir
+from posttrain.storage.s3 import cache_dir
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 _HERE = {"local_files_only": True, "trust_remote_code": False}

@@ -17,7 +17,6 @@ from peft import AutoPeftModelForCausalLM
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from posttrain import storage
 from posttrain.config import EvaluationSection, GenerationsSection, ModelSection, SftSection
 from posttrain.errors import UserError
 from posttrain.export import check_is_ours, export
@@ -25,6 +24,7 @@ from posttrain.generate import complete
 from posttrain.model import load_chat, load_model, resolve_base
 from posttrain.model_card import model_card
 from posttrain.sft import train_sft
+from posttrain.storage import s3 as storage
 from posttrain.training import Stage
 
 # Its responses end with <|system|>, which is not the tokenizer's end of sequence.

@@ -24,7 +24,7 @@ def open_objects(source: Source) -> OpenSource:
     Raises:
         UserError: there is none, or the store does not give it.
     """
-    from posttrain import storage  # boto3 takes a third of a second to import
+    from posttrain.storage import s3 as storage  # boto3 takes a third of a second to import
 
     store = storage.ObjectStore()
     found, root = store.find(source.location, _is_data)

@@ -54,9 +54,9 @@ def data(config: Path, html: Path | None) -> None:
     """Read and check the data of CONFIG as a run would, and say what is wrong with it, without training."""
     try:
         run = load_config(config)
-        from posttrain.data.page import data_page, summary_lines
         from posttrain.data.preferences import load_preferences
         from posttrain.model import load_chat, resolve_base
+        from posttrain.reporting.data_page import data_page, summary_lines
         from posttrain.tokens import report_tokens
 
         preferences, found = load_preferences(run.data)

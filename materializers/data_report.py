@@ -7,8 +7,8 @@ from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers.records import RecordMaterializer
-from posttrain.data.page import data_page, token_page
 from posttrain.data.report import DataReport
+from posttrain.reporting.data_page import data_page, token_page
 from posttrain.tokens import TokenReport
 
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from posttrain.chat import Chat, Messages, tokenise_pairs
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import EvaluationSection, Lengths, ModelSection
-from posttrain.data import demo
+from posttrain.data.demo import pairs as demo
 from posttrain.data.preferences import Preferences
 from posttrain.estimates import Estimate, Result, bootstrap_mean, wilson
 from posttrain.judge import Contest, Judgement, WinRate, judge_contests, win_rate

@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from posttrain.chat import Chat, prepare_chat
 from posttrain.checkpoint import Base, Checkpoint, file_digest
 from posttrain.config import LoraSection, ModelSection
-from posttrain.data import demo, demo_base
+from posttrain.data.demo import base_model as demo_base
+from posttrain.data.demo import pairs as demo
 from posttrain.errors import UserError
 from posttrain.plan import GIB, local_base, read_shape
 from posttrain.storage.s3 import cache_dir

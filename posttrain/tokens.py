@@ -14,7 +14,7 @@ from posttrain.bar import progress_bar
 from posttrain.chat import Chat, tokenise_pairs
 from posttrain.config.check_policies import policy_of
 from posttrain.data.preferences import Preferences
-from posttrain.data.statistics import Counting, Histogram, Share
+from posttrain.data.profile import Counting, Histogram, Share
 from posttrain.errors import UserError
 
 PARTS = ("prompt", "chosen", "rejected")

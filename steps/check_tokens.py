@@ -4,9 +4,9 @@ from typing import Annotated
 
 from posttrain.checkpoint import Base
 from posttrain.config import Lengths, ModelSection
-from posttrain.data.page import token_page
 from posttrain.data.preferences import Preferences
 from posttrain.model import load_chat
+from posttrain.reporting.data_page import token_page
 from posttrain.tokens import TokenReport, report_tokens
 from steps._step import step
 from steps._tracking import tracked

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from posttrain.config import DataSection
 from posttrain.data import preferences as library
-from posttrain.data.page import data_page
 from posttrain.data.preferences import Preferences
 from posttrain.data.report import DataReport
+from posttrain.reporting.data_page import data_page
 from posttrain.tracking import package_versions
 from steps._code import code_digest
 from steps._overlap import leave_to_earlier_run

@@ -5,8 +5,8 @@ import pyarrow as pa
 
 from posttrain.checkpoint import Base
 from posttrain.config import EvaluationSection, RunConfig
+from posttrain.data.profile import Figures as DataFigures
 from posttrain.data.report import DataReport, SourceReport
-from posttrain.data.statistics import Figures as DataFigures
 from posttrain.estimates import Estimate
 from posttrain.figures import Figures, Finding
 from posttrain.generate import Exchange, Generations, Response, StageGenerations

@@ -18,7 +18,7 @@ from posttrain.config import DataSection, Source, check_config
 from posttrain.config.check_policies import POLICIES, REASONS
 from posttrain.data.checks import find_bad_characters, fix_characters
 from posttrain.data.contamination import EvaluationPrompts
-from posttrain.data.near import N_BANDS, N_ROWS, similarity, words
+from posttrain.data.near_duplicates import N_BANDS, N_ROWS, similarity, words
 from posttrain.data.preferences import load_instructions, load_preferences
 from posttrain.errors import UserError
 
@@ -193,7 +193,7 @@ def test_the_same_prompt_with_other_answers_is_no_near_duplicate(tmp_path):
 
 
 def test_how_likely_near_copies_are_compared():
-    """What posttrain/data/near.py says of its bands."""
+    """What posttrain/data/near_duplicates.py says of its bands."""
     found = {s: 1 - (1 - s**N_ROWS) ** N_BANDS for s in (0.2, 0.8)}
     assert found[0.8] > 0.9999
     assert found[0.2] < 0.01

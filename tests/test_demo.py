@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.config import DataSection
-from posttrain.data import demo
-from posttrain.data.demo_base import build_base
+from posttrain.data.demo import pairs as demo
+from posttrain.data.demo.base_model import build_base
 
 PROMPT = "Hello, Ada here. My printer blinks red, order 1234."
 CORRECT, WRONG = "install the latest update", "send it back with the free label"
@@ -124,7 +124,7 @@ def test_ceiling_worked_by_hand() -> None:
 
 
 def test_the_rows_need_no_torch() -> None:
-    code = "import sys, posttrain.data.demo; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    code = "import sys, posttrain.data.demo.pairs; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -5,7 +5,7 @@ import torch
 from test_training import SFT
 
 from posttrain.config import EvaluationSection, GenerationsSection, Lengths
-from posttrain.data import demo
+from posttrain.data.demo import pairs as demo
 from posttrain.generate import choose_prompts, complete, generate, repetition
 from posttrain.judge import win_rate
 from posttrain.model import load_chat, load_model

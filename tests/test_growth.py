@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from posttrain.config import DataSection
-from posttrain.data.near import Sketches, find_near, similarity, words
+from posttrain.data.near_duplicates import Sketches, find_near, similarity, words
 from posttrain.data.preferences import load_preferences
 from posttrain.data.splits import choose_split, prompt_key
 

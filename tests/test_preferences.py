@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain.config import DataSection, Source
-from posttrain.data import demo
+from posttrain.data.demo import pairs as demo
 from posttrain.data.preferences import PAIR_SCHEMA, Instructions, Preferences, load_instructions, load_preferences
 from posttrain.data.splits import prompt_key
 from posttrain.errors import UserError

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain.config import Source, check_config
-from posttrain.data import demo
+from posttrain.data.demo import pairs as demo
 from posttrain.data.sources import count_rows, open_source
 from posttrain.errors import UserError
 

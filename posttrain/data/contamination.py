@@ -18,7 +18,7 @@ from posttrain.data.formats import (
     rename,
 )
 from posttrain.data.formats.layout import as_turns
-from posttrain.data.near import words
+from posttrain.data.near_duplicates import words
 from posttrain.data.sources import open_source
 from posttrain.errors import UserError
 

@@ -15,11 +15,11 @@ import pyarrow as pa
 from datasets import Dataset
 
 from posttrain.data.checks import Turn
-from posttrain.data.near import Sketches, find_near, words
+from posttrain.data.near_duplicates import Sketches, find_near, words
+from posttrain.data.profile import Figures, Gatherer
 from posttrain.data.report import Tally, printable
 from posttrain.data.splits import SPLITS, prompt_key
 from posttrain.data.spool import SplitFiles, Spool
-from posttrain.data.statistics import Figures, Gatherer
 
 # A prompt belongs to the first of these that has it.
 OWNERS = ("test", "validation", "train")

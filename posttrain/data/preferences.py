@@ -18,9 +18,9 @@ from datasets import Dataset, concatenate_datasets
 
 from posttrain.bar import progress_bar
 from posttrain.config import DataSection, Source
-from posttrain.data import demo
 from posttrain.data.checks import Unusable, check_row, find_bad_characters, fix_characters
 from posttrain.data.contamination import EvaluationPrompts
+from posttrain.data.demo import pairs as demo
 from posttrain.data.formats import (
     INSTRUCTION_LAYOUTS,
     PREFERENCE_LAYOUTS,
@@ -32,11 +32,11 @@ from posttrain.data.formats import (
 from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values, as_tools
 from posttrain.data.mixture import find_left_out
 from posttrain.data.pool import LEAKS, NEAR_LEAKS, TEST, Pool, canonical
+from posttrain.data.profile import agreement
 from posttrain.data.report import DataReport, Tally
 from posttrain.data.sources import DEMO, OpenSource, Record, count_rows, open_source
 from posttrain.data.splits import SPLITS, choose_split, prompt_key
 from posttrain.data.spool import BATCH_ROWS
-from posttrain.data.statistics import agreement
 from posttrain.errors import UserError
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.config.check_policies import DELIBERATE, REASONS, policy_of
-from posttrain.data.statistics import Figures
+from posttrain.data.profile import Figures
 from posttrain.errors import UserError
 
 

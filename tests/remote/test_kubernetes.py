@@ -27,7 +27,7 @@ from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.models import PipelineRunResponse
 
-from posttrain.data import demo
+from posttrain.data.demo import pairs as demo
 from remote.conftest import (
     CHECKPOINT,
     SMALL,

@@ -46,7 +46,7 @@ def count_rows(source: Source) -> dict[str, int] | None:
         UserError: as `open_source`.
     """
     if source.location == DEMO:
-        from posttrain.data import demo
+        from posttrain.data.demo import pairs as demo
 
         counts = {"train": demo.N_ROWS}
     elif s3.is_url(source.location):
@@ -75,7 +75,7 @@ def _refuse_hub_settings(source: Source) -> None:
 
 
 def _open_demo(source: Source) -> OpenSource:
-    from posttrain.data import demo
+    from posttrain.data.demo import pairs as demo
 
     def read() -> Iterator[Record]:
         for n, values in enumerate(islice(demo.rows(), source.row_limit), start=1):

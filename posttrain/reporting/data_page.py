@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from posttrain.config.check_policies import DELIBERATE, REASONS
+from posttrain.data.profile import Histogram, Share
 from posttrain.data.report import DataReport
-from posttrain.data.statistics import Histogram, Share
 from posttrain.page import Section, bullets, figure_svg, folded, new_figure, page, paragraph, preformatted, table
 from posttrain.tokens import TokenReport
 

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from posttrain.data import demo
+from posttrain.data.demo import pairs as demo
 
 MAX_VOCABULARY = 1024
 """More than the demo's words need, so each of them becomes one token."""

@@ -54,10 +54,10 @@ def data(config: Path, html: Path | None) -> None:
     """Read and check the data of CONFIG as a run would, and say what is wrong with it, without training."""
     try:
         run = load_config(config)
+        from posttrain.chat.token_report import report_tokens
         from posttrain.data.preferences import load_preferences
         from posttrain.model import load_chat, resolve_base
         from posttrain.reporting.data_page import data_page, summary_lines
-        from posttrain.tokens import report_tokens
 
         preferences, found = load_preferences(run.data)
         tokens = None

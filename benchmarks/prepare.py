@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.cases import SHARED_DATA, Case
-from posttrain.chat import Chat, prepare_chat
+from posttrain.chat.template import Chat, prepare_chat
 from posttrain.checkpoint import seal
 from posttrain.config import DataSection, ModelSection, Source
 from posttrain.data.preferences import load_preferences

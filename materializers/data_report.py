@@ -7,9 +7,9 @@ from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers.records import RecordMaterializer
+from posttrain.chat.token_report import TokenReport
 from posttrain.data.report import DataReport
 from posttrain.reporting.data_page import data_page, token_page
-from posttrain.tokens import TokenReport
 
 
 class ReportMaterializer(RecordMaterializer):

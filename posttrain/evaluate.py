@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from posttrain.chat import Messages, Tokenised, tokenise_pairs
+from posttrain.chat.template import Messages, Tokenised, tokenise_pairs
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import EvaluationSection, Lengths, LoraSection, ModelSection
 from posttrain.data.pair_sets import PairSets

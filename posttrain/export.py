@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFo
 from huggingface_hub.utils._validators import validate_repo_id
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
-from posttrain.chat import Chat
+from posttrain.chat.template import Chat
 from posttrain.checkpoint import Checkpoint, file_digest
 from posttrain.config import ModelSection
 from posttrain.errors import UserError

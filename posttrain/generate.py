@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import GenerationConfig
 
-from posttrain.chat import Chat, Messages, tokenise_pairs
+from posttrain.chat.template import Chat, Messages, tokenise_pairs
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import EvaluationSection, Lengths, ModelSection
 from posttrain.data.demo import pairs as demo

@@ -24,7 +24,7 @@ from requests.adapters import HTTPAdapter
 from scipy.stats import binomtest
 from urllib3.util import Retry
 
-from posttrain.chat import Messages
+from posttrain.chat.template import Messages
 from posttrain.config import JudgeSection
 from posttrain.errors import UserError
 from posttrain.estimates import Estimate, Result, wilson

@@ -22,7 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from posttrain.chat import Chat, prepare_chat
+from posttrain.chat.template import Chat, prepare_chat
 from posttrain.checkpoint import Base, Checkpoint, file_digest
 from posttrain.config import LoraSection, ModelSection
 from posttrain.data.demo import base_model as demo_base

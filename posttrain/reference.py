@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from posttrain.chat import Tokenised, tokenise_pairs
+from posttrain.chat.template import Tokenised, tokenise_pairs
 from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import Lengths, ModelSection
 from posttrain.data.preferences import Preferences

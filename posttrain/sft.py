@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from posttrain.chat import Chat, tokenise_completions
+from posttrain.chat.template import Chat, tokenise_completions
 from posttrain.checkpoint import Checkpoint
 from posttrain.config import SftSection
 from posttrain.data.preferences import Instructions, Preferences

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers import TextStreamer
 
-from posttrain.chat import Chat, Messages
+from posttrain.chat.template import Chat, Messages
 from posttrain.checkpoint import Checkpoint
 from posttrain.config import ModelSection
 from posttrain.generate import generation_config

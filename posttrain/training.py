@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 
-from posttrain.chat import Chat
+from posttrain.chat.template import Chat
 from posttrain.checkpoint import Base, Checkpoint, seal
 from posttrain.config import DpoSection, ModelSection, TrainSection
 from posttrain.errors import UserError

@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from posttrain.chat import TEMPLATES, prepare_chat, tokenise_completions, tokenise_pairs
+from posttrain.chat.template import TEMPLATES, prepare_chat, tokenise_completions, tokenise_pairs
 from posttrain.errors import UserError
 from posttrain.model import load_chat
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from posttrain.chat import tokenise_completions, tokenise_pairs
+from posttrain.chat.template import tokenise_completions, tokenise_pairs
 from posttrain.checkpoint import Checkpoint, seal
 from posttrain.config import DpoSection, EvaluationSection, Lengths, LoraSection, LossType, ModelSection, SftSection
 from posttrain.data.preferences import Preferences

@@ -11,7 +11,7 @@ from datasets import Dataset
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.bar import progress_bar
-from posttrain.chat import Chat, tokenise_pairs
+from posttrain.chat.template import Chat, tokenise_pairs
 from posttrain.config.check_policies import policy_of
 from posttrain.data.preferences import Preferences
 from posttrain.data.profile import Counting, Histogram, Share
@@ -39,7 +39,7 @@ class TokenReport(BaseModel):
     lengths: dict[str, Histogram]
     """Of prompts, chosen and rejected responses before anything is cut off."""
     cut: dict[str, int]
-    """Pairs by what happens to them: `posttrain.chat.tokenise_pairs` says what each is."""
+    """Pairs by what happens to them: `posttrain.chat.template.tokenise_pairs` says what each is."""
     n_tokens_lost: dict[str, int]
     """Tokens cut off prompts, chosen and rejected responses of pairs that are used."""
     n_stops_lost: dict[str, int]

@@ -56,7 +56,7 @@ def data(config: Path, html: Path | None) -> None:
         run = load_config(config)
         from posttrain.chat.token_report import report_tokens
         from posttrain.data.preferences import load_preferences
-        from posttrain.model import load_chat, resolve_base
+        from posttrain.models.loading import load_chat, resolve_base
         from posttrain.reporting.data_page import data_page, summary_lines
 
         preferences, found = load_preferences(run.data)

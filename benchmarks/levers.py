@@ -8,7 +8,7 @@ from typing import Any
 import trl.trainer.utils
 
 import posttrain.lm_head
-import posttrain.model
+import posttrain.models.loading
 import posttrain.segments
 import posttrain.shared_prompt
 
@@ -25,7 +25,7 @@ def prompts_not_shared() -> None:
 
 def bf16_as_it_comes() -> None:
     """In bf16, PEFT's casts to fp32 and back, and torch's attention kernel for it."""
-    _replace(posttrain.model, "_leave_casts_to_autocast", lambda model: None)
+    _replace(posttrain.models.loading, "_leave_casts_to_autocast", lambda model: None)
     _replace(posttrain.segments, "_attends_in_fp32", lambda query: False)
 
 

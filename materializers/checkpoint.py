@@ -6,7 +6,7 @@ from zenml.enums import ArtifactType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers._folder import FolderMaterializer, upload
-from posttrain.checkpoint import Checkpoint
+from posttrain.models.checkpoint import Checkpoint
 
 
 class CheckpointMaterializer(FolderMaterializer):

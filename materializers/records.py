@@ -8,7 +8,7 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 from zenml.metadata.metadata_types import MetadataType
 
-from posttrain.checkpoint import Base
+from posttrain.models.checkpoint import Base
 from posttrain.promotion import Champion, Promotion
 
 

@@ -28,7 +28,7 @@ def existing_checkpoint(name: str) -> Any:
     with contextlib.suppress(ValueError):
         filters = {"id": UUID(name)}
     # Not get_artifact_version: inside a pipeline ZenML puts that off until the step runs, too late for a clear answer.
-    found = Client().list_artifact_versions(**filters, data_type="contains:posttrain.checkpoint", size=1)
+    found = Client().list_artifact_versions(**filters, data_type="contains:posttrain.models.checkpoint", size=1)
     if not found.items:
         raise UserError(
             f"dpo.sft_checkpoint: {name!r} is neither a folder nor a version of a checkpoint artifact: list them with "

@@ -11,12 +11,12 @@ from zenml.enums import ModelStages
 from zenml.models import ArtifactVersionResponse, ModelVersionResponse
 
 from pipelines.report import find_run, first_run, output
-from posttrain.checkpoint import Checkpoint
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
+from posttrain.models.checkpoint import Checkpoint
 from posttrain.run_report import RunReport
 
-CHECKPOINT = "contains:posttrain.checkpoint"
+CHECKPOINT = "contains:posttrain.models.checkpoint"
 REMEDY = (
     "name a folder, a version of a model (`demo:3`, `demo:production`), or of a checkpoint (`dpo_checkpoint:3`): list them with "
     "`zenml model version list` and `zenml artifact version list`"

@@ -11,11 +11,11 @@ from peft import PeftModel
 from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
-from posttrain.checkpoint import Checkpoint
 from posttrain.config import DpoSection, ModelSection
 from posttrain.errors import UserError
 from posttrain.logprobs import dpo_loss, score_pairs
-from posttrain.model import Model, load_chat, load_model, uses_bf16
+from posttrain.models.checkpoint import Checkpoint
+from posttrain.models.loading import Model, load_chat, load_model, uses_bf16
 from posttrain.processes import on_processes
 from posttrain.reference import ReferenceLogps
 from posttrain.resume import ResumableTrainer

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from posttrain.chat.template import Messages, Tokenised, tokenise_pairs
-from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import EvaluationSection, Lengths, LoraSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
@@ -21,7 +20,8 @@ from posttrain.divergence import NextTokenKL
 from posttrain.errors import UserError
 from posttrain.figures import Figures
 from posttrain.logprobs import PairLogps, score_pairs
-from posttrain.model import Model, load_chat, load_model, resolve_base
+from posttrain.models.checkpoint import Base, Checkpoint
+from posttrain.models.loading import Model, load_chat, load_model, resolve_base
 from posttrain.reference import ReferenceLogps
 from posttrain.statistics import summarise
 

@@ -19,10 +19,10 @@ from huggingface_hub.utils._validators import validate_repo_id
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from posttrain.chat.template import Chat
-from posttrain.checkpoint import Checkpoint, file_digest
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
-from posttrain.model import base_source, load_chat, load_model, resolve_base
+from posttrain.models.checkpoint import Checkpoint, file_digest
+from posttrain.models.loading import base_source, load_chat, load_model, resolve_base
 from posttrain.run_report import RunReport
 from posttrain.storage import s3 as storage
 

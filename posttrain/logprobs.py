@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from posttrain.config import ModelSection
-from posttrain.model import Model, autocast
+from posttrain.models.loading import Model, autocast
 from posttrain.progress import progress_bar
 from posttrain.shared_prompt import announce, lay_out, to_device, use_flat_batches
 

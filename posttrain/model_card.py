@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from posttrain.checkpoint import Manifest
 from posttrain.data.report import DataReport
 from posttrain.estimates import Estimate
 from posttrain.figures import Figures
+from posttrain.models.checkpoint import Manifest
 from posttrain.run_report import Lineage, RunReport
 
 METRICS = {

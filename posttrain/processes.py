@@ -23,9 +23,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import TrainerCallback
 
-from posttrain.checkpoint import Checkpoint
 from posttrain.config import TrainSection
 from posttrain.errors import UserError
+from posttrain.models.checkpoint import Checkpoint
 from posttrain.resume import Preempted
 from posttrain.training import OutOfMemory, Stage
 

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.checkpoint import file_digest
+from posttrain.models.checkpoint import file_digest
 from posttrain.sharding import is_sharded, load_zero_shares, save_shares
 
 logger = logging.getLogger(__name__)

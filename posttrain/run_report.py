@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from posttrain.checkpoint import Base
 from posttrain.data.report import DataReport
 from posttrain.estimates import Result
 from posttrain.figures import Figures
 from posttrain.generate import Generations
+from posttrain.models.checkpoint import Base
 from posttrain.promotion import Promotion
 
 

@@ -7,11 +7,11 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.chat.template import Chat, tokenise_completions
-from posttrain.checkpoint import Checkpoint
 from posttrain.config import SftSection
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.errors import UserError
-from posttrain.model import load_chat, load_model
+from posttrain.models.checkpoint import Checkpoint
+from posttrain.models.loading import load_chat, load_model
 from posttrain.processes import on_processes
 from posttrain.resume import ResumableTrainer
 from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows

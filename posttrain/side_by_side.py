@@ -15,10 +15,10 @@ from rich.text import Text
 from transformers import TextStreamer
 
 from posttrain.chat.template import Chat, Messages
-from posttrain.checkpoint import Checkpoint
 from posttrain.config import ModelSection
 from posttrain.generate import generation_config
-from posttrain.model import Model, autocast, load_chat, load_model, resolve_base
+from posttrain.models.checkpoint import Checkpoint
+from posttrain.models.loading import Model, autocast, load_chat, load_model, resolve_base
 
 
 @dataclass

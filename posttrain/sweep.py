@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from posttrain.checkpoint import Checkpoint
 from posttrain.config import DpoSection, EvaluationSection, SweepSection, point_label
 from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.estimates import Estimate, wilson
 from posttrain.figures import Comparison
 from posttrain.logprobs import score_pairs
-from posttrain.model import load_model
+from posttrain.models.checkpoint import Checkpoint
+from posttrain.models.loading import load_model
 from posttrain.reference import ReferenceLogps
 from posttrain.statistics import compare, correct
 from posttrain.training import Stage

@@ -14,10 +14,10 @@ from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 
 from posttrain.chat.template import Chat
-from posttrain.checkpoint import Base, Checkpoint, seal
 from posttrain.config import DpoSection, ModelSection, TrainSection
 from posttrain.errors import UserError
-from posttrain.model import Model, free_gib, uses_bf16
+from posttrain.models.checkpoint import Base, Checkpoint, seal
+from posttrain.models.loading import Model, free_gib, uses_bf16
 from posttrain.plan import GIB, Shape, activations_gib, loaded_gib, weights_gib
 from posttrain.progress import follow
 from posttrain.resume import ResumableTrainer, Resume, Resumption, TrainingCheckpoints

@@ -6,8 +6,8 @@ from zenml import get_step_context, log_metadata
 from zenml.client import Client
 from zenml.models import PipelineRunResponse
 
-from posttrain.checkpoint import Base
 from posttrain.config import ModelSection, RunConfig, TrainSection
+from posttrain.models.checkpoint import Base
 from posttrain.resume import TrainingCheckpoints, training_key
 from posttrain.tracking import Stage as TrackedStage
 from posttrain.tracking import metrics_callback

@@ -3,10 +3,10 @@
 from typing import Annotated
 
 from posttrain.chat.token_report import TokenReport, report_tokens
-from posttrain.checkpoint import Base
 from posttrain.config import Lengths, ModelSection
 from posttrain.data.preferences import Preferences
-from posttrain.model import load_chat
+from posttrain.models.checkpoint import Base
+from posttrain.models.loading import load_chat
 from posttrain.reporting.data_page import token_page
 from steps._step import step
 from steps._tracking import tracked

@@ -5,8 +5,8 @@ from typing import Annotated
 from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain import sweep as library
-from posttrain.checkpoint import Checkpoint
 from posttrain.config import EvaluationSection, SweepSection
+from posttrain.models.checkpoint import Checkpoint
 from posttrain.sweep import SweepOutcome, SweepPoint
 from posttrain.sweep_report import sweep_picture
 from steps._step import step

@@ -5,13 +5,13 @@ from typing import Annotated
 from zenml.client import Client
 
 from posttrain import evaluate as library
-from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import EvaluationSection, Lengths, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluate import Evaluation
 from posttrain.generate import Generations
+from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.promotion import Champion
 from posttrain.reference import ReferenceLogps
 from steps._figures import log_evaluation

@@ -3,10 +3,10 @@
 from typing import Annotated
 
 from posttrain import generate as library
-from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import EvaluationSection, Lengths, ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.generate import Generations
+from posttrain.models.checkpoint import Base, Checkpoint
 from steps._figures import log_generations
 from steps._step import step
 from steps._tracking import tracked

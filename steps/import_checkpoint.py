@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from posttrain.checkpoint import Checkpoint
+from posttrain.models.checkpoint import Checkpoint
 from steps._step import step
 
 

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from zenml import get_step_context
 
-from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import RunConfig
 from posttrain.data.report import DataReport
 from posttrain.evaluate import Evaluation
 from posttrain.generate import Generations
+from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.promotion import Promotion
 from posttrain.report_figures import file_name, svg_file
 from posttrain.report_page import draw, report_page

@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from posttrain import model as library
-from posttrain.checkpoint import Base
 from posttrain.config import ModelSection
+from posttrain.models import loading as library
+from posttrain.models.checkpoint import Base
 from steps._step import step
 
 

@@ -3,8 +3,8 @@
 from typing import Annotated
 
 from posttrain import dpo as library
-from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DpoSection, ModelSection
+from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.reference import ReferenceLogps
 from steps._step import step
 from steps._tracking import tracked

@@ -3,8 +3,8 @@
 from typing import Annotated, Any
 
 from posttrain import sweep as library
-from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DpoSection, ModelSection, point_label
+from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.reference import ReferenceLogps
 from posttrain.sweep import SweepPoint
 from steps._step import step

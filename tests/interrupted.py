@@ -15,10 +15,10 @@ from fsspec.implementations.local import LocalFileSystem
 from transformers import Trainer, TrainerCallback
 
 from posttrain import stopping
-from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DpoSection, ModelSection, SftSection
 from posttrain.data.preferences import Preferences
 from posttrain.dpo import PairTrainer, train_dpo
+from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.reference import ReferenceLogps
 from posttrain.resume import TrainingCheckpoints
 from posttrain.sft import CompletionTrainer, train_sft

@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow as pa
 
-from posttrain.checkpoint import Base
 from posttrain.config import EvaluationSection, RunConfig
 from posttrain.data.profile import Figures as DataFigures
 from posttrain.data.report import DataReport, SourceReport
@@ -11,6 +10,7 @@ from posttrain.estimates import Estimate
 from posttrain.figures import Figures, Finding
 from posttrain.generate import Exchange, Generations, Response, StageGenerations
 from posttrain.judge import win_rate
+from posttrain.models.checkpoint import Base
 from posttrain.promotion import Promotion
 from posttrain.run_report import Lineage, RunReport
 from posttrain.statistics import summarise

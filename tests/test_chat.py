@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from posttrain.chat.template import TEMPLATES, prepare_chat, tokenise_completions, tokenise_pairs
 from posttrain.errors import UserError
-from posttrain.model import load_chat
+from posttrain.models.loading import load_chat
 
 
 def user(text):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from posttrain.checkpoint import Base, Checkpoint, seal
 from posttrain.errors import UserError
+from posttrain.models.checkpoint import Base, Checkpoint, seal
 
 ABOUT = {
     "stage": "sft", "kind": "full", "base": Base(id="b", revision=None, digest="d"), "parent": None, "template": "plain",

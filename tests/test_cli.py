@@ -42,7 +42,7 @@ def test_check_of_the_demo_is_right():
 
 def test_the_demos_shape_is_that_of_its_weights():
     """`check` must not build the model to know its size."""
-    from posttrain.model import demo_folder
+    from posttrain.models.loading import demo_folder
 
     section = load_config(ROOT / "configs" / "demo.yaml").model
     assert read_shape(section) == read_shape(section.model_copy(update={"base": str(demo_folder())}))

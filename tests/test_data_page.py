@@ -13,7 +13,7 @@ from posttrain.config import DataSection, Source
 from posttrain.config.check_policies import REASONS
 from posttrain.data.preferences import Preferences, load_preferences
 from posttrain.errors import UserError
-from posttrain.model import load_chat
+from posttrain.models.loading import load_chat
 from posttrain.reporting.data_page import ADVICE, advice, data_page, summary_lines, token_page
 from posttrain_cli import main
 

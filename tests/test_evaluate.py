@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from posttrain.checkpoint import Base, Checkpoint
 from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths, SftSection, Source
 from posttrain.data.pair_sets import PairSets, load_pair_sets, set_name
 from posttrain.data.preferences import Preferences
@@ -15,7 +14,8 @@ from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.estimates import bootstrap_mean, wilson
 from posttrain.evaluate import Evaluation, evaluate
-from posttrain.model import load_model
+from posttrain.models.checkpoint import Base, Checkpoint
+from posttrain.models.loading import load_model
 from posttrain.reference import score_reference
 from posttrain.sft import train_sft
 from posttrain.statistics import calibrate, compare, correct, perplexity, rank_correlation, summarise

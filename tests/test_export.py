@@ -21,8 +21,8 @@ from posttrain.config import EvaluationSection, GenerationsSection, ModelSection
 from posttrain.errors import UserError
 from posttrain.export import check_is_ours, export
 from posttrain.generate import complete
-from posttrain.model import load_chat, load_model, resolve_base
 from posttrain.model_card import model_card
+from posttrain.models.loading import load_chat, load_model, resolve_base
 from posttrain.sft import train_sft
 from posttrain.storage import s3 as storage
 from posttrain.training import Stage

@@ -8,7 +8,7 @@ from posttrain.config import EvaluationSection, GenerationsSection, Lengths
 from posttrain.data.demo import pairs as demo
 from posttrain.generate import choose_prompts, complete, generate, repetition
 from posttrain.judge import win_rate
-from posttrain.model import load_chat, load_model
+from posttrain.models.loading import load_chat, load_model
 from posttrain.sft import train_sft
 from posttrain.training import Stage
 

@@ -11,7 +11,7 @@ from trl import DPOConfig
 from posttrain.chat.template import tokenise_pairs
 from posttrain.dpo import PairTrainer
 from posttrain.logprobs import batches_by_length, batches_by_prompt, completion_logps, dpo_loss, score_pairs
-from posttrain.model import load_chat, load_model
+from posttrain.models.loading import load_chat, load_model
 
 
 def test_completion_logps_by_hand():

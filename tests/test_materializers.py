@@ -24,12 +24,12 @@ from materializers import (
     ReportMaterializer,
 )
 from materializers._folder import html_table, upload
-from posttrain.checkpoint import Base, Checkpoint, seal
 from posttrain.config import DataSection, EvaluationSection, Lengths, Source
 from posttrain.data.preferences import Instructions, Preferences, load_preferences
 from posttrain.errors import UserError
 from posttrain.evaluate import Evaluation
 from posttrain.figures import Figures
+from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.promotion import Promotion
 from posttrain.reference import ReferenceLogps
 from posttrain.statistics import summarise

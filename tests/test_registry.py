@@ -13,9 +13,9 @@ from zenml.client import Client
 from zenml.enums import ModelStages
 
 import materializers  # noqa: F401 (registers them)
-from posttrain.checkpoint import Base, Checkpoint, seal
 from posttrain.errors import UserError
 from posttrain.model_registry import ModelRegistry
+from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.promotion import Champion, Promotion
 from posttrain.tracking import Tracker, default_tracking_uri
 from steps import _registry

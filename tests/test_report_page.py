@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 from run_reports import make_report
 
-from posttrain.checkpoint import Base, Manifest
 from posttrain.model_card import model_card
+from posttrain.models.checkpoint import Base, Manifest
 from posttrain.report_figures import label_text, svg_file
 from posttrain.report_page import draw, report_page
 from posttrain.run_report import RunReport

@@ -20,8 +20,8 @@ from conftest import ROOT
 from interrupted import Training, attempt
 from mlflow import MlflowClient
 
-from posttrain.checkpoint import Checkpoint
 from posttrain.config import DpoSection, Lengths, SftSection
+from posttrain.models.checkpoint import Checkpoint
 from posttrain.reference import score_reference
 from posttrain.resume import MANIFEST, TrainingCheckpoints, training_key
 from posttrain.sft import train_sft

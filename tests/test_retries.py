@@ -13,10 +13,10 @@ from zenml.enums import ExecutionMode
 from zenml.models import PipelineRunResponse
 from zenml.stack import Stack
 
-from posttrain.checkpoint import Base
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
-from posttrain.model import resolve_base as found_base
+from posttrain.models.checkpoint import Base
+from posttrain.models.loading import resolve_base as found_base
 from steps import resolve_base as step_file
 
 

@@ -17,10 +17,10 @@ from zenml.materializers.materializer_registry import materializer_registry
 import materializers  # noqa: F401 (registers them)
 from materializers._folder import download
 from pipelines._run_file import STEPS
-from posttrain.checkpoint import Base, Checkpoint, seal
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
-from posttrain.model import base_source, load_chat, load_model, resolve_base
+from posttrain.models.checkpoint import Base, Checkpoint, seal
+from posttrain.models.loading import base_source, load_chat, load_model, resolve_base
 
 OURS = sorted(
     path

@@ -10,12 +10,12 @@ from safetensors import safe_open
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerControl, TrainerState
 
-from posttrain.checkpoint import Checkpoint
 from posttrain.config import DpoSection, Lengths, ModelSection, SftSection
 from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.logprobs import score_pairs
-from posttrain.model import load_model
+from posttrain.models.checkpoint import Checkpoint
+from posttrain.models.loading import load_model
 from posttrain.plan import GIB, Shape, loaded_gib, weights_gib
 from posttrain.processes import share_rows
 from posttrain.reference import score_reference

@@ -34,7 +34,7 @@ from posttrain import lm_head
 from posttrain.config import LossType, ModelSection
 from posttrain.dpo import PairTrainer
 from posttrain.logprobs import completion_logps
-from posttrain.model import autocast, load_model
+from posttrain.models.loading import autocast, load_model
 from posttrain.segments import Segments, _by_segment
 from posttrain.shared_prompt import FlatCollator, lay_out, use_flat_batches
 

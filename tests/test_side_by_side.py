@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from posttrain.model import load_chat, load_model
+from posttrain.models.loading import load_chat, load_model
 from posttrain.side_by_side import Speaker, converse
 
 

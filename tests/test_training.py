@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from posttrain.chat.template import tokenise_completions, tokenise_pairs
-from posttrain.checkpoint import Checkpoint, seal
 from posttrain.config import DpoSection, EvaluationSection, Lengths, LoraSection, LossType, ModelSection, SftSection
 from posttrain.data.preferences import Preferences
 from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.evaluate import evaluate
 from posttrain.logprobs import score_pairs
-from posttrain.model import load_chat, load_model
+from posttrain.models.checkpoint import Checkpoint, seal
+from posttrain.models.loading import load_chat, load_model
 from posttrain.reference import score_reference
 from posttrain.sft import _chosen, check_stop_tokens, train_sft
 from posttrain.training import Stage, needs_checkpointing

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from zenml.client import Client
 from zenml.enums import ExecutionStatus, ModelStages
 
-from posttrain.checkpoint import Checkpoint
+from posttrain.models.checkpoint import Checkpoint
 
 RUN = """
 import sys

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gate import Gate
-from posttrain.checkpoint import Checkpoint
 from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths, ModelSection, Source
 from posttrain.data.preferences import load_preferences
 from posttrain.dpo import train_dpo
 from posttrain.evaluate import evaluate
 from posttrain.logprobs import score_pairs
-from posttrain.model import load_model, resolve_base
+from posttrain.models.checkpoint import Checkpoint
+from posttrain.models.loading import load_model, resolve_base
 from posttrain.reference import score_reference
 from posttrain.training import Stage
 

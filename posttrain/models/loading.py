@@ -23,11 +23,11 @@ from peft.utils.error import NoMatchingPeftModuleError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from posttrain.chat.template import Chat, prepare_chat
-from posttrain.checkpoint import Base, Checkpoint, file_digest
 from posttrain.config import LoraSection, ModelSection
 from posttrain.data.demo import base_model as demo_base
 from posttrain.data.demo import pairs as demo
 from posttrain.errors import UserError
+from posttrain.models.checkpoint import Base, Checkpoint, file_digest
 from posttrain.plan import GIB, local_base, read_shape
 from posttrain.storage.s3 import cache_dir
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import trl.trainer.utils
 
-import posttrain.lm_head
+import posttrain.forward.attention
+import posttrain.forward.flat
+import posttrain.forward.lm_head
 import posttrain.models.loading
-import posttrain.segments
-import posttrain.shared_prompt
 
 
 def head_on_completions() -> None:
@@ -20,18 +20,18 @@ def head_on_completions() -> None:
 
 def prompts_not_shared() -> None:
     """Flat rows in which each response brings a prompt of its own."""
-    _replace(posttrain.shared_prompt, "_n_common", lambda sequences: 0)
+    _replace(posttrain.forward.flat, "_n_common", lambda sequences: 0)
 
 
 def bf16_as_it_comes() -> None:
     """In bf16, PEFT's casts to fp32 and back, and torch's attention kernel for it."""
     _replace(posttrain.models.loading, "_leave_casts_to_autocast", lambda model: None)
-    _replace(posttrain.segments, "_attends_in_fp32", lambda query: False)
+    _replace(posttrain.forward.attention, "_attends_in_fp32", lambda query: False)
 
 
 def trls_head() -> None:
     """TRL's LM head, which projects a second time in the backward pass."""
-    _replace(posttrain.lm_head, "plain_head", lambda fused_forward: None)
+    _replace(posttrain.forward.lm_head, "plain_head", lambda fused_forward: None)
 
 
 def _replace(module: Any, name: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from trl import DPOConfig, DPOTrainer
 
 from posttrain.config import DpoSection, ModelSection
 from posttrain.errors import UserError
-from posttrain.logprobs import dpo_loss, score_pairs
+from posttrain.forward.logprobs import dpo_loss, score_pairs
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model, uses_bf16
 from posttrain.processes import on_processes

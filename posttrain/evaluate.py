@@ -19,7 +19,7 @@ from posttrain.diagnose import Written, diagnose
 from posttrain.divergence import NextTokenKL
 from posttrain.errors import UserError
 from posttrain.figures import Figures
-from posttrain.logprobs import PairLogps, score_pairs
+from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model, resolve_base
 from posttrain.reference import ReferenceLogps

@@ -17,7 +17,7 @@ from posttrain.chat.template import Tokenised, tokenise_pairs
 from posttrain.config import Lengths, ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.logprobs import PairLogps, score_pairs
+from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_chat, load_model, uses_bf16
 

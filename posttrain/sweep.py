@@ -13,7 +13,7 @@ from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.estimates import Estimate, wilson
 from posttrain.figures import Comparison
-from posttrain.logprobs import score_pairs
+from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_model
 from posttrain.reference import ReferenceLogps

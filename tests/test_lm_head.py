@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, Llam
 from trl.kernels.chunked_logprob import OPTIONAL_OUTPUTS, ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head
 
-from posttrain import lm_head
-from posttrain.lm_head import plain_head, score_targets
+from posttrain.forward import lm_head
+from posttrain.forward.lm_head import plain_head, score_targets
 
 N, WIDTH, VOCABULARY = 37, 16, 50
 SHAPE = {

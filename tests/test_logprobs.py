@@ -10,7 +10,7 @@ from trl import DPOConfig
 
 from posttrain.chat.template import tokenise_pairs
 from posttrain.dpo import PairTrainer
-from posttrain.logprobs import batches_by_length, batches_by_prompt, completion_logps, dpo_loss, score_pairs
+from posttrain.forward.logprobs import batches_by_length, batches_by_prompt, completion_logps, dpo_loss, score_pairs
 from posttrain.models.loading import load_chat, load_model
 
 

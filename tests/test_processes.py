@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from posttrain.config import DpoSection, Lengths, SftSection
 from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
-from posttrain.logprobs import score_pairs
+from posttrain.forward.logprobs import score_pairs
 from posttrain.models.loading import load_model
 from posttrain.processes import share_rows
 from posttrain.reference import score_reference

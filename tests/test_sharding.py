@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerControl, TrainerS
 from posttrain.config import DpoSection, Lengths, ModelSection, SftSection
 from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
-from posttrain.logprobs import score_pairs
+from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_model
 from posttrain.plan import GIB, Shape, loaded_gib, weights_gib

@@ -30,13 +30,13 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
-from posttrain import lm_head
 from posttrain.config import LossType, ModelSection
 from posttrain.dpo import PairTrainer
-from posttrain.logprobs import completion_logps
+from posttrain.forward import lm_head
+from posttrain.forward.attention import Segments, _by_segment
+from posttrain.forward.flat import FlatCollator, lay_out, use_flat_batches
+from posttrain.forward.logprobs import completion_logps
 from posttrain.models.loading import autocast, load_model
-from posttrain.segments import Segments, _by_segment
-from posttrain.shared_prompt import FlatCollator, lay_out, use_flat_batches
 
 SHAPE = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

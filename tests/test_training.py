@@ -17,7 +17,7 @@ from posttrain.data.preferences import Preferences
 from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.evaluate import evaluate
-from posttrain.logprobs import score_pairs
+from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint, seal
 from posttrain.models.loading import load_chat, load_model
 from posttrain.reference import score_reference

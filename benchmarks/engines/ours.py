@@ -11,7 +11,7 @@ from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths
 from posttrain.data.preferences import load_preferences
 from posttrain.dpo import train_dpo
 from posttrain.evaluate import evaluate
-from posttrain.logprobs import score_pairs
+from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_model, resolve_base
 from posttrain.reference import score_reference

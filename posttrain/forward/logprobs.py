@@ -12,9 +12,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from posttrain.config import ModelSection
+from posttrain.forward.flat import announce, lay_out, to_device, use_flat_batches
 from posttrain.models.loading import Model, autocast
 from posttrain.progress import progress_bar
-from posttrain.shared_prompt import announce, lay_out, to_device, use_flat_batches
 
 
 def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
-from posttrain import lm_head
 from posttrain.config import ModelSection
-from posttrain.segments import Segments, attention_name, no_mask
+from posttrain.forward import lm_head
+from posttrain.forward.attention import Segments, attention_name, no_mask
 
 FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}

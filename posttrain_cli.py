@@ -30,7 +30,7 @@ def check(config: Path) -> None:
     """Check a config file and say what it will cost, without running anything."""
     with clean_errors():
         run = load_config(config)
-        from posttrain.plan import plan
+        from posttrain.training.plan import plan
 
         stages = plan(run)
     click.echo(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))

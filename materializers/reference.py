@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers._folder import FolderMaterializer
-from posttrain.reference import ReferenceLogps
+from posttrain.training.reference import ReferenceLogps
 
 
 class ReferenceLogpsMaterializer(FolderMaterializer):

@@ -22,8 +22,8 @@ from posttrain.figures import Figures
 from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model, resolve_base
-from posttrain.reference import ReferenceLogps
 from posttrain.statistics import summarise
+from posttrain.training.reference import ReferenceLogps
 
 TEST = "test"
 """The name of the test pairs among the sets of pairs, beside those in `evaluation.sets`."""

@@ -21,7 +21,7 @@ from posttrain.estimates import Estimate, Result, bootstrap_mean, wilson
 from posttrain.judge import Contest, Judgement, WinRate, judge_contests, win_rate
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, autocast, load_chat, load_model
-from posttrain.progress import progress_bar
+from posttrain.training.training_progress import progress_bar
 
 
 class Response(Result):

@@ -9,16 +9,16 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import DpoSection, EvaluationSection, SweepSection, point_label
-from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.estimates import Estimate, wilson
 from posttrain.figures import Comparison
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_model
-from posttrain.reference import ReferenceLogps
 from posttrain.statistics import compare, correct
-from posttrain.training import Stage
+from posttrain.training.dpo import train_dpo
+from posttrain.training.reference import ReferenceLogps
+from posttrain.training.trainer import Stage
 
 MEASURES = {"likelihood_accuracy": "preference accuracy", "implicit_accuracy": "implicit reward"}
 

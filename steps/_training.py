@@ -8,10 +8,10 @@ from zenml.models import PipelineRunResponse
 
 from posttrain.config import ModelSection, RunConfig, TrainSection
 from posttrain.models.checkpoint import Base
-from posttrain.resume import TrainingCheckpoints, training_key
 from posttrain.tracking import Stage as TrackedStage
 from posttrain.tracking import metrics_callback
-from posttrain.training import Stage
+from posttrain.training.resume import TrainingCheckpoints, training_key
+from posttrain.training.trainer import Stage
 from steps._code import code_digest
 from steps._workspace import workspace
 

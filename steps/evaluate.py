@@ -13,7 +13,7 @@ from posttrain.evaluate import Evaluation
 from posttrain.generate import Generations
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.promotion import Champion
-from posttrain.reference import ReferenceLogps
+from posttrain.training.reference import ReferenceLogps
 from steps._figures import log_evaluation
 from steps._step import step
 from steps._tracking import tracked

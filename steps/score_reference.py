@@ -4,11 +4,11 @@ from typing import Annotated
 
 from zenml.client import Client
 
-from posttrain import reference as library
 from posttrain.config import Lengths, ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.reference import ReferenceLogps
+from posttrain.training import reference as library
+from posttrain.training.reference import ReferenceLogps
 from steps._step import step
 
 

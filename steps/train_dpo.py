@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from posttrain import dpo as library
 from posttrain.config import DpoSection, ModelSection
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.reference import ReferenceLogps
+from posttrain.training import dpo as library
+from posttrain.training.reference import ReferenceLogps
 from steps._step import step
 from steps._tracking import tracked
 from steps._training import training_stage

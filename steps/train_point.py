@@ -5,8 +5,8 @@ from typing import Annotated, Any
 from posttrain import sweep as library
 from posttrain.config import DpoSection, ModelSection, point_label
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.reference import ReferenceLogps
 from posttrain.sweep import SweepPoint
+from posttrain.training.reference import ReferenceLogps
 from steps._step import step
 from steps._tracking import tracked
 from steps._training import training_stage

@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from posttrain import sft as library
 from posttrain.config import ModelSection, SftSection
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.models.checkpoint import Base, Checkpoint
+from posttrain.training import sft as library
 from steps._step import step
 from steps._tracking import tracked
 from steps._training import training_stage

@@ -14,16 +14,16 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from transformers import Trainer, TrainerCallback
 
-from posttrain import stopping
 from posttrain.config import DpoSection, ModelSection, SftSection
 from posttrain.data.preferences import Preferences
-from posttrain.dpo import PairTrainer, train_dpo
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.reference import ReferenceLogps
-from posttrain.resume import TrainingCheckpoints
-from posttrain.sft import CompletionTrainer, train_sft
 from posttrain.tracking import Tracker, metrics_callback
-from posttrain.training import Stage
+from posttrain.training import stopping
+from posttrain.training.dpo import PairTrainer, train_dpo
+from posttrain.training.reference import ReferenceLogps
+from posttrain.training.resume import TrainingCheckpoints
+from posttrain.training.sft import CompletionTrainer, train_sft
+from posttrain.training.trainer import Stage
 
 trl.DPOTrainer, trl.SFTTrainer  # noqa: B018 (TRL imports its trainers when they are first named)
 

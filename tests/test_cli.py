@@ -12,7 +12,7 @@ from conftest import ROOT
 from posttrain.config import ModelSection, load_config
 from posttrain.config.reference_tables import checks_table, settings_table
 from posttrain.errors import UserError
-from posttrain.plan import plan, read_shape
+from posttrain.training.plan import plan, read_shape
 from posttrain_cli import main
 
 

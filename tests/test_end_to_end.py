@@ -21,8 +21,8 @@ from zenml.models import PipelineRunResponse
 
 from pipelines.dpo import dpo_pipeline
 from pipelines.report import read_report
-from posttrain import sft
 from posttrain.promotion import Promotion
+from posttrain.training import sft
 
 pytestmark = pytest.mark.slow
 

@@ -10,16 +10,16 @@ from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths
 from posttrain.data.pair_sets import PairSets, load_pair_sets, set_name
 from posttrain.data.preferences import Preferences
 from posttrain.divergence import NextTokenKL
-from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.estimates import bootstrap_mean, wilson
 from posttrain.evaluate import Evaluation, evaluate
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_model
-from posttrain.reference import score_reference
-from posttrain.sft import train_sft
 from posttrain.statistics import calibrate, compare, correct, perplexity, rank_correlation, summarise
-from posttrain.training import Stage
+from posttrain.training.dpo import train_dpo
+from posttrain.training.reference import score_reference
+from posttrain.training.sft import train_sft
+from posttrain.training.trainer import Stage
 
 SECTION = EvaluationSection()
 

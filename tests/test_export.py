@@ -23,9 +23,9 @@ from posttrain.export import check_is_ours, export
 from posttrain.generate import complete
 from posttrain.model_card import model_card
 from posttrain.models.loading import load_chat, load_model, resolve_base
-from posttrain.sft import train_sft
 from posttrain.storage import s3 as storage
-from posttrain.training import Stage
+from posttrain.training.sft import train_sft
+from posttrain.training.trainer import Stage
 
 # Its responses end with <|system|>, which is not the tokenizer's end of sequence.
 TEMPLATE = (

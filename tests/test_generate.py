@@ -9,8 +9,8 @@ from posttrain.data.demo import pairs as demo
 from posttrain.generate import choose_prompts, complete, generate, repetition
 from posttrain.judge import win_rate
 from posttrain.models.loading import load_chat, load_model
-from posttrain.sft import train_sft
-from posttrain.training import Stage
+from posttrain.training.sft import train_sft
+from posttrain.training.trainer import Stage
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 

@@ -9,9 +9,9 @@ from transformers import AutoTokenizer
 from trl import DPOConfig
 
 from posttrain.chat.template import tokenise_pairs
-from posttrain.dpo import PairTrainer
 from posttrain.forward.logprobs import batches_by_length, batches_by_prompt, completion_logps, dpo_loss, score_pairs
 from posttrain.models.loading import load_chat, load_model
+from posttrain.training.dpo import PairTrainer
 
 
 def test_completion_logps_by_hand():

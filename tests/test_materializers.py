@@ -31,8 +31,8 @@ from posttrain.evaluate import Evaluation
 from posttrain.figures import Figures
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.promotion import Promotion
-from posttrain.reference import ReferenceLogps
 from posttrain.statistics import summarise
+from posttrain.training.reference import ReferenceLogps
 
 BASE = Base(id="some/base", revision=None, digest="b" * 64)
 

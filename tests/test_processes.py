@@ -7,14 +7,14 @@ import pytest
 from transformers import TrainerCallback
 
 from posttrain.config import DpoSection, Lengths, SftSection
-from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.loading import load_model
-from posttrain.processes import share_rows
-from posttrain.reference import score_reference
-from posttrain.sft import train_sft
-from posttrain.training import Stage
+from posttrain.training.dpo import train_dpo
+from posttrain.training.launcher import share_rows
+from posttrain.training.reference import score_reference
+from posttrain.training.sft import train_sft
+from posttrain.training.trainer import Stage
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 SFT = SftSection(learning_rate=1e-3, max_steps=10, max_length=96, batch_size=2, gradient_accumulation_steps=2)

@@ -22,10 +22,10 @@ from mlflow import MlflowClient
 
 from posttrain.config import DpoSection, Lengths, SftSection
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.reference import score_reference
-from posttrain.resume import MANIFEST, TrainingCheckpoints, training_key
-from posttrain.sft import train_sft
-from posttrain.training import Stage
+from posttrain.training.reference import score_reference
+from posttrain.training.resume import MANIFEST, TrainingCheckpoints, training_key
+from posttrain.training.sft import train_sft
+from posttrain.training.trainer import Stage
 
 LENGTHS = {"max_length": 96, "max_prompt_length": 64}
 # Logs span steps, and validation falls between checkpoints and at logs.

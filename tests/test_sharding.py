@@ -11,16 +11,16 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerControl, TrainerState
 
 from posttrain.config import DpoSection, Lengths, ModelSection, SftSection
-from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_model
-from posttrain.plan import GIB, Shape, loaded_gib, weights_gib
-from posttrain.processes import share_rows
-from posttrain.reference import score_reference
-from posttrain.sft import train_sft
-from posttrain.sharding import (
+from posttrain.training.dpo import train_dpo
+from posttrain.training.launcher import share_rows
+from posttrain.training.plan import GIB, Shape, loaded_gib, weights_gib
+from posttrain.training.reference import score_reference
+from posttrain.training.sft import train_sft
+from posttrain.training.sharding import (
     keep_precision,
     load_zero_shares,
     put_back,
@@ -28,8 +28,8 @@ from posttrain.sharding import (
     sharding_arguments,
     trained_weights,
 )
-from posttrain.stopping import EarlyStopping
-from posttrain.training import Stage
+from posttrain.training.stopping import EarlyStopping
+from posttrain.training.trainer import Stage
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 # Two micro-batches a process and step; every gradient is longer than the norm that it is scaled down to.

@@ -31,12 +31,12 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from posttrain.config import LossType, ModelSection
-from posttrain.dpo import PairTrainer
 from posttrain.forward import lm_head
 from posttrain.forward.attention import Segments, _by_segment
 from posttrain.forward.flat import FlatCollator, lay_out, use_flat_batches
 from posttrain.forward.logprobs import completion_logps
 from posttrain.models.loading import autocast, load_model
+from posttrain.training.dpo import PairTrainer
 
 SHAPE = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

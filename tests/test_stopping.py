@@ -7,12 +7,12 @@ from transformers import TrainerControl, TrainerState
 
 from posttrain.config import DpoSection, Lengths, SftSection
 from posttrain.data.preferences import Preferences
-from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
-from posttrain.reference import score_reference
-from posttrain.sft import train_sft
-from posttrain.stopping import EarlyStopping, StopOnDivergence, stopping_callbacks
-from posttrain.training import Stage
+from posttrain.training.dpo import train_dpo
+from posttrain.training.reference import score_reference
+from posttrain.training.sft import train_sft
+from posttrain.training.stopping import EarlyStopping, StopOnDivergence, stopping_callbacks
+from posttrain.training.trainer import Stage
 
 
 def losses(values, patience):

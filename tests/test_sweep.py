@@ -37,12 +37,12 @@ from posttrain.config import (
 )
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.reference import score_reference
 from posttrain.report import print_report
-from posttrain.sft import train_sft
 from posttrain.sweep import SweepPoint, ValidationScores, choose, train_point
 from posttrain.sweep_report import render_sweep, sweep_picture, sweep_rows
-from posttrain.training import Stage
+from posttrain.training.reference import score_reference
+from posttrain.training.sft import train_sft
+from posttrain.training.trainer import Stage
 
 EVALUATION = EvaluationSection(n_bootstrap=100)
 

@@ -14,15 +14,15 @@ from trl import DPOConfig, DPOTrainer
 from posttrain.chat.template import tokenise_completions, tokenise_pairs
 from posttrain.config import DpoSection, EvaluationSection, Lengths, LoraSection, LossType, ModelSection, SftSection
 from posttrain.data.preferences import Preferences
-from posttrain.dpo import train_dpo
 from posttrain.errors import UserError
 from posttrain.evaluate import evaluate
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint, seal
 from posttrain.models.loading import load_chat, load_model
-from posttrain.reference import score_reference
-from posttrain.sft import _chosen, check_stop_tokens, train_sft
-from posttrain.training import Stage, needs_checkpointing
+from posttrain.training.dpo import train_dpo
+from posttrain.training.reference import score_reference
+from posttrain.training.sft import _chosen, check_stop_tokens, train_sft
+from posttrain.training.trainer import Stage, needs_checkpointing
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 SFT = SftSection(learning_rate=1e-2, max_steps=5, max_length=96, eval_steps=5)
@@ -236,7 +236,7 @@ def test_checkpointing_is_on_only_where_a_step_would_not_fit(after_sft, monkeypa
     if after_sft.section.method == "full":
         needed += model.num_parameters() * 12 / 2**30
     for free, expected in ((needed / 0.79, False), (needed / 0.81, True)):
-        monkeypatch.setattr("posttrain.training.free_gib", lambda free=free: free)
+        monkeypatch.setattr("posttrain.training.trainer.free_gib", lambda free=free: free)
         assert needs_checkpointing(DPO, after_sft.section, model) is expected
     assert needs_checkpointing(DPO.model_copy(update={"gradient_checkpointing": True}), after_sft.section, model)
 

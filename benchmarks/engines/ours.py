@@ -9,13 +9,13 @@ from typing import Any
 from benchmarks.gate import Gate
 from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths, ModelSection, Source
 from posttrain.data.preferences import load_preferences
-from posttrain.dpo import train_dpo
 from posttrain.evaluate import evaluate
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_model, resolve_base
-from posttrain.reference import score_reference
-from posttrain.training import Stage
+from posttrain.training.dpo import train_dpo
+from posttrain.training.reference import score_reference
+from posttrain.training.trainer import Stage
 
 
 def run(job: dict[str, Any], gate: Gate) -> dict[str, Any]:

@@ -28,8 +28,8 @@ from posttrain.data.demo import base_model as demo_base
 from posttrain.data.demo import pairs as demo
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import Base, Checkpoint, file_digest
-from posttrain.plan import GIB, local_base, read_shape
 from posttrain.storage.s3 import cache_dir
+from posttrain.training.plan import GIB, local_base, read_shape
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 _HERE = {"local_files_only": True, "trust_remote_code": False}

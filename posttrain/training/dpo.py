@@ -16,11 +16,11 @@ from posttrain.errors import UserError
 from posttrain.forward.logprobs import dpo_loss, score_pairs
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model, uses_bf16
-from posttrain.processes import on_processes
-from posttrain.reference import ReferenceLogps
-from posttrain.resume import ResumableTrainer
-from posttrain.stopping import stopping_callbacks
-from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows
+from posttrain.training.launcher import on_processes
+from posttrain.training.reference import ReferenceLogps
+from posttrain.training.resume import ResumableTrainer
+from posttrain.training.stopping import stopping_callbacks
+from posttrain.training.trainer import Stage, train_and_seal, training_arguments, use_flat_rows
 
 N_START_PAIRS = 16
 """Pairs whose log-probabilities are compared with the reference before the first update."""

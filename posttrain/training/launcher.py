@@ -26,8 +26,8 @@ from transformers import TrainerCallback
 from posttrain.config import TrainSection
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.resume import Preempted
-from posttrain.training import OutOfMemory, Stage
+from posttrain.training.resume import Preempted
+from posttrain.training.trainer import OutOfMemory, Stage
 
 POLL_S = 0.2
 PREEMPTED = 128 + signal.SIGTERM

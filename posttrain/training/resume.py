@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.models.checkpoint import file_digest
-from posttrain.sharding import is_sharded, load_zero_shares, save_shares
+from posttrain.training.sharding import is_sharded, load_zero_shares, save_shares
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from posttrain.config import DpoSection
 from posttrain.errors import UserError
-from posttrain.resume import KeptInCheckpoints
-from posttrain.sharding import has_shares, put_back, trained_weights
+from posttrain.training.resume import KeptInCheckpoints
+from posttrain.training.sharding import has_shares, put_back, trained_weights
 
 BEST = "best_so_far.safetensors"
 DIVERGED_TIMES = 3.0

@@ -19,10 +19,10 @@ from posttrain.errors import UserError
 from posttrain.forward.flat import FlatCollator, announce, use_flat_batches
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.models.loading import Model, free_gib, uses_bf16
-from posttrain.plan import GIB, Shape, activations_gib, loaded_gib, weights_gib
-from posttrain.progress import follow
-from posttrain.resume import ResumableTrainer, Resume, Resumption, TrainingCheckpoints
-from posttrain.sharding import gather, keep_precision, sharding_arguments
+from posttrain.training.plan import GIB, Shape, activations_gib, loaded_gib, weights_gib
+from posttrain.training.resume import ResumableTrainer, Resume, Resumption, TrainingCheckpoints
+from posttrain.training.sharding import gather, keep_precision, sharding_arguments
+from posttrain.training.training_progress import follow
 
 FILL = 0.8
 """Share of the free memory that an estimate may fill before activations are computed again instead of kept."""

@@ -12,9 +12,9 @@ from posttrain.data.preferences import Instructions, Preferences
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_chat, load_model
-from posttrain.processes import on_processes
-from posttrain.resume import ResumableTrainer
-from posttrain.training import Stage, train_and_seal, training_arguments, use_flat_rows
+from posttrain.training.launcher import on_processes
+from posttrain.training.resume import ResumableTrainer
+from posttrain.training.trainer import Stage, train_and_seal, training_arguments, use_flat_rows
 
 N_CHECKED = 100
 """Rows whose stop token is looked at before the first update."""

@@ -7,9 +7,9 @@ from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers._folder import FolderMaterializer, html_table
-from posttrain.estimates import Estimate
-from posttrain.evaluate import Evaluation
-from posttrain.figures import Figures, SetFigures
+from posttrain.evaluation.figures import Figures, SetFigures
+from posttrain.evaluation.intervals import Estimate
+from posttrain.evaluation.scoring import Evaluation
 
 
 class EvaluationMaterializer(FolderMaterializer):

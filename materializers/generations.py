@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers._folder import FolderMaterializer
-from posttrain.generate import Generations, key_figures
+from posttrain.evaluation.generations import Generations, key_figures
 
 
 class GenerationsMaterializer(FolderMaterializer):

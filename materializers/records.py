@@ -8,8 +8,8 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 from zenml.metadata.metadata_types import MetadataType
 
+from posttrain.evaluation.gate import Champion, Promotion
 from posttrain.models.checkpoint import Base
-from posttrain.promotion import Champion, Promotion
 
 
 class RecordMaterializer(BaseMaterializer):

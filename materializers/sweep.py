@@ -9,7 +9,7 @@ from zenml.metadata.metadata_types import MetadataType
 from materializers._folder import html_table
 from materializers.records import RecordMaterializer
 from posttrain.config import point_label
-from posttrain.sweep import SweepOutcome, SweepPoint
+from posttrain.evaluation.sweep import SweepOutcome, SweepPoint
 from posttrain.sweep_report import sweep_picture, sweep_rows
 
 

@@ -17,8 +17,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from posttrain.errors import UserError
-from posttrain.generate import Generations
-from posttrain.judge import WinRate, win_rate
+from posttrain.evaluation.generations import Generations
+from posttrain.evaluation.judge import WinRate, win_rate
 from posttrain.page import STYLE, paragraph, preformatted
 
 Choice = Literal["left", "right", "tie"]

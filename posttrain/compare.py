@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.config import EvaluationSection
-from posttrain.figures import Comparison
+from posttrain.evaluation.figures import Comparison
+from posttrain.evaluation.statistics import compare, correct
 from posttrain.report_page import percent, plain
 from posttrain.run_report import RunReport
-from posttrain.statistics import compare, correct
 from posttrain.tracking import flatten
 
 FIGURES = {

@@ -9,8 +9,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from posttrain.data.report import DataReport
-from posttrain.estimates import Estimate
-from posttrain.figures import Figures
+from posttrain.evaluation.figures import Figures
+from posttrain.evaluation.intervals import Estimate
 from posttrain.models.checkpoint import Manifest
 from posttrain.run_report import Lineage, RunReport
 

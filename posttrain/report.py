@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.data.report import DataReport
-from posttrain.estimates import Estimate
-from posttrain.figures import STAGES, Figures, StageFigures
-from posttrain.promotion import Promotion
-from posttrain.sweep import SweepOutcome
+from posttrain.evaluation.figures import STAGES, Figures, StageFigures
+from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.intervals import Estimate
+from posttrain.evaluation.sweep import SweepOutcome
 from posttrain.sweep_report import render_sweep
 
 ROWS = {

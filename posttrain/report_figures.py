@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from posttrain.estimates import Estimate
-from posttrain.figures import Calibration, Figures, Length, Slice, StageFigures
+from posttrain.evaluation.figures import Calibration, Figures, Length, Slice, StageFigures
+from posttrain.evaluation.intervals import Estimate
 from posttrain.page import COLOURS, INK, new_figure
 
 if TYPE_CHECKING:

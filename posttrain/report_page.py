@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from posttrain.estimates import Estimate
-from posttrain.figures import Figures, SetFigures
-from posttrain.generate import Exchange, Generations
-from posttrain.judge import WinRate
+from posttrain.evaluation.figures import Figures, SetFigures
+from posttrain.evaluation.generations import Exchange, Generations
+from posttrain.evaluation.intervals import Estimate
+from posttrain.evaluation.judge import WinRate
 from posttrain.page import Section, bullets, figure_svg, folded, page, paragraph, preformatted, table
 from posttrain.report_figures import (
     ACCURACIES,

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data.report import DataReport
-from posttrain.estimates import Result
-from posttrain.figures import Figures
-from posttrain.generate import Generations
+from posttrain.evaluation.figures import Figures
+from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.generations import Generations
+from posttrain.evaluation.intervals import Result
 from posttrain.models.checkpoint import Base
-from posttrain.promotion import Promotion
 
 
 class Lineage(Result):

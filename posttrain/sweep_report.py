@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.config import value_label
-from posttrain.estimates import Estimate
-from posttrain.sweep import MEASURES, SweepOutcome
+from posttrain.evaluation.intervals import Estimate
+from posttrain.evaluation.sweep import MEASURES, SweepOutcome
 
 
 def sweep_rows(outcome: SweepOutcome) -> tuple[list[str], list[list[str]]]:

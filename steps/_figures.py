@@ -1,10 +1,10 @@
 """What MLflow's row of a run shows: its evaluation, answers and verdict."""
 
 from materializers.evaluation import key_figures
-from posttrain import generate
-from posttrain.figures import Figures
-from posttrain.generate import Generations
-from posttrain.promotion import Promotion
+from posttrain.evaluation import generations as generate
+from posttrain.evaluation.figures import Figures
+from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.generations import Generations
 from posttrain.tracking import Stage
 
 

@@ -26,9 +26,9 @@ from zenml.models import (
 )
 
 from posttrain.errors import UserError
-from posttrain.figures import Figures
+from posttrain.evaluation.figures import Figures
+from posttrain.evaluation.gate import Champion, Promotion
 from posttrain.model_registry import ModelRegistry, Registration, registry_error
-from posttrain.promotion import Champion, Promotion
 from posttrain.tracking import Tracker, reason
 
 logger = logging.getLogger(__name__)

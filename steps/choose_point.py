@@ -4,10 +4,10 @@ from typing import Annotated
 
 from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
-from posttrain import sweep as library
 from posttrain.config import EvaluationSection, SweepSection
+from posttrain.evaluation import sweep as library
+from posttrain.evaluation.sweep import SweepOutcome, SweepPoint
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.sweep import SweepOutcome, SweepPoint
 from posttrain.sweep_report import sweep_picture
 from steps._step import step
 from steps._tracking import tracked

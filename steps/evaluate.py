@@ -4,15 +4,15 @@ from typing import Annotated
 
 from zenml.client import Client
 
-from posttrain import evaluate as library
 from posttrain.config import EvaluationSection, Lengths, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.evaluate import Evaluation
-from posttrain.generate import Generations
+from posttrain.evaluation import scoring as library
+from posttrain.evaluation.gate import Champion
+from posttrain.evaluation.generations import Generations
+from posttrain.evaluation.scoring import Evaluation
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.promotion import Champion
 from posttrain.training.reference import ReferenceLogps
 from steps._figures import log_evaluation
 from steps._step import step

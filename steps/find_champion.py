@@ -4,7 +4,7 @@ from typing import Annotated
 
 from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
-from posttrain.promotion import Champion
+from posttrain.evaluation.gate import Champion
 from steps._registry import reconcile, standing_champion
 from steps._step import step
 from steps._tracking import tracking_uri

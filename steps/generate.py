@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from posttrain import generate as library
 from posttrain.config import EvaluationSection, Lengths, ModelSection
 from posttrain.data.preferences import Preferences
-from posttrain.generate import Generations
+from posttrain.evaluation import generations as library
+from posttrain.evaluation.generations import Generations
 from posttrain.models.checkpoint import Base, Checkpoint
 from steps._figures import log_generations
 from steps._step import step

@@ -5,10 +5,10 @@ from typing import Annotated
 from zenml import get_step_context
 from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
-from posttrain import promotion as library
 from posttrain.config import GateSection
-from posttrain.evaluate import Evaluation
-from posttrain.promotion import Champion, Promotion
+from posttrain.evaluation import gate as library
+from posttrain.evaluation.gate import Champion, Promotion
+from posttrain.evaluation.scoring import Evaluation
 from steps._figures import log_promotion
 from steps._registry import result_name, settle
 from steps._step import step

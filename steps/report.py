@@ -6,10 +6,10 @@ from zenml import get_step_context
 
 from posttrain.config import RunConfig
 from posttrain.data.report import DataReport
-from posttrain.evaluate import Evaluation
-from posttrain.generate import Generations
+from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.generations import Generations
+from posttrain.evaluation.scoring import Evaluation
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.promotion import Promotion
 from posttrain.report_figures import file_name, svg_file
 from posttrain.report_page import draw, report_page
 from posttrain.run_report import Lineage, RunReport

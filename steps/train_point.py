@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any
 
-from posttrain import sweep as library
 from posttrain.config import DpoSection, ModelSection, point_label
+from posttrain.evaluation import sweep as library
+from posttrain.evaluation.sweep import SweepPoint
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.sweep import SweepPoint
 from posttrain.training.reference import ReferenceLogps
 from steps._step import step
 from steps._tracking import tracked

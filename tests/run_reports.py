@@ -6,14 +6,14 @@ import pyarrow as pa
 from posttrain.config import EvaluationSection, RunConfig
 from posttrain.data.profile import Figures as DataFigures
 from posttrain.data.report import DataReport, SourceReport
-from posttrain.estimates import Estimate
-from posttrain.figures import Figures, Finding
-from posttrain.generate import Exchange, Generations, Response, StageGenerations
-from posttrain.judge import win_rate
+from posttrain.evaluation.figures import Figures, Finding
+from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.generations import Exchange, Generations, Response, StageGenerations
+from posttrain.evaluation.intervals import Estimate
+from posttrain.evaluation.judge import win_rate
+from posttrain.evaluation.statistics import summarise
 from posttrain.models.checkpoint import Base
-from posttrain.promotion import Promotion
 from posttrain.run_report import Lineage, RunReport
-from posttrain.statistics import summarise
 
 HALF = Estimate(value=0.5, low=0.25, high=0.75)
 N = 60

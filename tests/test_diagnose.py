@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from test_promotion import figures_of, table
 
-from posttrain.diagnose import RULES, diagnose
-from posttrain.figures import SEVERITIES
+from posttrain.evaluation.diagnosis import RULES, diagnose
+from posttrain.evaluation.figures import SEVERITIES
 
 N = 40
 

@@ -21,7 +21,7 @@ from zenml.models import PipelineRunResponse
 
 from pipelines.dpo import dpo_pipeline
 from pipelines.report import read_report
-from posttrain.promotion import Promotion
+from posttrain.evaluation.gate import Promotion
 from posttrain.training import sft
 
 pytestmark = pytest.mark.slow
@@ -119,7 +119,7 @@ def test_a_changed_row_runs_what_depends_on_it(
     everything = {"train_sft", "score_reference", "train_dpo", "evaluate", "promote"}
     with monkeypatch.context() as generous:
         verdict = Promotion(promoted=True, opponent="sft", reasons=["well done"])
-        generous.setattr("posttrain.promotion.decide", lambda *_: verdict)
+        generous.setattr("posttrain.evaluation.gate.decide", lambda *_: verdict)
         first = run(tmp_path, config)
     assert everything <= worked(first)
     n_pairs = read_report(first.id).figures.n_pairs

@@ -9,13 +9,13 @@ import pytest
 from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths, SftSection, Source
 from posttrain.data.pair_sets import PairSets, load_pair_sets, set_name
 from posttrain.data.preferences import Preferences
-from posttrain.divergence import NextTokenKL
 from posttrain.errors import UserError
-from posttrain.estimates import bootstrap_mean, wilson
-from posttrain.evaluate import Evaluation, evaluate
+from posttrain.evaluation.divergence import NextTokenKL
+from posttrain.evaluation.intervals import bootstrap_mean, wilson
+from posttrain.evaluation.scoring import Evaluation, evaluate
+from posttrain.evaluation.statistics import calibrate, compare, correct, perplexity, rank_correlation, summarise
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_model
-from posttrain.statistics import calibrate, compare, correct, perplexity, rank_correlation, summarise
 from posttrain.training.dpo import train_dpo
 from posttrain.training.reference import score_reference
 from posttrain.training.sft import train_sft

@@ -6,8 +6,8 @@ from test_training import SFT
 
 from posttrain.config import EvaluationSection, GenerationsSection, Lengths
 from posttrain.data.demo import pairs as demo
-from posttrain.generate import choose_prompts, complete, generate, repetition
-from posttrain.judge import win_rate
+from posttrain.evaluation.generations import choose_prompts, complete, generate, repetition
+from posttrain.evaluation.judge import win_rate
 from posttrain.models.loading import load_chat, load_model
 from posttrain.training.sft import train_sft
 from posttrain.training.trainer import Stage

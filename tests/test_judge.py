@@ -8,7 +8,7 @@ import pytest
 
 from posttrain.config import JudgeSection, check_config
 from posttrain.errors import UserError
-from posttrain.judge import Contest, judge_contests
+from posttrain.evaluation.judge import Contest, judge_contests
 
 PROMPT = [{"role": "user", "content": "Which {one}?"}]  # braces: no template of ours may trip over them
 

@@ -27,11 +27,11 @@ from materializers._folder import html_table, upload
 from posttrain.config import DataSection, EvaluationSection, Lengths, Source
 from posttrain.data.preferences import Instructions, Preferences, load_preferences
 from posttrain.errors import UserError
-from posttrain.evaluate import Evaluation
-from posttrain.figures import Figures
+from posttrain.evaluation.figures import Figures
+from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.scoring import Evaluation
+from posttrain.evaluation.statistics import summarise
 from posttrain.models.checkpoint import Base, Checkpoint, seal
-from posttrain.promotion import Promotion
-from posttrain.statistics import summarise
 from posttrain.training.reference import ReferenceLogps
 
 BASE = Base(id="some/base", revision=None, digest="b" * 64)

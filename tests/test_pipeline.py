@@ -20,7 +20,7 @@ from pipelines._run_file import STEPS, check_run_file
 from pipelines.dpo import dpo_pipeline
 from pipelines.report import read_report
 from posttrain.errors import UserError
-from posttrain.promotion import Promotion
+from posttrain.evaluation.gate import Promotion
 from steps import _code
 
 TINY: dict[str, Any] = {
@@ -200,7 +200,7 @@ def test_nothing_is_trained_twice(
     assert worked(renamed) == always
 
     monkeypatch.setattr(
-        "posttrain.promotion.decide", lambda *_: Promotion(promoted=True, opponent="sft", reasons=["well done"])
+        "posttrain.evaluation.gate.decide", lambda *_: Promotion(promoted=True, opponent="sft", reasons=["well done"])
     )
     other_gate = run({**TINY, "gate": {"max_p_value": 0.5}})
     assert worked(other_gate) == always | {"promote", "report"}
@@ -230,7 +230,7 @@ def test_a_challenger_is_held_against_the_champion_and_only_once(
 ) -> None:
     """Run, again, changed, again, and back to the first: whatever is repeated comes from the cache."""
     monkeypatch.setattr(
-        "posttrain.promotion.decide",
+        "posttrain.evaluation.gate.decide",
         lambda figures, _: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"]),
     )
 

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 from posttrain.config import EvaluationSection, GateSection
-from posttrain.figures import Figures, Finding
-from posttrain.promotion import decide
-from posttrain.statistics import summarise
+from posttrain.evaluation.figures import Figures, Finding
+from posttrain.evaluation.gate import decide
+from posttrain.evaluation.statistics import summarise
 
 N = 200
 SECTION = EvaluationSection(n_bootstrap=500)

@@ -15,7 +15,7 @@ from posttrain.chat.template import tokenise_completions, tokenise_pairs
 from posttrain.config import DpoSection, EvaluationSection, Lengths, LoraSection, LossType, ModelSection, SftSection
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.evaluate import evaluate
+from posttrain.evaluation.scoring import evaluate
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint, seal
 from posttrain.models.loading import load_chat, load_model

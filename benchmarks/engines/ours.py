@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.gate import Gate
 from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths, ModelSection, Source
 from posttrain.data.preferences import load_preferences
-from posttrain.evaluate import evaluate
+from posttrain.evaluation.scoring import evaluate
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_model, resolve_base

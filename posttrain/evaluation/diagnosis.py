@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from posttrain.estimates import Estimate
-from posttrain.figures import SEVERITIES, Figures, Finding, Severity, StageFigures
+from posttrain.evaluation.figures import SEVERITIES, Figures, Finding, Severity, StageFigures
+from posttrain.evaluation.intervals import Estimate
 
 History = list[dict[str, float]]
 Seen = tuple[str, dict[str, float]] | None

@@ -12,8 +12,7 @@ from scipy.special import expit
 from scipy.stats import binomtest, norm, spearmanr
 
 from posttrain.config import EvaluationSection
-from posttrain.estimates import Estimate, bootstrap, bootstrap_mean, wilson
-from posttrain.figures import (
+from posttrain.evaluation.figures import (
     STAGES,
     Calibration,
     Comparison,
@@ -26,6 +25,7 @@ from posttrain.figures import (
     Stratum,
     WrongPair,
 )
+from posttrain.evaluation.intervals import Estimate, bootstrap, bootstrap_mean, wilson
 
 N_BINS = 40
 N_CONFIDENCE_BINS = 10
@@ -44,7 +44,7 @@ def summarise(
     """Every figure of a set of pairs, from its rows alone.
 
     Args:
-        pairs: `posttrain.evaluate.Evaluation.pairs`.
+        pairs: `posttrain.evaluation.scoring.Evaluation.pairs`.
         beta: of DPO's loss: times the implicit margin it is the log-odds that the model gives. None without DPO.
     """
     column = {name: pairs[name].to_numpy(zero_copy_only=False) for name in pairs.column_names}

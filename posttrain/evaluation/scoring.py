@@ -15,14 +15,14 @@ from posttrain.chat.template import Messages, Tokenised, tokenise_pairs
 from posttrain.config import EvaluationSection, Lengths, LoraSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
-from posttrain.diagnose import Written, diagnose
-from posttrain.divergence import NextTokenKL
 from posttrain.errors import UserError
-from posttrain.figures import Figures
+from posttrain.evaluation.diagnosis import Written, diagnose
+from posttrain.evaluation.divergence import NextTokenKL
+from posttrain.evaluation.figures import Figures
+from posttrain.evaluation.statistics import summarise
 from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model, resolve_base
-from posttrain.statistics import summarise
 from posttrain.training.reference import ReferenceLogps
 
 TEST = "test"

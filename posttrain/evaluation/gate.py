@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import GateSection
-from posttrain.figures import SEVERITIES, Comparison, Figures
+from posttrain.evaluation.figures import SEVERITIES, Comparison, Figures
 
 NAMES = {"base": "base", "sft": "SFT", "dpo": "DPO", "champion": "the champion"}
 

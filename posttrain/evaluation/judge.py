@@ -27,7 +27,7 @@ from urllib3.util import Retry
 from posttrain.chat.template import Messages
 from posttrain.config import JudgeSection
 from posttrain.errors import UserError
-from posttrain.estimates import Estimate, Result, wilson
+from posttrain.evaluation.intervals import Estimate, Result, wilson
 from posttrain.storage.s3 import cache_dir
 
 Verdict = Literal["first", "second", "tie"]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from posttrain.estimates import Estimate, Result
+from posttrain.evaluation.intervals import Estimate, Result
 
 STAGES = ("base", "sft", "dpo", "champion")
 """The models of an evaluation; the champion is the one in production when it was made."""

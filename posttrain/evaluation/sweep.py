@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import DpoSection, EvaluationSection, SweepSection, point_label
 from posttrain.errors import UserError
-from posttrain.estimates import Estimate, wilson
-from posttrain.figures import Comparison
+from posttrain.evaluation.figures import Comparison
+from posttrain.evaluation.intervals import Estimate, wilson
+from posttrain.evaluation.statistics import compare, correct
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_model
-from posttrain.statistics import compare, correct
 from posttrain.training.dpo import train_dpo
 from posttrain.training.reference import ReferenceLogps
 from posttrain.training.trainer import Stage

@@ -86,8 +86,8 @@ def report(run: str | None, as_json: bool, html: Path | None) -> None:
     """Print the outcome of the last run of dpo_pipeline, or of the RUN with this name or id."""
     with clean_errors():
         from pipelines.report import read_report, read_run_report
-        from posttrain.report import print_report
-        from posttrain.report_page import report_page
+        from posttrain.reporting.run_page import report_page
+        from posttrain.reporting.terminal import print_report
 
         outcome = read_report(run)
         if html:
@@ -107,7 +107,7 @@ def compare(first: str, second: str) -> None:
     """Print how two runs differ: settings, figures, findings, and the second's model against the first's."""
     with clean_errors():
         from pipelines.report import read_run_report
-        from posttrain.compare import compare_runs, print_difference
+        from posttrain.reporting.compare import compare_runs, print_difference
 
         print_difference(compare_runs(read_run_report(first), read_run_report(second)))
 
@@ -133,7 +133,7 @@ def export(places: tuple[str, ...], adapter: bool, dtype: Any, public: bool) -> 
     with clean_errors():
         from pipelines.versions import find_version
         from posttrain.export import export as export_model
-        from posttrain.model_card import model_card
+        from posttrain.reporting.model_card import model_card
 
         version = find_version(places[0] if len(places) == 2 else None)
         card = model_card(version.name, version.checkpoint.manifest, version.report, adapter=adapter)

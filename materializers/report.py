@@ -7,8 +7,8 @@ from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers._folder import FolderMaterializer
-from posttrain.report_page import report_page
-from posttrain.run_report import RunReport
+from posttrain.reporting.run_page import report_page
+from posttrain.reporting.run_report import RunReport
 
 
 class RunReportMaterializer(FolderMaterializer):

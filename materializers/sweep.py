@@ -10,7 +10,7 @@ from materializers._folder import html_table
 from materializers.records import RecordMaterializer
 from posttrain.config import point_label
 from posttrain.evaluation.sweep import SweepOutcome, SweepPoint
-from posttrain.sweep_report import sweep_picture, sweep_rows
+from posttrain.reporting.sweep_report import sweep_picture, sweep_rows
 
 
 class SweepPointMaterializer(RecordMaterializer):

@@ -61,7 +61,7 @@ def _print_outcome(run: PipelineRunResponse | None) -> None:
     """
     # Steps have imported by now what these need; before, it would delay the answer to a mistake in the config.
     from pipelines.report import read_report
-    from posttrain.report import print_report
+    from posttrain.reporting.terminal import print_report
 
     if run is None:
         click.echo(

@@ -14,8 +14,8 @@ from zenml.client import Client
 from zenml.models import PipelineRunResponse, StepRunResponse
 
 from posttrain.errors import UserError
-from posttrain.report import Report
-from posttrain.run_report import RunReport
+from posttrain.reporting.run_report import RunReport
+from posttrain.reporting.terminal import Report
 
 PIPELINE = "dpo_pipeline"
 

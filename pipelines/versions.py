@@ -14,7 +14,7 @@ from pipelines.report import find_run, first_run, output
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.run_report import RunReport
+from posttrain.reporting.run_report import RunReport
 
 CHECKPOINT = "contains:posttrain.models.checkpoint"
 REMEDY = (

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from posttrain.errors import UserError
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.judge import WinRate, win_rate
-from posttrain.page import STYLE, paragraph, preformatted
+from posttrain.reporting.html import STYLE, paragraph, preformatted
 
 Choice = Literal["left", "right", "tie"]
 

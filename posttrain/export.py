@@ -23,7 +23,7 @@ from posttrain.config import ModelSection
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import Checkpoint, file_digest
 from posttrain.models.loading import base_source, load_chat, load_model, resolve_base
-from posttrain.run_report import RunReport
+from posttrain.reporting.run_report import RunReport
 from posttrain.storage import s3 as storage
 
 CHECKSUMS = "SHA256SUMS"

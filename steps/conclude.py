@@ -3,7 +3,7 @@
 from zenml import add_tags, get_step_context, log_metadata
 from zenml.client import Client
 
-from posttrain.run_report import RunReport
+from posttrain.reporting.run_report import RunReport
 from steps._figures import log_evaluation, log_generations, log_promotion
 from steps._step import step
 from steps._tracking import tracked

@@ -13,7 +13,7 @@ from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.judge import win_rate
 from posttrain.evaluation.statistics import summarise
 from posttrain.models.checkpoint import Base
-from posttrain.run_report import Lineage, RunReport
+from posttrain.reporting.run_report import Lineage, RunReport
 
 HALF = Estimate(value=0.5, low=0.25, high=0.75)
 N = 60

@@ -7,8 +7,8 @@ from rich.console import Console
 from run_reports import make_pairs, make_report
 
 from posttrain.ab import ab_page, ab_score, digest, dpo_is_left
-from posttrain.compare import compare_runs, print_difference
 from posttrain.errors import UserError
+from posttrain.reporting.compare import compare_runs, print_difference
 
 
 def run(name: str, gain: float = 2.0, **config):

@@ -3,7 +3,18 @@
 import re
 from html.parser import HTMLParser
 
-from posttrain.page import INK, Section, bullets, figure_svg, folded, new_figure, page, paragraph, preformatted, table
+from posttrain.reporting.html import (
+    INK,
+    Section,
+    bullets,
+    figure_svg,
+    folded,
+    new_figure,
+    page,
+    paragraph,
+    preformatted,
+    table,
+)
 
 NASTY = "<script>alert(1)</script>\"'&\x00\ud800\x1b[31m\u202e"
 

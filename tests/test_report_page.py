@@ -9,11 +9,11 @@ import pytest
 from huggingface_hub import ModelCard
 from run_reports import make_report
 
-from posttrain.model_card import model_card
 from posttrain.models.checkpoint import Base, Manifest
-from posttrain.report_figures import label_text, svg_file
-from posttrain.report_page import draw, report_page
-from posttrain.run_report import RunReport
+from posttrain.reporting.model_card import model_card
+from posttrain.reporting.plots import label_text, svg_file
+from posttrain.reporting.run_page import draw, report_page
+from posttrain.reporting.run_report import RunReport
 
 HOSTILE = (
     "</pre></style></title></svg><script>document.documentElement.dataset.ran = 1</script>"

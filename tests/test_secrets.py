@@ -20,7 +20,7 @@ from zenml.enums import ExecutionStatus, StackComponentType
 
 from pipelines.dpo import dpo_pipeline
 from pipelines.report import read_run_report
-from posttrain.report_page import report_page
+from posttrain.reporting.run_page import report_page
 
 pytestmark = pytest.mark.soak
 

@@ -38,8 +38,8 @@ from posttrain.config import (
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.sweep import SweepPoint, ValidationScores, choose, train_point
-from posttrain.report import print_report
-from posttrain.sweep_report import render_sweep, sweep_picture, sweep_rows
+from posttrain.reporting.sweep_report import render_sweep, sweep_picture, sweep_rows
+from posttrain.reporting.terminal import print_report
 from posttrain.training.reference import score_reference
 from posttrain.training.sft import train_sft
 from posttrain.training.trainer import Stage

@@ -8,7 +8,17 @@ from posttrain.chat.token_report import TokenReport
 from posttrain.config.check_policies import DELIBERATE, REASONS
 from posttrain.data.profile import Histogram, Share
 from posttrain.data.report import DataReport
-from posttrain.page import Section, bullets, figure_svg, folded, new_figure, page, paragraph, preformatted, table
+from posttrain.reporting.html import (
+    Section,
+    bullets,
+    figure_svg,
+    folded,
+    new_figure,
+    page,
+    paragraph,
+    preformatted,
+    table,
+)
 
 ADVICE = {
     "unparsable": "Look at the first lines named below: a download may have been cut short, or a file has another format.",

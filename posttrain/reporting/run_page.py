@@ -11,8 +11,8 @@ from posttrain.evaluation.figures import Figures, SetFigures
 from posttrain.evaluation.generations import Exchange, Generations
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.judge import WinRate
-from posttrain.page import Section, bullets, figure_svg, folded, page, paragraph, preformatted, table
-from posttrain.report_figures import (
+from posttrain.reporting.html import Section, bullets, figure_svg, folded, page, paragraph, preformatted, table
+from posttrain.reporting.plots import (
     ACCURACIES,
     NAMES,
     STRATA,
@@ -24,7 +24,7 @@ from posttrain.report_figures import (
     present,
     slice_figure,
 )
-from posttrain.run_report import RunReport
+from posttrain.reporting.run_report import RunReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,8 +15,8 @@ from rich.text import Text
 from posttrain.config import EvaluationSection
 from posttrain.evaluation.figures import Comparison
 from posttrain.evaluation.statistics import compare, correct
-from posttrain.report_page import percent, plain
-from posttrain.run_report import RunReport
+from posttrain.reporting.run_page import percent, plain
+from posttrain.reporting.run_report import RunReport
 from posttrain.tracking import flatten
 
 FIGURES = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.evaluation.figures import Calibration, Figures, Length, Slice, StageFigures
 from posttrain.evaluation.intervals import Estimate
-from posttrain.page import COLOURS, INK, new_figure
+from posttrain.reporting.html import COLOURS, INK, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ from posttrain.data.report import DataReport
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.intervals import Estimate
 from posttrain.models.checkpoint import Manifest
-from posttrain.run_report import Lineage, RunReport
+from posttrain.reporting.run_report import Lineage, RunReport
 
 METRICS = {
     "likelihood_accuracy": "preference accuracy",

@@ -16,7 +16,7 @@ from posttrain.evaluation.figures import STAGES, Figures, StageFigures
 from posttrain.evaluation.gate import Promotion
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.sweep import SweepOutcome
-from posttrain.sweep_report import render_sweep
+from posttrain.reporting.sweep_report import render_sweep
 
 ROWS = {
     "likelihood_accuracy": "preference accuracy",

@@ -184,7 +184,7 @@ def ab() -> None:
 def ab_export(file: Path, run: str | None) -> None:
     """Write a page to FILE that people open, choose in, and save their choices from."""
     with clean_errors():
-        from posttrain.ab import ab_page
+        from posttrain.feedback.ab import ab_page
 
         write(file, ab_page(_generations(run)))
     click.echo(f"Written: {file}")
@@ -196,7 +196,7 @@ def ab_export(file: Path, run: str | None) -> None:
 def ab_score(files: tuple[Path, ...], run: str | None) -> None:
     """Print how often people preferred DPO's answer, from the FILES that they saved."""
     with clean_errors():
-        from posttrain.ab import ab_score as score
+        from posttrain.feedback.ab import ab_score as score
 
         found = score(_generations(run), files)
     share = found.share

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 from run_reports import make_pairs, make_report
 
-from posttrain.ab import ab_page, ab_score, digest, dpo_is_left
 from posttrain.errors import UserError
+from posttrain.feedback.ab import ab_page, ab_score, digest, dpo_is_left
 from posttrain.reporting.compare import compare_runs, print_difference
 
 

@@ -132,8 +132,8 @@ def export(places: tuple[str, ...], adapter: bool, dtype: Any, public: bool) -> 
         raise click.UsageError("name at most a VERSION and a DEST")
     with clean_errors():
         from pipelines.versions import find_version
-        from posttrain.export import export as export_model
         from posttrain.reporting.model_card import model_card
+        from posttrain.serving.export import export as export_model
 
         version = find_version(places[0] if len(places) == 2 else None)
         card = model_card(version.name, version.checkpoint.manifest, version.report, adapter=adapter)
@@ -157,7 +157,7 @@ def chat(versions: tuple[str, ...], prompts: tuple[str, ...], max_new_tokens: in
         from rich.console import Console
 
         from pipelines.versions import find_version, stages_of
-        from posttrain.side_by_side import converse, load_speaker
+        from posttrain.serving.side_by_side import converse, load_speaker
 
         found = [find_version(name) for name in versions] or stages_of(None)
         speakers = [load_speaker(version.name, version.checkpoint, version.model) for version in found]

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from posttrain.config import EvaluationSection, GenerationsSection, ModelSection, SftSection
 from posttrain.errors import UserError
 from posttrain.evaluation.generations import complete
-from posttrain.export import check_is_ours, export
 from posttrain.models.loading import load_chat, load_model, resolve_base
 from posttrain.reporting.model_card import model_card
+from posttrain.serving.export import check_is_ours, export
 from posttrain.storage import s3 as storage
 from posttrain.training.sft import train_sft
 from posttrain.training.trainer import Stage

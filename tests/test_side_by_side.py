@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from posttrain.models.loading import load_chat, load_model
-from posttrain.side_by_side import Speaker, converse
+from posttrain.serving.side_by_side import Speaker, converse
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from zenml.models import (
 from posttrain.errors import UserError
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate import Champion, Promotion
-from posttrain.model_registry import ModelRegistry, Registration, registry_error
 from posttrain.tracking import Tracker, reason
+from posttrain.tracking.mlflow_registry import ModelRegistry, Registration, registry_error
 
 logger = logging.getLogger(__name__)
 

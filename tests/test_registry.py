@@ -15,9 +15,9 @@ from zenml.enums import ModelStages
 import materializers  # noqa: F401 (registers them)
 from posttrain.errors import UserError
 from posttrain.evaluation.gate import Champion, Promotion
-from posttrain.model_registry import ModelRegistry
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.tracking import Tracker, default_tracking_uri
+from posttrain.tracking.mlflow_registry import ModelRegistry
 from steps import _registry
 from steps._registry import digest_of, reconcile, settle, sole_champion, standing_champion
 

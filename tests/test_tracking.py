@@ -21,8 +21,8 @@ import pytest
 
 from posttrain import tracking
 from posttrain.errors import UserError
-from posttrain.model_registry import ModelRegistry, registry_error
 from posttrain.tracking import STAGE_TAG, Tracker, flatten, published_metrics
+from posttrain.tracking.mlflow_registry import ModelRegistry, registry_error
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ seen from here: whoever knows it tells the tracker (`Tracker.ended`).
 """
 
 from posttrain.tracking.runs import PARENT_TAG, PIPELINE_RUN_TAG, STAGE_TAG, connect, reason, without_password
-from posttrain.tracking.stage import (
+from posttrain.tracking.tracked_stage import (
     OUTAGE_TAG,
     UI_PORT,
     Stage,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Run
 
-    from posttrain.tracking.stage import Tracker
+    from posttrain.tracking.tracked_stage import Tracker
 
 logger = logging.getLogger(__name__)
 

@@ -85,7 +85,7 @@ def data(config: Path, html: Path | None) -> None:
 def report(run: str | None, as_json: bool, html: Path | None) -> None:
     """Print the outcome of the last run of dpo_pipeline, or of the RUN with this name or id."""
     with clean_errors():
-        from pipelines.report import read_report, read_run_report
+        from posttrain.orchestration.finished_runs import read_report, read_run_report
         from posttrain.reporting.run_page import report_page
         from posttrain.reporting.terminal import print_report
 
@@ -106,7 +106,7 @@ def report(run: str | None, as_json: bool, html: Path | None) -> None:
 def compare(first: str, second: str) -> None:
     """Print how two runs differ: settings, figures, findings, and the second's model against the first's."""
     with clean_errors():
-        from pipelines.report import read_run_report
+        from posttrain.orchestration.finished_runs import read_run_report
         from posttrain.reporting.compare import compare_runs, print_difference
 
         print_difference(compare_runs(read_run_report(first), read_run_report(second)))
@@ -131,7 +131,7 @@ def export(places: tuple[str, ...], adapter: bool, dtype: Any, public: bool) -> 
     if len(places) > 2:
         raise click.UsageError("name at most a VERSION and a DEST")
     with clean_errors():
-        from pipelines.versions import find_version
+        from posttrain.orchestration.versions import find_version
         from posttrain.reporting.model_card import model_card
         from posttrain.serving.export import export as export_model
 
@@ -156,7 +156,7 @@ def chat(versions: tuple[str, ...], prompts: tuple[str, ...], max_new_tokens: in
     with clean_errors():
         from rich.console import Console
 
-        from pipelines.versions import find_version, stages_of
+        from posttrain.orchestration.versions import find_version, stages_of
         from posttrain.serving.side_by_side import converse, load_speaker
 
         found = [find_version(name) for name in versions] or stages_of(None)
@@ -219,7 +219,7 @@ def stack() -> None:
 def stack_check(name: str | None, config: Path | None) -> None:
     """Ask each part of the stack NAME, or of the active one, whether it can be used, and say what to do where it cannot."""
     with clean_errors():
-        from pipelines.stack_check import check_stack, steps_of
+        from posttrain.orchestration.stack_check import check_stack, steps_of
 
         findings = []
         for finding in check_stack(name, steps_of(config)):
@@ -238,7 +238,7 @@ def schedule() -> None:
 def schedule_list() -> None:
     """Print each schedule, when it fires, and how its last run ended."""
     with clean_errors():
-        from pipelines.schedules import every, last_run
+        from posttrain.orchestration.schedules import every, last_run
 
         for found in every():
             state, run = "active" if found.active else "paused", last_run(found)
@@ -251,7 +251,7 @@ def schedule_list() -> None:
 def schedule_pause(name: str) -> None:
     """Let a schedule fire no more until it is resumed; not while a run of it is going."""
     with clean_errors():
-        from pipelines.schedules import find, set_active
+        from posttrain.orchestration.schedules import find, set_active
 
         set_active(find(name), False)
     click.echo(f"Schedule {name} is paused.")
@@ -262,7 +262,7 @@ def schedule_pause(name: str) -> None:
 def schedule_resume(name: str) -> None:
     """Let a paused schedule fire again."""
     with clean_errors():
-        from pipelines.schedules import find, set_active
+        from posttrain.orchestration.schedules import find, set_active
 
         set_active(find(name), True)
     click.echo(f"Schedule {name} is active.")
@@ -273,14 +273,14 @@ def schedule_resume(name: str) -> None:
 def schedule_delete(name: str) -> None:
     """Delete a schedule, but not while a run of it is going; its runs stay on record."""
     with clean_errors():
-        from pipelines.schedules import delete, find
+        from posttrain.orchestration.schedules import delete, find
 
         delete(find(name))
     click.echo(f"Schedule {name} is deleted.")
 
 
 def _generations(run: str | None) -> Any:
-    from pipelines.report import read_run_report
+    from posttrain.orchestration.finished_runs import read_run_report
 
     generations = read_run_report(run)[0].generations
     if generations is None:
@@ -303,7 +303,7 @@ def send(files: tuple[str, ...]) -> None:
     """Send to MLflow what it did not take during a run: the FILES that the run has named, here or in the artifact store."""
     with clean_errors():
         from posttrain import tracking
-        from steps._tracking import read_unsent, tracking_uri
+        from posttrain.orchestration.step_tracking import read_unsent, tracking_uri
 
         for file in files:
             n_records = tracking.send(read_unsent(file), tracking_uri())

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 from zenml.enums import ArtifactType
 from zenml.metadata.metadata_types import MetadataType
 
-from materializers._folder import FolderMaterializer, upload
 from posttrain.models.checkpoint import Checkpoint
+from posttrain.orchestration.folder_materializer import FolderMaterializer, upload
 
 
 class CheckpointMaterializer(FolderMaterializer):

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
-from materializers._folder import FolderMaterializer, html_table
 from posttrain.evaluation.figures import Figures, SetFigures
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.scoring import Evaluation
+from posttrain.orchestration.folder_materializer import FolderMaterializer, html_table
 
 
 class EvaluationMaterializer(FolderMaterializer):

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from zenml.metadata.metadata_types import MetadataType
 
-from materializers._folder import FolderMaterializer
 from posttrain.evaluation.generations import Generations, key_figures
+from posttrain.orchestration.folder_materializer import FolderMaterializer
 
 
 class GenerationsMaterializer(FolderMaterializer):

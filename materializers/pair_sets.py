@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from zenml.metadata.metadata_types import MetadataType
 
-from materializers._folder import FolderMaterializer
 from posttrain.data.pair_sets import PairSets
+from posttrain.orchestration.folder_materializer import FolderMaterializer
 
 
 class PairSetsMaterializer(FolderMaterializer):

@@ -6,8 +6,8 @@ from datasets import Dataset
 from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
-from materializers._folder import FolderMaterializer, html_table
 from posttrain.data.preferences import Instructions, Preferences
+from posttrain.orchestration.folder_materializer import FolderMaterializer, html_table
 
 N_SHOWN = 5
 

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
-from materializers._folder import html_table
 from materializers.records import RecordMaterializer
 from posttrain.config import point_label
 from posttrain.evaluation.sweep import SweepOutcome, SweepPoint
+from posttrain.orchestration.folder_materializer import html_table
 from posttrain.reporting.sweep_report import sweep_picture, sweep_rows
 
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from pipelines import ROOT
-from pipelines._checked import CheckedPipeline
 from posttrain.config import RunConfig
 from posttrain.errors import UserError
+from posttrain.orchestration.checked_pipeline import CheckedPipeline
 
 
 def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen)
@@ -28,7 +28,7 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
 def up_to_sft(config: RunConfig) -> tuple[Any, Any, Any, Any]:
     """The steps that every pipeline begins with: preferences, their report, base model and SFT checkpoint."""
     import materializers  # noqa: F401 (registers them)
-    from pipelines._artifacts import existing_checkpoint
+    from posttrain.orchestration.existing_checkpoint import existing_checkpoint
     from steps.check_tokens import check_tokens
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences

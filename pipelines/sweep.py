@@ -1,10 +1,10 @@
 """One SFT checkpoint, DPO from it at every point of a grid, and the verdict on the point that did best."""
 
 from pipelines import ROOT
-from pipelines._checked import CheckedPipeline
 from pipelines.dpo import judge_and_promote, up_to_sft
 from posttrain.config import RunConfig
 from posttrain.errors import UserError
+from posttrain.orchestration.checked_pipeline import CheckedPipeline
 
 
 def one_sft_then_many_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen)

@@ -7,9 +7,9 @@ from posttrain.config import Lengths, ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.models.checkpoint import Base
 from posttrain.models.loading import load_chat
+from posttrain.orchestration.step import step
+from posttrain.orchestration.step_tracking import tracked
 from posttrain.reporting.data_page import token_page
-from steps._step import step
-from steps._tracking import tracked
 
 
 @step

@@ -3,11 +3,11 @@
 from zenml import add_tags, get_step_context, log_metadata
 from zenml.client import Client
 
+from posttrain.orchestration.run_figures import log_evaluation, log_generations, log_promotion
+from posttrain.orchestration.step import step
+from posttrain.orchestration.step_tracking import tracked
+from posttrain.orchestration.step_training import delete_training_checkpoints
 from posttrain.reporting.run_report import RunReport
-from steps._figures import log_evaluation, log_generations, log_promotion
-from steps._step import step
-from steps._tracking import tracked
-from steps._training import delete_training_checkpoints
 
 LASTING = ("train_", "choose_point", "score_reference", "generate", "evaluate", "promote")
 """How the steps begin whose results stand for as long as nothing changes."""

@@ -13,10 +13,10 @@ from posttrain.evaluation.gate import Champion
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.models.checkpoint import Base, Checkpoint
+from posttrain.orchestration.run_figures import log_evaluation
+from posttrain.orchestration.step import step
+from posttrain.orchestration.step_tracking import tracked
 from posttrain.training.reference import ReferenceLogps
-from steps._figures import log_evaluation
-from steps._step import step
-from steps._tracking import tracked
 
 
 @step

@@ -5,9 +5,9 @@ from typing import Annotated
 from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain.evaluation.gate import Champion
-from steps._registry import reconcile, standing_champion
-from steps._step import step
-from steps._tracking import tracking_uri
+from posttrain.orchestration.registry import reconcile, standing_champion
+from posttrain.orchestration.step import step
+from posttrain.orchestration.step_tracking import tracking_uri
 
 
 @step(enable_cache=False)

@@ -7,9 +7,9 @@ from posttrain.data.preferences import Preferences
 from posttrain.evaluation import generations as library
 from posttrain.evaluation.generations import Generations
 from posttrain.models.checkpoint import Base, Checkpoint
-from steps._figures import log_generations
-from steps._step import step
-from steps._tracking import tracked
+from posttrain.orchestration.run_figures import log_generations
+from posttrain.orchestration.step import step
+from posttrain.orchestration.step_tracking import tracked
 
 
 @step

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from posttrain.models.checkpoint import Checkpoint
-from steps._step import step
+from posttrain.orchestration.step import step
 
 
 @step(enable_cache=False)

@@ -6,7 +6,7 @@ from posttrain.config import DataSection, Source
 from posttrain.data import preferences as library
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.data.report import DataReport
-from steps._step import step
+from posttrain.orchestration.step import step
 
 
 @step(enable_cache=False)

@@ -6,7 +6,7 @@ from posttrain.config import DataSection, Source
 from posttrain.data import pair_sets as library
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
-from steps._step import step
+from posttrain.orchestration.step import step
 
 
 @step(enable_cache=False)

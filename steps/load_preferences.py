@@ -6,12 +6,12 @@ from posttrain.config import DataSection
 from posttrain.data import preferences as library
 from posttrain.data.preferences import Preferences
 from posttrain.data.report import DataReport
+from posttrain.orchestration.cache_key import code_digest
+from posttrain.orchestration.overlap import leave_to_earlier_run
+from posttrain.orchestration.step import step
+from posttrain.orchestration.step_tracking import tracked
 from posttrain.reporting.data_page import data_page
 from posttrain.tracking import package_versions
-from steps._code import code_digest
-from steps._overlap import leave_to_earlier_run
-from steps._step import step
-from steps._tracking import tracked
 
 
 @step(enable_cache=False)

@@ -9,10 +9,10 @@ from posttrain.config import GateSection
 from posttrain.evaluation import gate as library
 from posttrain.evaluation.gate import Champion, Promotion
 from posttrain.evaluation.scoring import Evaluation
-from steps._figures import log_promotion
-from steps._registry import result_name, settle
-from steps._step import step
-from steps._tracking import tracked
+from posttrain.orchestration.registry import result_name, settle
+from posttrain.orchestration.run_figures import log_promotion
+from posttrain.orchestration.step import step
+from posttrain.orchestration.step_tracking import tracked
 
 
 @step

@@ -10,13 +10,13 @@ from posttrain.evaluation.gate import Promotion
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.models.checkpoint import Base, Checkpoint
+from posttrain.orchestration.cache_key import code_digest
+from posttrain.orchestration.step import step
+from posttrain.orchestration.step_tracking import tracked
 from posttrain.reporting.plots import file_name, svg_file
 from posttrain.reporting.run_page import draw, report_page
 from posttrain.reporting.run_report import Lineage, RunReport
 from posttrain.tracking import package_versions
-from steps._code import code_digest
-from steps._step import step
-from steps._tracking import tracked
 
 
 @step

@@ -5,7 +5,7 @@ from typing import Annotated
 from posttrain.config import ModelSection
 from posttrain.models import loading as library
 from posttrain.models.checkpoint import Base
-from steps._step import step
+from posttrain.orchestration.step import step
 
 
 @step(enable_cache=False)

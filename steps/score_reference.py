@@ -7,9 +7,9 @@ from zenml.client import Client
 from posttrain.config import Lengths, ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.models.checkpoint import Base, Checkpoint
+from posttrain.orchestration.step import step
 from posttrain.training import reference as library
 from posttrain.training.reference import ReferenceLogps
-from steps._step import step
 
 
 @step

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from posttrain.config import DpoSection, ModelSection
 from posttrain.models.checkpoint import Base, Checkpoint
+from posttrain.orchestration.step import step
+from posttrain.orchestration.step_tracking import tracked
+from posttrain.orchestration.step_training import training_stage
 from posttrain.training import dpo as library
 from posttrain.training.reference import ReferenceLogps
-from steps._step import step
-from steps._tracking import tracked
-from steps._training import training_stage
 
 
 @step

@@ -6,10 +6,10 @@ from posttrain.config import DpoSection, ModelSection, point_label
 from posttrain.evaluation import sweep as library
 from posttrain.evaluation.sweep import SweepPoint
 from posttrain.models.checkpoint import Base, Checkpoint
+from posttrain.orchestration.step import step
+from posttrain.orchestration.step_tracking import tracked
+from posttrain.orchestration.step_training import training_stage
 from posttrain.training.reference import ReferenceLogps
-from steps._step import step
-from steps._tracking import tracked
-from steps._training import training_stage
 
 
 @step

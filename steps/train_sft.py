@@ -5,10 +5,10 @@ from typing import Annotated
 from posttrain.config import ModelSection, SftSection
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.models.checkpoint import Base, Checkpoint
+from posttrain.orchestration.step import step
+from posttrain.orchestration.step_tracking import tracked
+from posttrain.orchestration.step_training import training_stage
 from posttrain.training import sft as library
-from steps._step import step
-from steps._tracking import tracked
-from steps._training import training_stage
 
 
 @step

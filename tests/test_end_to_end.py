@@ -20,8 +20,8 @@ from zenml.enums import ExecutionStatus, StackComponentType
 from zenml.models import PipelineRunResponse
 
 from pipelines.dpo import dpo_pipeline
-from pipelines.report import read_report
 from posttrain.evaluation.gate import Promotion
+from posttrain.orchestration.finished_runs import read_report
 from posttrain.training import sft
 
 pytestmark = pytest.mark.slow

@@ -23,7 +23,6 @@ from materializers import (
     ReferenceLogpsMaterializer,
     ReportMaterializer,
 )
-from materializers._folder import html_table, upload
 from posttrain.config import DataSection, EvaluationSection, Lengths, Source
 from posttrain.data.preferences import Instructions, Preferences, load_preferences
 from posttrain.errors import UserError
@@ -32,6 +31,7 @@ from posttrain.evaluation.gate import Promotion
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.evaluation.statistics import summarise
 from posttrain.models.checkpoint import Base, Checkpoint, seal
+from posttrain.orchestration.folder_materializer import html_table, upload
 from posttrain.training.reference import ReferenceLogps
 
 BASE = Base(id="some/base", revision=None, digest="b" * 64)
@@ -82,7 +82,7 @@ def evaluation() -> Evaluation:
 def any_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once read in place, once as if the store were elsewhere."""
     if request.param == "remote store":
-        monkeypatch.setattr("materializers._folder.LocalArtifactStore", type("Elsewhere", (), {}))
+        monkeypatch.setattr("posttrain.orchestration.folder_materializer.LocalArtifactStore", type("Elsewhere", (), {}))
 
 
 @pytest.mark.usefixtures("any_store")

@@ -16,12 +16,12 @@ from zenml.client import Client
 from zenml.enums import ExecutionStatus, ModelStages
 from zenml.models import PipelineRunResponse
 
-from pipelines._run_file import STEPS, check_run_file
 from pipelines.dpo import dpo_pipeline
-from pipelines.report import read_report
 from posttrain.errors import UserError
 from posttrain.evaluation.gate import Promotion
-from steps import _code
+from posttrain.orchestration import cache_key as _code
+from posttrain.orchestration.finished_runs import read_report
+from posttrain.orchestration.run_file import STEPS, check_run_file
 
 TINY: dict[str, Any] = {
     "name": "tiny",

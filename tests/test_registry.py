@@ -16,10 +16,10 @@ import materializers  # noqa: F401 (registers them)
 from posttrain.errors import UserError
 from posttrain.evaluation.gate import Champion, Promotion
 from posttrain.models.checkpoint import Base, Checkpoint, seal
+from posttrain.orchestration import registry as _registry
+from posttrain.orchestration.registry import digest_of, reconcile, settle, sole_champion, standing_champion
 from posttrain.tracking import Tracker, default_tracking_uri
 from posttrain.tracking.mlflow_registry import ModelRegistry
-from steps import _registry
-from steps._registry import digest_of, reconcile, settle, sole_champion, standing_champion
 
 GOOD = Promotion(promoted=True, opponent="sft", reasons=["well done"])
 BAD = Promotion(promoted=False, opponent="sft", reasons=["hardly better", "gate.min_gain"])

@@ -15,12 +15,12 @@ from zenml.materializers.cloudpickle_materializer import CloudpickleMaterializer
 from zenml.materializers.materializer_registry import materializer_registry
 
 import materializers  # noqa: F401 (registers them)
-from materializers._folder import download
-from pipelines._run_file import STEPS
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.models.loading import base_source, load_chat, load_model, resolve_base
+from posttrain.orchestration.folder_materializer import download
+from posttrain.orchestration.run_file import STEPS
 
 OURS = sorted(
     path

@@ -15,8 +15,8 @@ from zenml.client import Client
 from zenml.image_builders import LocalImageBuilder
 from zenml.stack import Stack
 
-from pipelines import schedules
 from pipelines.dpo import dpo_pipeline
+from posttrain.orchestration import schedules
 
 CONFIG = ROOT / "configs" / "nightly_sagemaker.yaml"
 REGISTRY = "123456789012.dkr.ecr.us-east-1.amazonaws.com"

@@ -19,13 +19,13 @@ from zenml.orchestrators.local.local_orchestrator import LocalOrchestratorConfig
 from zenml.pipelines.run_utils import create_placeholder_run
 from zenml.utils.time_utils import utc_now
 
-from pipelines import schedules
-from pipelines._checked import _print_outcome
-from pipelines._run_file import N_CRON_FIELDS
 from pipelines.dpo import dpo_pipeline
 from posttrain.errors import UserError
+from posttrain.orchestration import overlap as _overlap
+from posttrain.orchestration import schedules
+from posttrain.orchestration.checked_pipeline import _print_outcome
+from posttrain.orchestration.run_file import N_CRON_FIELDS
 from posttrain_cli import main
-from steps import _overlap
 
 CRON: dict[str, dict[str, Any]] = {}
 """What stands in the cluster, by the name that it gave."""

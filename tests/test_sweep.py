@@ -18,9 +18,7 @@ from zenml.enums import ExecutionStatus
 from zenml.models import PipelineRunResponse
 
 from materializers.sweep import SweepOutcomeMaterializer, SweepPointMaterializer
-from pipelines._run_file import check_run_file, settings_of_points
 from pipelines.dpo import dpo_pipeline
-from pipelines.report import read_report
 from pipelines.sweep import sweep_pipeline
 from posttrain.config import (
     NOT_SWEPT,
@@ -38,6 +36,8 @@ from posttrain.config import (
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.sweep import SweepPoint, ValidationScores, choose, train_point
+from posttrain.orchestration.finished_runs import read_report
+from posttrain.orchestration.run_file import check_run_file, settings_of_points
 from posttrain.reporting.sweep_report import render_sweep, sweep_picture, sweep_rows
 from posttrain.reporting.terminal import print_report
 from posttrain.training.reference import score_reference

@@ -28,6 +28,7 @@ from zenml.enums import ExecutionStatus
 from zenml.models import PipelineRunResponse
 
 from posttrain.data.demo import pairs as demo
+from posttrain.orchestration.cache_key import code_digest
 from remote.conftest import (
     CHECKPOINT,
     SMALL,
@@ -40,7 +41,6 @@ from remote.conftest import (
     same_curves,
     wait_for,
 )
-from steps._code import code_digest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

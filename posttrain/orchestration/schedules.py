@@ -17,7 +17,7 @@ from zenml.models import PipelineRunResponse, ScheduleResponse, ScheduleUpdate
 from zenml.orchestrators import BaseOrchestrator
 
 from posttrain.errors import UserError
-from steps._overlap import run_in_progress
+from posttrain.orchestration.overlap import run_in_progress
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from zenml.enums import ExecutionMode
 from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
-from pipelines._run_file import check_run_file, schedule_name, settings_of_points
-from pipelines.schedules import replacing
 from posttrain.errors import UserError
-from steps._code import code_digest
+from posttrain.orchestration.cache_key import code_digest
+from posttrain.orchestration.run_file import check_run_file, schedule_name, settings_of_points
+from posttrain.orchestration.schedules import replacing
 
 
 class CheckedPipeline(Pipeline):
@@ -60,7 +60,7 @@ def _print_outcome(run: PipelineRunResponse | None) -> None:
     UserError: the run failed where no exception reaches this terminal, as on a cluster; says in which step, and why.
     """
     # Steps have imported by now what these need; before, it would delay the answer to a mistake in the config.
-    from pipelines.report import read_report
+    from posttrain.orchestration.finished_runs import read_report
     from posttrain.reporting.terminal import print_report
 
     if run is None:

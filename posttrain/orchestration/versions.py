@@ -10,10 +10,10 @@ from zenml.client import Client
 from zenml.enums import ModelStages
 from zenml.models import ArtifactVersionResponse, ModelVersionResponse
 
-from pipelines.report import find_run, first_run, output
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import Checkpoint
+from posttrain.orchestration.finished_runs import find_run, first_run, output
 from posttrain.reporting.run_report import RunReport
 
 CHECKPOINT = "contains:posttrain.models.checkpoint"

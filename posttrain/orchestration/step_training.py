@@ -8,12 +8,12 @@ from zenml.models import PipelineRunResponse
 
 from posttrain.config import ModelSection, RunConfig, TrainSection
 from posttrain.models.checkpoint import Base
+from posttrain.orchestration.cache_key import code_digest
+from posttrain.orchestration.workspace import workspace
 from posttrain.tracking import Stage as TrackedStage
 from posttrain.tracking import metrics_callback
 from posttrain.training.resume import TrainingCheckpoints, training_key
 from posttrain.training.trainer import Stage
-from steps._code import code_digest
-from steps._workspace import workspace
 
 CHECKPOINTS = "training-checkpoints"
 """Folder of the artifact store, and the metadata of a step that says where in it its own lie."""

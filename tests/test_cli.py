@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from conftest import ROOT
 
+from posttrain.cli.main import main
 from posttrain.config import ModelSection, load_config
 from posttrain.config.reference_tables import checks_table, settings_table
 from posttrain.errors import UserError
 from posttrain.training.plan import plan, read_shape
-from posttrain_cli import main
 
 
 def test_the_readme_lists_every_setting():
@@ -51,7 +51,7 @@ def test_the_demos_shape_is_that_of_its_weights():
 def test_check_is_quick_and_imports_nothing_heavy():
     code = (
         "import sys, posttrain_cli\n"
-        "posttrain_cli.main(['check', 'configs/demo.yaml'], standalone_mode=False)\n"
+        "posttrain.cli.main.main(['check', 'configs/demo.yaml'], standalone_mode=False)\n"
         "sys.exit(len({'torch', 'zenml', 'transformers', 'datasets', 'mlflow'} & set(sys.modules)))"
     )
     started = time.monotonic()

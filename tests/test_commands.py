@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from zenml.client import Client
 
 from pipelines.dpo import dpo_pipeline
-from posttrain_cli import main
+from posttrain.cli.main import main
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,13 @@ from datasets import Dataset
 
 from posttrain.chat.template import tokenise_pairs
 from posttrain.chat.token_report import report_tokens
+from posttrain.cli.main import main
 from posttrain.config import DataSection, Source
 from posttrain.config.check_policies import REASONS
 from posttrain.data.preferences import Preferences, load_preferences
 from posttrain.errors import UserError
 from posttrain.models.loading import load_chat
 from posttrain.reporting.data_page import ADVICE, advice, data_page, summary_lines, token_page
-from posttrain_cli import main
 
 SCRIPT = "<script>alert(1)</script>"
 

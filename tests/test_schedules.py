@@ -20,12 +20,12 @@ from zenml.pipelines.run_utils import create_placeholder_run
 from zenml.utils.time_utils import utc_now
 
 from pipelines.dpo import dpo_pipeline
+from posttrain.cli.main import main
 from posttrain.errors import UserError
 from posttrain.orchestration import overlap as _overlap
 from posttrain.orchestration import schedules
 from posttrain.orchestration.checked_pipeline import _print_outcome
 from posttrain.orchestration.run_file import N_CRON_FIELDS
-from posttrain_cli import main
 
 CRON: dict[str, dict[str, Any]] = {}
 """What stands in the cluster, by the name that it gave."""

@@ -22,9 +22,9 @@ from zenml.image_builders import BuildContext
 from zenml.stack import Stack
 
 from pipelines.dpo import dpo_pipeline
+from posttrain.cli.main import main
 from posttrain.orchestration import cache_key as _code
 from posttrain.orchestration.stack_check import check_stack, differing, steps_of
-from posttrain_cli import main
 
 ON_GPU = {"train_sft", "score_reference", "train_dpo", "generate", "evaluate"}
 NIGHTLY = ROOT / "configs" / "nightly_kubernetes.yaml"

@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 from zenml import pipeline, step
 from zenml.client import Client
 
+from posttrain.cli.main import main
 from posttrain.orchestration.step_tracking import _keep, ended
 from posttrain.tracking import Tracker, default_tracking_uri
-from posttrain_cli import main
 
 
 @step(enable_cache=False)

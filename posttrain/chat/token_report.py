@@ -10,12 +10,12 @@ import numpy as np
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict
 
-from posttrain.bar import progress_bar
 from posttrain.chat.template import Chat, tokenise_pairs
 from posttrain.config.check_policies import policy_of
 from posttrain.data.preferences import Preferences
 from posttrain.data.profile import Counting, Histogram, Share
 from posttrain.errors import UserError
+from posttrain.progress import progress_bar
 
 PARTS = ("prompt", "chosen", "rejected")
 BATCH_ROWS = 1000

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
 
-from posttrain.bar import progress_bar
 from posttrain.config import DataSection, Source
 from posttrain.data.checks import Unusable, check_row, find_bad_characters, fix_characters
 from posttrain.data.contamination import EvaluationPrompts
@@ -38,6 +37,7 @@ from posttrain.data.sources import DEMO, OpenSource, Record, count_rows, open_so
 from posttrain.data.splits import SPLITS, choose_split, prompt_key
 from posttrain.data.spool import BATCH_ROWS
 from posttrain.errors import UserError
+from posttrain.progress import progress_bar
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 PAIR_SCHEMA = pa.schema(

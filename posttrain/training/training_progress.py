@@ -9,7 +9,7 @@ import datasets
 import transformers
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.bar import progress_bar as progress_bar
+from posttrain.progress import progress_bar as progress_bar
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "eval_loss": "validation loss"}
 

@@ -40,7 +40,7 @@ test-remote: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy posttrain pipelines steps materializers dpo_pipeline.py sweep_pipeline.py posttrain.cli.main.py
+	$(BIN)/mypy posttrain pipelines steps materializers dpo_pipeline.py sweep_pipeline.py
 
 # Known vulnerabilities of every pinned package, asked of PyPI; one that could not be asked about is a failure too.
 audit: setup

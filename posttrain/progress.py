@@ -1,4 +1,4 @@
-"""One line that shows how far a piece of work is. Apart from `posttrain.training.training_progress`, which takes seconds to import."""
+"""A bar that shows the progress of a piece of work."""
 
 from __future__ import annotations
 

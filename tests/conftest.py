@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 from datasets import Dataset
+from support.pairs import make_pairs
+from support.paths import ROOT
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from posttrain.config import ModelSection
@@ -27,11 +29,16 @@ os.environ.update(
     POSTTRAIN_CACHE=f"{SCRATCH.name}/cache",
 )
 
-ROOT = Path(__file__).parent.parent
 
 # ZenML finds steps that tests define as tests.test_...; a package that SageMaker's SDK needs installs one of the same name.
 sys.modules["tests"] = ModuleType("tests")
 sys.modules["tests"].__path__ = [str(ROOT / "tests")]
+
+
+pytest_plugins = ["support.servers"]
+
+# Two threads on two busy cores take three times as long as one.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,9 +60,6 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set SHARED_DATA to its folder")
     return folder
-
-
-WORDS = "the printer is slow please restart it now and wait a while for the light to turn green again".split()
 
 
 @pytest.fixture(scope="session")
@@ -90,28 +94,6 @@ def tiny_base(tiny_folder):
     """The tiny model as the library names it: its `Base` and `ModelSection`."""
     section = ModelSection(base=str(tiny_folder), precision="fp32")  # auto is bf16 on some CPUs, where figures differ
     return resolve_base(section), section
-
-
-def make_pairs(n: int, seed: int) -> Dataset:
-    """Pairs of ragged lengths, some responses of a single word, in the canonical layout."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def words(low: int, high: int) -> str:
-        count = int(torch.randint(low, high, (1,), generator=generator))
-        return " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (count,), generator=generator))
-
-    rows = [
-        {
-            "id": f"{seed}-{i}",
-            "source": "tiny",
-            "prompt": [{"role": "user", "content": words(1, 20)}],
-            "chosen": [{"role": "assistant", "content": words(1, 12) + " yes"}],
-            "rejected": [{"role": "assistant", "content": words(1, 12) + " no"}],
-            "true_margin": None,
-        }
-        for i in range(n)
-    ]
-    return Dataset.from_list(rows)
 
 
 @pytest.fixture(scope="session")

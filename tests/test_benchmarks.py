@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT
+from support.paths import ROOT
 
 from benchmarks import bench, cases, levers
 from benchmarks.cases import ENGINES, Case

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 LIBRARY = Path(__file__).parent.parent / "posttrain"
-IMPORTERS = {"zenml": set(), "mlflow": {"tracking/runs.py", "model_registry.py"}, "boto3": {"storage.py"}}
+IMPORTERS = {"zenml": set(), "mlflow": {"tracking/runs.py", "tracking/mlflow_registry.py"}, "boto3": {"storage/s3.py"}}
 
 
 def imported(path: Path) -> set[str]:

@@ -24,7 +24,7 @@ def main() -> None:
 
 @main.command()
 @click.argument(
-    "config", type=click.Path(dir_okay=False, path_type=Path), default=Path(__file__).parent / "configs" / "demo.yaml"
+    "config", type=click.Path(dir_okay=False, path_type=Path), default=Path(__file__).parents[2] / "configs" / "demo.yaml"
 )
 def check(config: Path) -> None:
     """Check a config file and say what it will cost, without running anything."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from posttrain.tracking import package_versions
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import boto3
 import psycopg
 import pytest
 import yaml
-from conftest import ROOT
+from support.paths import ROOT
 from zenml.client import Client
 from zenml.config.global_config import GlobalConfiguration
 from zenml.enums import StackComponentType

@@ -20,9 +20,9 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
-from conftest import ROOT
 from kubernetes import client as kubernetes
 from kubernetes.config import new_client_from_config
+from support.paths import ROOT
 from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.models import PipelineRunResponse

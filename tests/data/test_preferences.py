@@ -17,7 +17,7 @@ from posttrain.data.preferences import PAIR_SCHEMA, Instructions, Preferences, l
 from posttrain.data.splits import prompt_key
 from posttrain.errors import UserError
 
-SHARED_DATA = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SHARED_DATA = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_shared_data = pytest.mark.skipif(
     not (SHARED_DATA / "hh-rlhf").is_dir(), reason="the real data are not here: set SHARED_DATA"
 )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from rich.console import Console
-from run_reports import make_pairs, make_report
+from support.run_reports import make_pairs, make_report
 
 from posttrain.errors import UserError
 from posttrain.feedback.ab import ab_page, ab_score, digest, dpo_is_left

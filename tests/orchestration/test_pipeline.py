@@ -11,7 +11,7 @@ from typing import Any
 import click
 import pytest
 import yaml
-from conftest import ROOT
+from support.paths import ROOT
 from zenml.client import Client
 from zenml.enums import ExecutionStatus, ModelStages
 from zenml.models import PipelineRunResponse

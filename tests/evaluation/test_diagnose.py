@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_promotion import figures_of, table
+from support.figures import figures_of, table
 
 from posttrain.evaluation.diagnosis import RULES, diagnose
 from posttrain.evaluation.figures import SEVERITIES

@@ -13,8 +13,7 @@ from typing import Any
 import boto3
 import pytest
 import yaml
-from test_storage import endpoint  # noqa: F401 (a fixture)
-from test_tracking import Server
+from support.servers import Server
 from zenml.client import Client
 from zenml.enums import ExecutionStatus, StackComponentType
 

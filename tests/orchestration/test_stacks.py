@@ -14,9 +14,9 @@ import boto3
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import ROOT
 from moto.server import ThreadedMotoServer
-from stack_files import SECRET, registered
+from support.paths import ROOT
+from support.stack_files import SECRET, registered
 from zenml.client import Client
 from zenml.image_builders import BuildContext
 from zenml.stack import Stack

@@ -14,11 +14,11 @@ from dataclasses import replace
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
-import interrupted
 import pytest
-from conftest import ROOT
-from interrupted import Training, attempt
 from mlflow import MlflowClient
+from support import interrupted
+from support.interrupted import Training, attempt
+from support.paths import ROOT
 
 from posttrain.config import DpoSection, Lengths, SftSection
 from posttrain.models.checkpoint import Checkpoint

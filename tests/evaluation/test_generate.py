@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from test_training import SFT
 
-from posttrain.config import EvaluationSection, GenerationsSection, Lengths
+from posttrain.config import EvaluationSection, GenerationsSection, Lengths, SftSection
 from posttrain.data.demo import pairs as demo
 from posttrain.evaluation.generations import choose_prompts, complete, generate, repetition
 from posttrain.evaluation.judge import win_rate
@@ -13,6 +12,8 @@ from posttrain.training.sft import train_sft
 from posttrain.training.trainer import Stage
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
+
+SFT = SftSection(learning_rate=1e-2, max_steps=5, max_length=96, eval_steps=5)
 
 
 def section(tokens_per_batch=8192, **generations) -> EvaluationSection:

@@ -8,7 +8,7 @@ from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 from posttrain.config import TOP_LEVEL_KEYS, RunConfig, check_config, load_config
 from posttrain.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 from mlflow import MlflowClient
+from support.paths import ROOT
 from zenml.client import Client
 from zenml.enums import ExecutionStatus, ModelStages
 

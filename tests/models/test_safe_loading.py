@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from conftest import ROOT
+from support.paths import ROOT
 from zenml.materializers.cloudpickle_materializer import CloudpickleMaterializer
 from zenml.materializers.materializer_registry import materializer_registry
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT
+from support.paths import ROOT
 
 from posttrain.cli.main import main
 from posttrain.config import ModelSection, load_config
@@ -50,7 +50,7 @@ def test_the_demos_shape_is_that_of_its_weights():
 
 def test_check_is_quick_and_imports_nothing_heavy():
     code = (
-        "import sys, posttrain_cli\n"
+        "import sys, posttrain.cli.main\n"
         "posttrain.cli.main.main(['check', 'configs/demo.yaml'], standalone_mode=False)\n"
         "sys.exit(len({'torch', 'zenml', 'transformers', 'datasets', 'mlflow'} & set(sys.modules)))"
     )

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from click.testing import CliRunner
-from conftest import ROOT
 from zenml_cli import cli
+
+from support.paths import ROOT
 
 SECRET = "a-secret-of-the-tests"
 ENVIRONMENT = {

@@ -22,7 +22,7 @@ from posttrain.data.near_duplicates import N_BANDS, N_ROWS, similarity, words
 from posttrain.data.preferences import load_instructions, load_preferences
 from posttrain.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def write(path, rows):

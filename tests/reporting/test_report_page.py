@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 from huggingface_hub import ModelCard
-from run_reports import make_report
+from support.run_reports import make_report
 
 from posttrain.models.checkpoint import Base, Manifest
 from posttrain.reporting.model_card import model_card

@@ -10,9 +10,9 @@ import click
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
 from mlflow import MlflowClient
 from rich.console import Console
+from support.paths import ROOT
 from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.models import PipelineRunResponse

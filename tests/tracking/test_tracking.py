@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.paths import ROOT
+from support.servers import Server
 
 from posttrain import tracking
 from posttrain.errors import UserError
 from posttrain.tracking import STAGE_TAG, Tracker, flatten, published_metrics
 from posttrain.tracking.mlflow_registry import ModelRegistry, registry_error
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +139,7 @@ def test_a_killed_process_leaves_nothing_running(tracker: Tracker) -> None:
         "with Tracker(*sys.argv[1:]).stage('train_dpo'): print('open', flush=True); time.sleep(600)\n"
     )
     arguments = [tracker.uri, tracker.experiment, "id-0", "killed-run"]
-    child = subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "open\n"
     child.kill()  # not waited for: a zombie has died too
@@ -365,44 +359,6 @@ def test_the_store_is_the_environment_s_or_local(tmp_path: Path, monkeypatch: py
     assert tracking.default_tracking_uri() == f"sqlite:///{tmp_path}/.mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
     assert tracking.default_tracking_uri() == "http://host:5000"
-
-
-class Server:
-    """An MLflow server of its own on a free port, that can be killed and started again."""
-
-    def __init__(self, folder: Path, database: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._log = (folder / "server.log").open("w")
-        self._command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"),
-        ]  # fmt: skip
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self._process = subprocess.Popen(
-            self._command, env=environment, stdout=self._log, stderr=self._log, start_new_session=True
-        )
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        pytest.fail(f"the server does not answer: {Path(self._log.name).read_text()}")
-
-    def kill(self) -> None:
-        if self._process:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 import boto3
 import pytest
 import yaml
-from conftest import ROOT
 from moto.server import ThreadedMotoServer
-from stack_files import ENVIRONMENT, registered
+from support.paths import ROOT
+from support.stack_files import ENVIRONMENT, registered
 from zenml.client import Client
 from zenml.image_builders import LocalImageBuilder
 from zenml.stack import Stack

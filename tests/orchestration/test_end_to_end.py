@@ -12,9 +12,10 @@ import click
 import mlflow
 import pytest
 import yaml
-from conftest import ROOT
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from support.data_files import write_instructions, write_pairs
+from support.paths import ROOT
 from zenml.client import Client
 from zenml.enums import ExecutionStatus, StackComponentType
 from zenml.models import PipelineRunResponse
@@ -25,29 +26,6 @@ from posttrain.orchestration.finished_runs import read_report
 from posttrain.training import sft
 
 pytestmark = pytest.mark.slow
-
-THINGS = ("printer", "router", "lamp", "kettle", "radio", "clock")
-
-
-def write_pairs(path: Path, n: int = 60) -> Path:
-    """Preference pairs in the explicit layout, each prompt its own."""
-    rows = [
-        {
-            "prompt": f"My {THINGS[i % 6]} number {i} is broken.",
-            "chosen": f"Restart it {i} times.",
-            "rejected": f"No. {i}",
-        }
-        for i in range(n)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def write_instructions(path: Path) -> Path:
-    """Instructions in the Alpaca layout."""
-    rows = [{"instruction": f"Name thing {i}.", "input": "", "output": THINGS[i % 6]} for i in range(30)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def run(folder: Path, config: dict[str, Any]) -> PipelineRunResponse:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from test_end_to_end import write_pairs
+from support.data_files import write_pairs
 from transformers import AutoModelForCausalLM
 from zenml.client import Client
 

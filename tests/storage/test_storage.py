@@ -4,12 +4,7 @@ import gzip
 import http.server
 import json
 import os
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 import uuid
 
 import boto3
@@ -25,35 +20,6 @@ from posttrain.storage import s3 as storage
 def lines(n, start=0):
     rows = [{"prompt": f"question {i}", "chosen": "yes", "rejected": "no"} for i in range(start, start + n)]
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    """The address of an S3 server: `$TEST_S3_ENDPOINT` with the keys around it, else moto's, in a process of its own."""
-    if given := os.environ.get("TEST_S3_ENDPOINT"):
-        yield given
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(address, timeout=1)
-                break
-            except OSError:
-                assert server.poll() is None, "moto's server ended"
-                time.sleep(0.1)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ FULL = tuple(
     for method in ("lora", "full")
 )
 NARROW = ("stories260k",)
-"""Models whose steps are slower in bf16, on a CPU with AMX too: `posttrain.models.loading.MIN_AMX_WIDTH`."""
+"""Models whose steps are slower in bf16, on a CPU with AMX too: `posttrain.models.precision.MIN_AMX_WIDTH`."""
 QUICK = tuple(case for case in FULL if case.name == "hh_rlhf-smollm2_135m-lora")
 QUICK_ENGINES = (BASELINE, "ours", "trl_best")
 

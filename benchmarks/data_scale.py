@@ -46,7 +46,7 @@ def write_pairs(file: Path, n_rows: int) -> None:
 def measure(file: Path) -> dict[str, float]:
     """Loads a file of pairs; the peak is of the whole process, its imports included."""
     from posttrain.config import DataSection, Source
-    from posttrain.data.preferences import load_preferences
+    from posttrain.data.loader import load_preferences
 
     before_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start_s, start_cpu_s = time.monotonic(), time.process_time()

@@ -23,9 +23,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from benchmarks.cases import SHARED_DATA, Case
 from posttrain.chat.template import Chat, prepare_chat
 from posttrain.config import DataSection, ModelSection, Source
-from posttrain.data.preferences import load_preferences
+from posttrain.data.loader import load_preferences
+from posttrain.models.base import resolve_base
 from posttrain.models.checkpoint import seal
-from posttrain.models.loading import load_model, resolve_base
+from posttrain.models.loading import load_model
 
 Pair = dict[str, Any]
 HH_RLHF = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")

@@ -1,5 +1,6 @@
 """SFT, then DPO from that very SFT checkpoint, then the verdict."""
 
+from pathlib import Path
 from typing import Any
 
 from pipelines import ROOT
@@ -30,6 +31,7 @@ def up_to_sft(config: RunConfig) -> tuple[Any, Any, Any, Any]:
     import materializers  # noqa: F401 (registers them)
     from posttrain.orchestration.existing_checkpoint import existing_checkpoint
     from steps.check_tokens import check_tokens
+    from steps.import_checkpoint import import_checkpoint
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences
     from steps.resolve_base import resolve_base
@@ -40,7 +42,9 @@ def up_to_sft(config: RunConfig) -> tuple[Any, Any, Any, Any]:
     base = resolve_base(model)
     check_tokens(preferences, base, model, config.dpo.lengths, config.data.checks)
     if config.dpo.sft_checkpoint:
-        return preferences, data_report, base, existing_checkpoint(config.dpo.sft_checkpoint)
+        found = existing_checkpoint(config.dpo.sft_checkpoint)
+        sft_checkpoint = import_checkpoint(str(found)) if isinstance(found, Path) else found
+        return preferences, data_report, base, sft_checkpoint
     instructions = None
     if sft.dataset:
         instructions, _ = load_instructions(preferences, sft.dataset, config.data)

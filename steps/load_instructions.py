@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from posttrain.config import DataSection, Source
-from posttrain.data import preferences as library
+from posttrain.data import loader as library
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.data.report import DataReport
 from posttrain.orchestration.step import step

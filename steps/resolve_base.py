@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from posttrain.config import ModelSection
-from posttrain.models import loading as library
+from posttrain.models import base as library
 from posttrain.models.checkpoint import Base
 from posttrain.orchestration.step import step
 

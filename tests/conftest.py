@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from posttrain.config import ModelSection
 from posttrain.data.preferences import Preferences
-from posttrain.models.loading import demo_folder, resolve_base
+from posttrain.models.base import demo_folder, resolve_base
 
 # Before anything imports ZenML, so that no test touches the user's own configuration.
 SCRATCH = tempfile.TemporaryDirectory(prefix="posttrain-tests-")

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.gate import Gate
 from benchmarks.prepare import synthetic
 from posttrain.config import DataSection, Source
-from posttrain.data.preferences import load_preferences
+from posttrain.data.loader import load_preferences
 
 
 def run(job: dict[str, Any], gate: Gate) -> dict[str, Any]:

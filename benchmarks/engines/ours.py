@@ -8,14 +8,15 @@ from typing import Any
 
 from benchmarks.gate import Gate
 from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths, ModelSection, Source
-from posttrain.data.preferences import load_preferences
+from posttrain.data.loader import load_preferences
 from posttrain.evaluation.scoring import evaluate
 from posttrain.forward.logprobs import score_pairs
+from posttrain.models.base import resolve_base
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.models.loading import load_model, resolve_base
+from posttrain.models.loading import load_model
 from posttrain.training.dpo import train_dpo
 from posttrain.training.reference import score_reference
-from posttrain.training.trainer import Stage
+from posttrain.training.trainer import TrainingJob
 
 
 def run(job: dict[str, Any], gate: Gate) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def run(job: dict[str, Any], gate: Gate) -> dict[str, Any]:
                     **engine["options"].get("dpo", {}),
                 }
             )
-            stage = Stage(base, model, case["seed"], Path(scratch) / f"dpo-{beta}", (gate,))
+            stage = TrainingJob(base, model, case["seed"], Path(scratch) / f"dpo-{beta}", (gate,))
             trained = train_dpo(reference, sft, dpo, stage)
             if len(job["betas"]) > 1:  # as in a sweep, whose validation pairs these are
                 policy = load_model(base, model, trained)

@@ -10,10 +10,11 @@ import numpy as np
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict
 
-from posttrain.chat.template import Chat, tokenise_pairs
+from posttrain.chat.template import Chat
+from posttrain.chat.tokenise import tokenise_pairs
 from posttrain.config.check_policies import policy_of
 from posttrain.data.preferences import Preferences
-from posttrain.data.profile import Counting, Histogram, Share
+from posttrain.data.profile import CountHistogram, Counting, Share
 from posttrain.errors import UserError
 from posttrain.progress import progress_bar
 
@@ -36,10 +37,10 @@ class TokenReport(BaseModel):
     n_pairs: int
     n_counted: int
     """Pairs that were tokenised for this report, spread evenly over every split: all figures are of these."""
-    lengths: dict[str, Histogram]
+    lengths: dict[str, CountHistogram]
     """Of prompts, chosen and rejected responses before anything is cut off."""
     cut: dict[str, int]
-    """Pairs by what happens to them: `posttrain.chat.template.tokenise_pairs` says what each is."""
+    """Pairs by what happens to them: `posttrain.chat.tokenise.tokenise_pairs` says what each is."""
     n_tokens_lost: dict[str, int]
     """Tokens cut off prompts, chosen and rejected responses of pairs that are used."""
     n_stops_lost: dict[str, int]

@@ -24,7 +24,9 @@ def main() -> None:
 
 @main.command()
 @click.argument(
-    "config", type=click.Path(dir_okay=False, path_type=Path), default=Path(__file__).parents[2] / "configs" / "demo.yaml"
+    "config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path(__file__).parents[2] / "configs" / "demo.yaml",
 )
 def check(config: Path) -> None:
     """Check a config file and say what it will cost, without running anything."""
@@ -55,8 +57,9 @@ def data(config: Path, html: Path | None) -> None:
     try:
         run = load_config(config)
         from posttrain.chat.token_report import report_tokens
-        from posttrain.data.preferences import load_preferences
-        from posttrain.models.loading import load_chat, resolve_base
+        from posttrain.data.loader import load_preferences
+        from posttrain.models.base import resolve_base
+        from posttrain.models.loading import load_chat
         from posttrain.reporting.data_page import data_page, summary_lines
 
         preferences, found = load_preferences(run.data)
@@ -302,11 +305,10 @@ def clean_errors() -> Iterator[None]:
 def send(files: tuple[str, ...]) -> None:
     """Send to MLflow what it did not take during a run: the FILES that the run has named, here or in the artifact store."""
     with clean_errors():
-        from posttrain import tracking
-        from posttrain.orchestration.step_tracking import read_unsent, tracking_uri
+        from posttrain.orchestration.step_tracking import send_unsent
 
         for file in files:
-            n_records = tracking.send(read_unsent(file), tracking_uri())
+            n_records = send_unsent(file)
             click.echo(f"{file}: {n_records} records are in MLflow")
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.check_policies import REASONS, allowed_policies
+from posttrain.config.explain import nearest
 from posttrain.config.layouts import COLUMNS, INSTRUCTION_FORMATS, InstructionFormat, PreferenceFormat
-from posttrain.config.messages import nearest
 from posttrain.config.section import Fraction, Section
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from posttrain.config.messages import explain, merge, nearest
+from posttrain.config.explain import explain, merge, nearest
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import UserError
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from posttrain.config import DataSection, Source
-from posttrain.data.preferences import Preferences, load_pairs
+from posttrain.data.loader import load_pairs
+from posttrain.data.preferences import Preferences
 from posttrain.data.splits import prompt_key
 from posttrain.errors import UserError
 

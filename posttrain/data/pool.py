@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from posttrain.data.checks import Turn
 from posttrain.data.near_duplicates import Sketches, find_near, words
-from posttrain.data.profile import Figures, Gatherer
+from posttrain.data.profile import DataProfile, Gatherer
 from posttrain.data.report import Tally, printable
 from posttrain.data.splits import SPLITS, prompt_key
 from posttrain.data.spool import SplitFiles, Spool
@@ -200,7 +200,7 @@ class Pool:
         for row in rows:
             self._mark(row, reason)
 
-    def sort(self) -> tuple[dict[str, pa.Table], Figures]:
+    def sort(self) -> tuple[dict[str, pa.Table], DataProfile]:
         """The rows of each split that stay, in the order in which they came, and what they look like.
 
         The others are counted in the tally. The pool is of no use after it.

@@ -18,7 +18,7 @@ N_LANGUAGE_SAMPLES = 300
 """Rows of each source whose language is looked at: the first ones."""
 
 
-class Histogram(BaseModel):
+class CountHistogram(BaseModel):
     """How a count is distributed. Bin i > 0 holds the values from 2^(i-1) up to but not including 2^i; bin 0 holds 0."""
 
     model_config = ConfigDict(frozen=True)
@@ -29,7 +29,7 @@ class Histogram(BaseModel):
     max: int
 
     @classmethod
-    def of(cls, counts: np.ndarray, n: int, total: int, largest: int) -> Histogram:
+    def of(cls, counts: np.ndarray, n: int, total: int, largest: int) -> CountHistogram:
         """The histogram of gathered counts, without empty bins at its end."""
         return cls(counts=np.trim_zeros(counts, "b").tolist(), n=n, mean=total / n if n else 0.0, max=largest)
 
@@ -49,9 +49,9 @@ class Counting:
             self._total += int(values.sum())
             self._largest = max(self._largest, int(values.max()))
 
-    def histogram(self) -> Histogram:
+    def histogram(self) -> CountHistogram:
         """What was gathered."""
-        return Histogram.of(self._counts, int(self._counts.sum()), self._total, self._largest)
+        return CountHistogram.of(self._counts, int(self._counts.sum()), self._total, self._largest)
 
 
 class Share(BaseModel):
@@ -86,13 +86,13 @@ class SourceFigures(BaseModel):
     """Share of the first rows by the language (ISO 639) of question and answer, the commonest first."""
 
 
-class Figures(BaseModel):
+class DataProfile(BaseModel):
     """What the kept rows look like."""
 
     model_config = ConfigDict(frozen=True)
 
     by_source: dict[str, SourceFigures]
-    characters: dict[str, Histogram]
+    characters: dict[str, CountHistogram]
     """Of prompts and responses."""
     user_turns: dict[int, int]
     """Rows by the number of the user's turns in their prompt."""
@@ -165,9 +165,9 @@ class Gatherer:
             asked, answered = (batch.column(name).take(pa.array(rows)).to_pylist() for name in self._columns[:2])
             to.texts += [f"{p[-1]['content']}\n{r[-1]['content']}" for p, r in zip(asked, answered, strict=True)]
 
-    def figures(self) -> Figures:
+    def figures(self) -> DataProfile:
         """What was gathered."""
-        return Figures(
+        return DataProfile(
             by_source={name: self._sources[name].figures() for name in sorted(self._sources)},
             characters={name: counting.histogram() for name, counting in self._characters.items()},
             user_turns=dict(sorted(self._turns.items())),

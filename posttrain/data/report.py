@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.config.check_policies import DELIBERATE, REASONS, policy_of
-from posttrain.data.profile import Figures
+from posttrain.data.profile import DataProfile
 from posttrain.errors import UserError
 
 
@@ -57,7 +57,7 @@ class DataReport(BaseModel):
     """A few rows of each reason, shortened."""
     splits: dict[str, int]
     sources: list[SourceReport]
-    figures: Figures
+    figures: DataProfile
     """What the kept rows look like."""
     ceiling: float | None = None
     """Best possible accuracy on the demo's test labels, some of which are wrong."""
@@ -182,7 +182,7 @@ class Tally:
                 "Correct `format` or `columns`, or mend the rows; if rightly dropped, raise data.max_drop_share"
             )
 
-    def check_length_bias(self, figures: Figures, limit: float) -> None:
+    def check_length_bias(self, figures: DataProfile, limit: float) -> None:
         """Counts the sources in which preferring the longer response is right more often than `limit`, surely.
 
         Raises:
@@ -210,7 +210,9 @@ class Tally:
             for reason, n in (self.dropped if counts is None else counts).most_common(3)
         )
 
-    def report(self, splits: dict[str, int], digest: str, figures: Figures, ceiling: float | None = None) -> DataReport:
+    def report(
+        self, splits: dict[str, int], digest: str, figures: DataProfile, ceiling: float | None = None
+    ) -> DataReport:
         """The finished report.
 
         Args:

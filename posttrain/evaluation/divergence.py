@@ -9,7 +9,8 @@ import torch
 from datasets import Dataset
 
 from posttrain.config import ModelSection
-from posttrain.models.loading import Model, autocast
+from posttrain.models.loading import Model
+from posttrain.models.precision import autocast
 
 PLACES_PER_RESPONSE = 4
 """Bounds what is kept of the reference: 4 bytes x places x vocabulary, 0.6 GiB for 128 pairs and 152 000 tokens."""

@@ -13,15 +13,17 @@ import torch
 from datasets import Dataset
 from transformers import GenerationConfig
 
-from posttrain.chat.template import Chat, Messages, tokenise_pairs
+from posttrain.chat.template import Chat, Messages
+from posttrain.chat.tokenise import tokenise_pairs
 from posttrain.config import EvaluationSection, Lengths, ModelSection
 from posttrain.data.demo import pairs as demo
 from posttrain.data.preferences import Preferences
 from posttrain.evaluation.intervals import Estimate, Result, bootstrap_mean, wilson
 from posttrain.evaluation.judge import Contest, Judgement, WinRate, judge_contests, win_rate
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.models.loading import Model, autocast, load_chat, load_model
-from posttrain.training.training_progress import progress_bar
+from posttrain.models.loading import Model, load_chat, load_model
+from posttrain.models.precision import autocast
+from posttrain.progress import progress_bar
 
 
 class Response(Result):

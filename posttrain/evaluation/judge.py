@@ -28,7 +28,7 @@ from posttrain.chat.template import Messages
 from posttrain.config import JudgeSection
 from posttrain.errors import UserError
 from posttrain.evaluation.intervals import Estimate, Result, wilson
-from posttrain.storage.s3 import cache_dir
+from posttrain.storage.cache import cache_dir
 
 Verdict = Literal["first", "second", "tie"]
 VERDICTS: dict[str, Verdict] = {"A": "first", "B": "second", "C": "tie"}

@@ -11,18 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from posttrain.chat.template import Messages, Tokenised, tokenise_pairs
+from posttrain.chat.template import Messages
+from posttrain.chat.tokenise import Tokenised, tokenise_pairs
 from posttrain.config import EvaluationSection, Lengths, LoraSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.evaluation.diagnosis import Written, diagnose
+from posttrain.evaluation.diagnosis.evidence import Written
+from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.statistics import summarise
 from posttrain.forward.logprobs import PairLogps, score_pairs
+from posttrain.models.base import resolve_base
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.models.loading import Model, load_chat, load_model, resolve_base
+from posttrain.models.loading import Model, load_chat, load_model
 from posttrain.training.reference import ReferenceLogps
 
 TEST = "test"

@@ -18,7 +18,7 @@ from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_model
 from posttrain.training.dpo import train_dpo
 from posttrain.training.reference import ReferenceLogps
-from posttrain.training.trainer import Stage
+from posttrain.training.trainer import TrainingJob
 
 MEASURES = {"likelihood_accuracy": "preference accuracy", "implicit_accuracy": "implicit reward"}
 
@@ -117,7 +117,7 @@ def train_point(
     sft_checkpoint: Checkpoint,
     dpo: DpoSection,
     tokens_per_batch: int,
-    stage: Stage,
+    stage: TrainingJob,
 ) -> tuple[Checkpoint | None, SweepPoint]:
     """DPO at one point of the grid and its scores on the validation pairs, or no checkpoint and why it failed.
 
@@ -136,7 +136,7 @@ def score_validation(
     checkpoint: Checkpoint,
     reference: ReferenceLogps,
     tokens_per_batch: int,
-    stage: Stage,
+    stage: TrainingJob,
 ) -> ValidationScores:
     """What a checkpoint makes of the validation pairs, beside what the reference made of them.
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from posttrain.config import ModelSection
 from posttrain.forward.flat import announce, lay_out, to_device, use_flat_batches
-from posttrain.models.loading import Model, autocast
-from posttrain.training.training_progress import progress_bar
+from posttrain.models.loading import Model
+from posttrain.models.precision import autocast
+from posttrain.progress import progress_bar
 
 
 def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:

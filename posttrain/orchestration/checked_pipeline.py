@@ -36,7 +36,7 @@ class CheckedPipeline(Pipeline):
         """
         path = config_path or os.path.relpath(self.default_config)
         with clean_errors():
-            options.setdefault("run_name", check_run_file(path))
+            options.setdefault("run_name", check_run_file(path, self.default_config.parents[1]))
             options.setdefault("steps", settings_of_points(path))
         return super().with_options(config_path=path, execution_mode=_execution_mode(), **options)
 

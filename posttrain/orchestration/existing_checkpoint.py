@@ -6,13 +6,13 @@ from typing import Any
 from uuid import UUID
 
 from zenml.client import Client
+from zenml.models import ArtifactVersionResponse
 
 from posttrain.errors import UserError
-from steps.import_checkpoint import import_checkpoint
 
 
-def existing_checkpoint(name: str) -> Any:
-    """The SFT checkpoint that a config names, as the input of a step.
+def existing_checkpoint(name: str) -> Path | ArtifactVersionResponse:
+    """The SFT checkpoint that a config names: its folder, or the artifact version.
 
     Args:
         name: a folder, the id of an artifact version, or an artifact and its version: `sft_checkpoint:3`, in short `3`.
@@ -22,7 +22,7 @@ def existing_checkpoint(name: str) -> Any:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return import_checkpoint(str(folder.resolve()))
+        return folder.resolve()
     artifact, _, version = name.rpartition(":")
     filters: dict[str, Any] = {"artifact": artifact or "sft_checkpoint", "version": version}
     with contextlib.suppress(ValueError):

@@ -1,6 +1,5 @@
 """Checks of a run's YAML file that need ZenML; what ZenML itself would drop in silence or answer with a stack trace."""
 
-import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,20 @@ from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 from zenml.config.schedule import Schedule
 from zenml.config.step_configurations import StepConfigurationUpdate
 
-import steps
 from posttrain.config import load_config
 from posttrain.errors import UserError
+from posttrain.orchestration.project import step_names
 
-STEPS = frozenset(module.name for module in pkgutil.iter_modules(steps.__path__) if not module.name.startswith("_"))
 ONLY_IN_A_SWEEP = {"train_point", "choose_point"}
 NOT_IN_A_SWEEP = {"train_dpo"}
 N_CRON_FIELDS = {"kubernetes": {5}, "sagemaker": {6, 7}}
 
 
-def check_run_file(path: str) -> str:
+def check_run_file(path: str, root: Path) -> str:
     """The name for a run of a file, once all of the file is checked: the run's own settings and ZenML's.
+
+    Args:
+        root: the project whose steps the file may name.
 
     Raises:
         UserError: file, key, value and remedy.
@@ -41,7 +42,7 @@ def check_run_file(path: str) -> str:
             f"{path}: enable_cache: true would also serve the data from the cache, though it may have changed: leave "
             "it out, steps are cached anyway (false runs all of them again)"
         )
-    known = STEPS - (NOT_IN_A_SWEEP if config.sweep else ONLY_IN_A_SWEEP)
+    known = step_names(root) - (NOT_IN_A_SWEEP if config.sweep else ONLY_IN_A_SWEEP)
     for name, options in (document.get("steps") or {}).items():
         if name not in known:
             raise UserError(f"{path}: steps.{name}: unknown step (known: {', '.join(sorted(known))})")

@@ -12,13 +12,13 @@ from zenml.exceptions import IllegalOperationError
 
 from posttrain.config import DpoSection, RunConfig
 from posttrain.errors import UserError
-from posttrain.tracking import Stage, Tracker, default_tracking_uri
+from posttrain.tracking import TrackedStage, Tracker, default_tracking_uri, send
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def tracked(*, nested: bool, point: DpoSection | None = None) -> Iterator[Stage]:
+def tracked(*, nested: bool, point: DpoSection | None = None) -> Iterator[TrackedStage]:
     """The MLflow run of the current step, with the run's settings; a link to it is kept with the step.
 
     The experiment's name is read from the run and is no parameter of a step, so renaming it trains nothing again.
@@ -70,6 +70,15 @@ def _keep(unsent: Path) -> None:
         with store.open(uri, "w") as file:
             file.write(unsent.read_text(encoding="utf-8"))
         logger.warning("It is also at %s, and will be when this machine is gone.", uri)
+
+
+def send_unsent(place: str) -> int:
+    """Sends to MLflow what it did not take during a run, and returns the number of records.
+
+    Raises:
+        UserError: the file cannot be read, or MLflow does not take the records.
+    """
+    return send(read_unsent(place), tracking_uri())
 
 
 def read_unsent(place: str) -> str:

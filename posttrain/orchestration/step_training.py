@@ -10,10 +10,9 @@ from posttrain.config import ModelSection, RunConfig, TrainSection
 from posttrain.models.checkpoint import Base
 from posttrain.orchestration.cache_key import code_digest
 from posttrain.orchestration.workspace import workspace
-from posttrain.tracking import Stage as TrackedStage
-from posttrain.tracking import metrics_callback
-from posttrain.training.resume import TrainingCheckpoints, training_key
-from posttrain.training.trainer import Stage
+from posttrain.tracking import TrackedStage, metrics_callback
+from posttrain.training.resume.training_checkpoints import TrainingCheckpoints, training_key
+from posttrain.training.trainer import TrainingJob
 
 CHECKPOINTS = "training-checkpoints"
 """Folder of the artifact store, and the metadata of a step that says where in it its own lie."""
@@ -21,7 +20,7 @@ CHECKPOINTS = "training-checkpoints"
 
 def training_stage(
     run: TrackedStage, base: Base, model: ModelSection, section: TrainSection, seed: int, *data: str
-) -> Stage:
+) -> TrainingJob:
     """The stage of the current step; what was interrupted is found again by all that the training depends on.
 
     Args:
@@ -36,7 +35,7 @@ def training_stage(
         artifact_files, f"{store}/{CHECKPOINTS}/{name}-{training_key(about)[:32]}", config.checkpoints.interval_s
     )
     log_metadata({CHECKPOINTS: checkpoints.folder})
-    return Stage(base, model, seed, workspace(), (metrics_callback(run),), checkpoints)
+    return TrainingJob(base, model, seed, workspace(), (metrics_callback(run),), checkpoints)
 
 
 def artifact_files() -> AbstractFileSystem:

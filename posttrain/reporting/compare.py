@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.config import EvaluationSection
+from posttrain.config.flatten import flatten
 from posttrain.evaluation.figures import Comparison
 from posttrain.evaluation.statistics import compare, correct
 from posttrain.reporting.run_page import percent, plain
 from posttrain.reporting.run_report import RunReport
-from posttrain.tracking import flatten
 
 FIGURES = {
     "likelihood_accuracy": ("preference accuracy, %", percent),

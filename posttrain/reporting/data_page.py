@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from posttrain.chat.token_report import TokenReport
 from posttrain.config.check_policies import DELIBERATE, REASONS
-from posttrain.data.profile import Histogram, Share
+from posttrain.data.profile import CountHistogram, Share
 from posttrain.data.report import DataReport
 from posttrain.reporting.html import (
-    Section,
+    PageSection,
     bullets,
     figure_svg,
     folded,
@@ -56,25 +56,25 @@ def data_page(report: DataReport, tokens: TokenReport | None = None, title: str 
         + "."
     )
     sections = [
-        Section("What to do", bullets(advice(report, tokens)) or paragraph("Nothing.")),
-        Section("What was read", _sources(report)),
-        Section("What was dropped, and why", _found(report, report.dropped)),
+        PageSection("What to do", bullets(advice(report, tokens)) or paragraph("Nothing.")),
+        PageSection("What was read", _sources(report)),
+        PageSection("What was dropped, and why", _found(report, report.dropped)),
     ]
     if report.fixed:
-        sections.append(Section("What was mended", _found(report, report.fixed)))
+        sections.append(PageSection("What was mended", _found(report, report.fixed)))
     if report.flagged:
-        sections.append(Section("What was found and kept", _found(report, report.flagged)))
-    sections.append(Section("What was kept", _kept(report)))
+        sections.append(PageSection("What was found and kept", _found(report, report.flagged)))
+    sections.append(PageSection("What was kept", _kept(report)))
     if tokens:
-        sections.append(Section("Tokens", _tokens(tokens)))
+        sections.append(PageSection("Tokens", _tokens(tokens)))
     return page(title, sections, paragraph(lead) + paragraph(f"sha256 of what was kept: {report.digest}", quiet=True))
 
 
 def token_page(tokens: TokenReport) -> str:
     """What the tokenizer makes of the pairs, as one self-contained HTML page."""
-    sections = [Section("Tokens", _tokens(tokens))]
+    sections = [PageSection("Tokens", _tokens(tokens))]
     if said := list(_token_advice(tokens)):
-        sections.insert(0, Section("What to do", bullets(said)))
+        sections.insert(0, PageSection("What to do", bullets(said)))
     return page("Token report", sections)
 
 
@@ -222,7 +222,7 @@ def _tokens(tokens: TokenReport) -> str:
     )
 
 
-def _lengths(histograms: dict[str, Histogram], unit: str, limits: dict[str, int]) -> str:
+def _lengths(histograms: dict[str, CountHistogram], unit: str, limits: dict[str, int]) -> str:
     figure, axes = new_figure(7.0, 2.8)
     for n, (part, histogram) in enumerate(histograms.items()):
         edges = [2**i for i in range(len(histogram.counts))]

@@ -39,7 +39,7 @@ svg { max-width: 100%; height: auto; } figure { margin: .6rem 0; display: inline
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of a page."""
 
     title: str
@@ -47,7 +47,7 @@ class Section:
     """Its content. Whatever is not written by us must have gone through the functions of this module."""
 
 
-def page(title: str, sections: Sequence[Section], lead: str = "") -> str:
+def page(title: str, sections: Sequence[PageSection], lead: str = "") -> str:
     """The whole page.
 
     Args:

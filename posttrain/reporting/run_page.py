@@ -11,7 +11,7 @@ from posttrain.evaluation.figures import Figures, SetFigures
 from posttrain.evaluation.generations import Exchange, Generations
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.judge import WinRate
-from posttrain.reporting.html import Section, bullets, figure_svg, folded, page, paragraph, preformatted, table
+from posttrain.reporting.html import PageSection, bullets, figure_svg, folded, page, paragraph, preformatted, table
 from posttrain.reporting.plots import (
     ACCURACIES,
     NAMES,
@@ -49,7 +49,7 @@ def report_page(report: RunReport, pictures: dict[str, str] | None = None) -> st
     sections = [
         _accuracy(report, pictures),
         _findings(figures),
-        Section(
+        PageSection(
             "Learning curves", "".join(svg for caption, svg in pictures.items() if caption.startswith(("SFT:", "DPO:")))
         ),
         _margins(figures, pictures),
@@ -86,7 +86,7 @@ def contest(figures: Figures) -> str:
     return f"{figures.newest}_vs_{figures.opponent}"
 
 
-def _accuracy(report: RunReport, pictures: dict[str, str]) -> Section:
+def _accuracy(report: RunReport, pictures: dict[str, str]) -> PageSection:
     figures = report.figures
     stages = present(figures)
     rows = [
@@ -111,7 +111,7 @@ def _accuracy(report: RunReport, pictures: dict[str, str]) -> Section:
         if sets
         else ""
     )
-    return Section(
+    return PageSection(
         "Accuracy", paragraph(intro) + pictures[ACCURACY] + table(header, rows) + _comparisons(figures) + further
     )
 
@@ -126,10 +126,10 @@ def _comparisons(figures: Figures) -> str:
     return table(["", "gain, points", "pairs gained", "pairs lost", "p (McNemar, exact)"], rows)
 
 
-def _findings(figures: Figures) -> Section:
+def _findings(figures: Figures) -> PageSection:
     if not figures.findings:
-        return Section("Findings", paragraph("Nothing is amiss by any rule."))
-    return Section(
+        return PageSection("Findings", paragraph("Nothing is amiss by any rule."))
+    return PageSection(
         "Findings",
         table(
             ["severity", "stage", "what", "evidence", "from", "what to do"],
@@ -148,7 +148,7 @@ def _findings(figures: Figures) -> Section:
     )
 
 
-def _margins(figures: Figures, pictures: dict[str, str]) -> Section:
+def _margins(figures: Figures, pictures: dict[str, str]) -> PageSection:
     quantiles = ("5", "25", "50", "75", "95")
     rows = []
     for stage, found in present(figures).items():
@@ -157,12 +157,12 @@ def _margins(figures: Figures, pictures: dict[str, str]) -> Section:
             rows.append(
                 [f"{NAMES[stage]}, implicit", *(round(found.implicit_margins.quantiles[q], 2) for q in quantiles)]
             )
-    return Section("Margins", pictures[MARGINS] + table(["nats", *(f"{q} %" for q in quantiles)], rows))
+    return PageSection("Margins", pictures[MARGINS] + table(["nats", *(f"{q} %" for q in quantiles)], rows))
 
 
-def _slices(figures: Figures, pictures: dict[str, str]) -> Section:
+def _slices(figures: Figures, pictures: dict[str, str]) -> PageSection:
     if not figures.slices:
-        return Section("Slices", paragraph("The pairs have nothing that would tell them apart."))
+        return PageSection("Slices", paragraph("The pairs have nothing that would tell them apart."))
     name = contest(figures)
     stages = list(present(figures))
     worse = [part for part in figures.slices if part.gains[name].high < 0]
@@ -181,10 +181,12 @@ def _slices(figures: Figures, pictures: dict[str, str]) -> Section:
         for part in figures.slices
     ]
     header = ["by", "", "pairs", *(NAMES[stage] for stage in stages), "gain, points"]
-    return Section("Slices", (warning if worse else "") + pictures[SLICES] + folded("All figures", table(header, rows)))
+    return PageSection(
+        "Slices", (warning if worse else "") + pictures[SLICES] + folded("All figures", table(header, rows))
+    )
 
 
-def _length(figures: Figures, pictures: dict[str, str]) -> Section:
+def _length(figures: Figures, pictures: dict[str, str]) -> PageSection:
     length, stages = figures.length, list(present(figures))
     rows = [
         [
@@ -197,7 +199,7 @@ def _length(figures: Figures, pictures: dict[str, str]) -> Section:
     ]
     correlations = ", ".join(f"{NAMES[stage]} {plain(found)}" for stage, found in length.margin_correlation.items())
     implicit = f", implicit {plain(length.implicit_correlation)}" if length.implicit_correlation else ""
-    return Section(
+    return PageSection(
         "Length",
         paragraph(f"Always preferring the longer response is right on {percent(length.prefer_longer)} %.")
         + pictures.get(LENGTH, "")
@@ -208,13 +210,13 @@ def _length(figures: Figures, pictures: dict[str, str]) -> Section:
     )
 
 
-def _calibration(figures: Figures, pictures: dict[str, str]) -> Iterator[Section]:
+def _calibration(figures: Figures, pictures: dict[str, str]) -> Iterator[PageSection]:
     if figures.calibration:
         said = (
             f"Expected calibration error {100 * figures.calibration.ece:.1f} %; Brier score {plain(figures.calibration.brier)}, "
             "where not knowing costs 0.25."
         )
-        yield Section("Calibration", paragraph(said) + pictures[CALIBRATION])
+        yield PageSection("Calibration", paragraph(said) + pictures[CALIBRATION])
     if figures.wrong:
         intro = "The pairs that the model is surest about, against their labels: mislabelled pairs gather here."
         shown = (
@@ -229,10 +231,10 @@ def _calibration(figures: Figures, pictures: dict[str, str]) -> Iterator[Section
             )
             for pair in figures.wrong
         )
-        yield Section("Confidently wrong", paragraph(intro) + "".join(shown))
+        yield PageSection("Confidently wrong", paragraph(intro) + "".join(shown))
 
 
-def _generations(generations: Generations) -> Section:
+def _generations(generations: Generations) -> PageSection:
     stages = generations.stages
     rows = [
         ["stopped, %", *(percent(found.stop_rate) for found in stages.values())],
@@ -258,7 +260,7 @@ def _generations(generations: Generations) -> Section:
     shown = [_exchange(exchange, i < N_UNFOLDED) for i, exchange in enumerate(generations.exchanges)]
     more = folded(f"{len(shown) - N_LISTED} more", "".join(shown[N_LISTED:])) if len(shown) > N_LISTED else ""
     header = ["", *(NAMES[stage] for stage in stages)]
-    return Section("Answers", paragraph(intro) + table(header, rows) + judged + "".join(shown[:N_LISTED]) + more)
+    return PageSection("Answers", paragraph(intro) + table(header, rows) + judged + "".join(shown[:N_LISTED]) + more)
 
 
 def _won(by: str, rate: WinRate) -> str:
@@ -282,7 +284,7 @@ def _exchange(exchange: Exchange, is_open: bool) -> str:
     return folded(first_line(exchange.prompt[-1]["content"]), preformatted(turns) + table(header, rows), is_open)
 
 
-def _data(report: RunReport) -> Section:
+def _data(report: RunReport) -> PageSection:
     data, cut = report.data, report.figures.cut
     splits = ", ".join(f"{n} {split}" for split, n in data.splits.items())
     lines = [f"{data.n_read} rows read, {data.n_kept} kept ({splits}), {data.n_dropped} dropped."]
@@ -300,10 +302,10 @@ def _data(report: RunReport) -> Section:
         for reason, n in data.dropped.items()
         if n
     )
-    return Section("Data", "".join(paragraph(line) for line in lines) + sources + dropped)
+    return PageSection("Data", "".join(paragraph(line) for line in lines) + sources + dropped)
 
 
-def _lineage(report: RunReport) -> Section:
+def _lineage(report: RunReport) -> PageSection:
     lineage = report.lineage
     rows = [
         ["run", lineage.run],
@@ -314,7 +316,7 @@ def _lineage(report: RunReport) -> Section:
         *([package, version] for package, version in lineage.versions.items()),
     ]
     config = yaml.safe_dump({"parameters": {"config": lineage.config}}, sort_keys=False, allow_unicode=True)
-    return Section("Where this came from", table(["", ""], rows) + folded("The whole config", preformatted(config)))
+    return PageSection("Where this came from", table(["", ""], rows) + folded("The whole config", preformatted(config)))
 
 
 def _accuracy_of(found: SetFigures, stage: str) -> Estimate | None:

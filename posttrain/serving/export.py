@@ -21,8 +21,9 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from posttrain.chat.template import Chat
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
+from posttrain.models.base import base_source, resolve_base
 from posttrain.models.checkpoint import Checkpoint, file_digest
-from posttrain.models.loading import base_source, load_chat, load_model, resolve_base
+from posttrain.models.loading import load_chat, load_model
 from posttrain.reporting.run_report import RunReport
 from posttrain.storage import s3 as storage
 

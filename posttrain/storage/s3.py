@@ -25,6 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from fsspec.utils import glob_translate
 
 from posttrain.errors import UserError
+from posttrain.storage.cache import cache_dir
 
 _URL = re.compile(r"s3://([^/]+)/?(.*)", re.DOTALL)
 PART_BYTES = 64 * 2**20
@@ -214,12 +215,6 @@ def _client() -> Any:
     # A session of its own: the default one would keep the first credentials that it found.
     config = Config(retries={"mode": "standard"}, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S)
     return boto3.session.Session().client("s3", config=config)
-
-
-def cache_dir() -> Path:
-    """Where this project keeps what it can make or fetch again: `$POSTTRAIN_CACHE`, else a folder in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "posttrain"
-    return Path(os.environ.get("POSTTRAIN_CACHE", default))
 
 
 @contextmanager

@@ -15,14 +15,14 @@ whose process has died is found out when the next stage opens on the same host. 
 seen from here: whoever knows it tells the tracker (`Tracker.ended`).
 """
 
-from posttrain.tracking.runs import PARENT_TAG, PIPELINE_RUN_TAG, STAGE_TAG, connect, reason, without_password
+from posttrain.tracking.connection import connect, reason, without_password
+from posttrain.tracking.runs import PARENT_TAG, PIPELINE_RUN_TAG, STAGE_TAG
 from posttrain.tracking.tracked_stage import (
     OUTAGE_TAG,
     UI_PORT,
-    Stage,
+    TrackedStage,
     Tracker,
     default_tracking_uri,
-    flatten,
     metrics_callback,
     package_versions,
     published_metrics,
@@ -35,11 +35,10 @@ __all__ = [
     "PIPELINE_RUN_TAG",
     "STAGE_TAG",
     "UI_PORT",
-    "Stage",
+    "TrackedStage",
     "Tracker",
     "connect",
     "default_tracking_uri",
-    "flatten",
     "metrics_callback",
     "package_versions",
     "published_metrics",

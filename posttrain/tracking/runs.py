@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import socket
 import time
 from collections.abc import Mapping
@@ -13,12 +12,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from operator import attrgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from posttrain.errors import UserError
+from posttrain.tracking.connection import _sqlite_path, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -247,42 +246,3 @@ def _has_died(process: str) -> bool:
         return abs(found.create_time() - float(started)) > 2 or found.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def connect(uri: str) -> MlflowClient:
-    """A client that gives up after seconds and is quiet about retries and migrations."""
-    # MLflow's own defaults keep a caller waiting for four minutes when a server is dead.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    for name in ("mlflow.store.db", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").addFilter(_is_not_about_mlflow)
-    from mlflow import MlflowClient
-
-    if database := _sqlite_path(uri):
-        database.parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(uri)
-
-
-def _is_not_about_mlflow(entry: logging.LogRecord) -> bool:
-    return "/mlflow" not in entry.getMessage()
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
-
-
-def reason(failure: BaseException) -> str:
-    """What is at the bottom of a failure, e.g. `Connection refused`: MLflow and requests pile pages on top of it."""
-    cause: BaseException | None = failure
-    while cause:
-        if isinstance(cause, OSError):
-            failure = cause
-        cause = cause.__cause__ or cause.__context__
-    return without_password((str(failure).strip() or type(failure).__name__).splitlines()[0])[:200]
-
-
-def without_password(text: str) -> str:
-    """A text in which no URI has a user and a password any more."""
-    return re.sub(r"//[^/\s]*@", "//", text)

@@ -17,8 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config.flatten import flatten
 from posttrain.errors import UserError
-from posttrain.tracking.runs import STARTED_TAG, Record, StepRun, reason, untold, without_password
+from posttrain.tracking.connection import reason, without_password
+from posttrain.tracking.runs import STARTED_TAG, Record, StepRun, untold
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -29,7 +31,6 @@ SEND_EVERY_S = 2.0
 RETRY_AFTER_S = 30.0  # doubled with every failure, up to
 RETRY_AT_MOST_AFTER_S = 300.0
 UI_PORT = 5000
-MAX_VALUE_CHARS = 500  # of a parameter: the limit of servers before MLflow 2.8; later ones take more
 OUTAGE_TAG = "posttrain.outage"
 
 
@@ -47,26 +48,6 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow parameters: `{"dpo": {"beta": 0.1}}` is `{"dpo.beta": "0.1"}`.
-
-    A list of plain values stays one parameter, a list of mappings is numbered (`data.sources.0.path`). Text stays as
-    it is, other values are written as JSON (`null`, `true`). Characters that MLflow forbids in names become `_`, and
-    values are cut to 500 characters.
-    """
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        name = prefix + re.sub(r"[^\w.\- /]", "_", str(key))
-        if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
-            value = {str(index): item for index, item in enumerate(value)}
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}.")
-            continue
-        text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-        flat[name] = text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 1] + "…"
-    return flat
 
 
 def published_metrics(logs: Mapping[str, Any]) -> dict[str, float]:
@@ -98,7 +79,7 @@ _METRIC_NAMES = {
 }
 
 
-def metrics_callback(stage: Stage) -> TrainerCallback:
+def metrics_callback(stage: TrackedStage) -> TrainerCallback:
     """A callback that records every log of an SFT or DPO Trainer, at the step it belongs to."""
     from transformers import TrainerCallback
 
@@ -133,13 +114,13 @@ class Tracker:
     run_name: str
     ended: Callable[[str, str], str | None] = field(default=_unknown, repr=False)
 
-    def stage(self, step: str) -> Stage:
+    def stage(self, step: str) -> TrackedStage:
         """A nested run for a step that trains; it replaces the one that an earlier attempt of this step left."""
-        return Stage(self, step, nested=True)
+        return TrackedStage(self, step, nested=True)
 
-    def parent(self, step: str) -> Stage:
+    def parent(self, step: str) -> TrackedStage:
         """The parent run, for a step without a nested run of its own."""
-        return Stage(self, step, nested=False)
+        return TrackedStage(self, step, nested=False)
 
     @property
     def shown_uri(self) -> str:
@@ -147,7 +128,7 @@ class Tracker:
         return without_password(self.uri)
 
 
-class Stage:
+class TrackedStage:
     """One step's place in MLflow, open inside a `with`: RUNNING, then FINISHED or, after an exception, FAILED.
 
     Nothing here raises because of MLflow. Not for use by several threads.
@@ -217,7 +198,7 @@ class Stage:
         uri = self.tracker.shown_uri
         return None if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)} --port {UI_PORT}"
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> TrackedStage:
         untold.pop((self.tracker.pipeline_run, self._step), None)
         self._send()
         self._receive()

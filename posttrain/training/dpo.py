@@ -15,12 +15,13 @@ from posttrain.config import DpoSection, ModelSection
 from posttrain.errors import UserError
 from posttrain.forward.logprobs import dpo_loss, score_pairs
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.models.loading import Model, load_chat, load_model, uses_bf16
+from posttrain.models.loading import Model, load_chat, load_model
+from posttrain.models.precision import uses_bf16
 from posttrain.training.launcher import on_processes
 from posttrain.training.reference import ReferenceLogps
-from posttrain.training.resume import ResumableTrainer
+from posttrain.training.resume.resumable_trainer import ResumableTrainer
 from posttrain.training.stopping import stopping_callbacks
-from posttrain.training.trainer import Stage, train_and_seal, training_arguments, use_flat_rows
+from posttrain.training.trainer import TrainingJob, train_and_seal, training_arguments, use_flat_rows
 
 N_START_PAIRS = 16
 """Pairs whose log-probabilities are compared with the reference before the first update."""
@@ -52,7 +53,7 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
         return loss * (len(inputs["ref_chosen_logps"]) / self.pairs_per_batch) if self.model.training else loss
 
 
-def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, stage: Stage) -> Checkpoint:
+def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, stage: TrainingJob) -> Checkpoint:
     """The SFT policy after preference optimisation against itself as the reference.
 
     Args:
@@ -64,7 +65,7 @@ def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSec
     return on_processes(dpo, _train, reference, sft_checkpoint, stage=stage)
 
 
-def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoint, stage: Stage) -> Checkpoint:
+def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoint, stage: TrainingJob) -> Checkpoint:
     if reference.lengths != dpo.lengths:
         raise UserError(
             f"dpo.max_length {dpo.max_length} and max_prompt_length {dpo.max_prompt_length} are asked for, but the reference "

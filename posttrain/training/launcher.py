@@ -26,8 +26,8 @@ from transformers import TrainerCallback
 from posttrain.config import TrainSection
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.training.resume import Preempted
-from posttrain.training.trainer import OutOfMemory, Stage
+from posttrain.training.resume.training_checkpoints import Preempted
+from posttrain.training.trainer import OutOfMemory, TrainingJob
 
 POLL_S = 0.2
 PREEMPTED = 128 + signal.SIGTERM
@@ -62,7 +62,9 @@ def share_rows(section: TrainSection) -> tuple[int, TrainSection]:
     return n, section.model_copy(update={name: getattr(section, name) // n, "processes": n})
 
 
-def on_processes(section: TrainSection, train: Callable[..., Checkpoint], *inputs: Any, stage: Stage) -> Checkpoint:
+def on_processes(
+    section: TrainSection, train: Callable[..., Checkpoint], *inputs: Any, stage: TrainingJob
+) -> Checkpoint:
     """What `train(section, *inputs, stage)` returns, trained by as many processes as the section says, which share every step.
 
     The callbacks stay in this process: they are called with every log of the first of them. A step that does not fit into
@@ -82,7 +84,7 @@ def on_processes(section: TrainSection, train: Callable[..., Checkpoint], *input
 
 
 def _fitting(
-    section: TrainSection, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: Stage
+    section: TrainSection, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: TrainingJob
 ) -> Checkpoint:
     while True:
         n, shared = share_rows(section)
@@ -114,7 +116,7 @@ def _smaller(section: TrainSection, error: str) -> TrainSection:
     return section.model_copy(update=smaller)
 
 
-def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: Stage) -> Checkpoint:
+def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: TrainingJob) -> Checkpoint:
     with tempfile.TemporaryDirectory(prefix="posttrain-processes-") as folder:
         events = Path(folder) / "events.jsonl"
         events.touch()
@@ -153,7 +155,7 @@ def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], s
     return Checkpoint.load(stage.dest)
 
 
-def _worker(train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: Stage, events: Path) -> None:
+def _worker(train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: TrainingJob, events: Path) -> None:
     first = os.environ["RANK"] == "0"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before the model is loaded onto it

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
-
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
-from safetensors import SafetensorError, safe_open
 
 from posttrain.config import ModelSection, RunConfig, TrainSection
 from posttrain.data.sources import count_rows
-from posttrain.errors import UserError
-
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Shape:
-    """As much of a model as memory depends on."""
-
-    n_parameters: int
-    n_layers: int
-    hidden_size: int
-    n_adapter_parameters_per_rank: int
-    """Of LoRA on every linear layer: the sum of their inputs and outputs."""
+from posttrain.models.memory import Shape, activations_gib, loaded_gib, read_shape, weights_gib
 
 
 @dataclass(frozen=True)
@@ -58,55 +38,6 @@ def plan(config: RunConfig) -> dict[str, StagePlan]:
     return stages
 
 
-def read_shape(section: ModelSection) -> Shape | None:
-    """The shape of the base, from its config and the headers of its weights; None where they are not on this machine."""
-    if section.base == "demo":
-        return Shape(n_parameters=1_912_896, n_layers=4, hidden_size=192, n_adapter_parameters_per_rank=14_592)
-    folder = local_base(section.base)
-    if folder is None:
-        cached = try_to_load_from_cache(section.base, "config.json", revision=section.revision)
-        if not isinstance(cached, str):
-            return None
-        folder = Path(cached).parent
-    n_parameters = n_per_rank = 0
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        for file in folder.glob("*.safetensors"):
-            with safe_open(file, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    shape = tensors.get_slice(name).get_shape()
-                    n_parameters += math.prod(shape)
-                    if len(shape) == 2 and "embed" not in name and "lm_head" not in name:
-                        n_per_rank += sum(shape)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"model.base: {section.base} is no whole transformers model: {error}: fetch it again"
-        ) from error
-    config = config.get("text_config", config)
-    n_layers = config.get("num_hidden_layers", config.get("n_layer"))
-    hidden_size = config.get("hidden_size", config.get("n_embd"))
-    if not n_parameters or n_layers is None or hidden_size is None:
-        return None
-    return Shape(n_parameters, n_layers, hidden_size, n_per_rank)
-
-
-def local_base(base: str) -> Path | None:
-    """The folder of a base that is on this machine, None for a Hub id.
-
-    Raises:
-        UserError: it can be neither.
-    """
-    if (folder := Path(base).expanduser()).is_dir():
-        return folder
-    try:
-        if not base.startswith((".", "/", "~")):
-            validate_repo_id(base)
-            return None
-    except HFValidationError:
-        pass
-    raise UserError(f"model.base: {base}: neither a folder, seen from {Path.cwd()}, nor a Hub id (`organisation/name`)")
-
-
 def _n_train_pairs(config: RunConfig) -> int | None:
     total = 0
     for source in config.data.sources:
@@ -135,35 +66,3 @@ def _stage(
         # Each process loads all weights before they are sharded.
         memory = max(memory, loaded_gib(model, shape, in_16_bit))
     return StagePlan(section.effective_batch_size, n_rows, n_steps, memory)
-
-
-def weights_gib(section: TrainSection, model: ModelSection, shape: Shape, in_16_bit: bool) -> float:
-    """Estimated memory of weights, gradients and the optimizer's state in GiB, of one process."""
-    n_shards = 1 if section.sharding == "none" else 2 if section.processes == "auto" else section.processes
-    n_weight_shards = 1 if section.sharding == "zero2" else n_shards
-    own_copy = 4 if section.sharding in ("zero2", "zero3") else 0  # DeepSpeed's, which it updates
-    trained_bytes = 4 / n_weight_shards + (4 + own_copy + (2 if section.optimizer == "adamw_8bit" else 8)) / n_shards
-    if model.method == "full":
-        return shape.n_parameters * trained_bytes / GIB
-    adapter = shape.n_adapter_parameters_per_rank * model.lora.rank
-    return loaded_gib(model, shape, in_16_bit) / n_weight_shards + adapter * trained_bytes / GIB
-
-
-def loaded_gib(model: ModelSection, shape: Shape, in_16_bit: bool) -> float:
-    """Estimated memory of the base's weights in GiB, as they are loaded."""
-    bytes_each = {"full": 4.0, "lora": 2.0 if in_16_bit else 4.0, "qlora": 0.55}
-    return shape.n_parameters * bytes_each[model.method] / GIB
-
-
-def activations_gib(
-    section: TrainSection, shape: Shape, sequences_per_row: int, in_16_bit: bool, gradient_checkpointing: bool
-) -> float:
-    """Estimated memory in GiB of what a step keeps for its gradients, every row at `max_length`.
-
-    34 bytes a token, layer and hidden unit in 16 bit, the double in 32; 2 with gradient checkpointing.
-
-    Source: Korthikanti et al. 2022, equation 2, without the attention matrix, which SDPA does not keep.
-    """
-    tokens = section.batch_size * sequences_per_row * section.max_length
-    per_unit = (2 if gradient_checkpointing else 34) * (1 if in_16_bit else 2)
-    return tokens * shape.n_layers * shape.hidden_size * per_unit / GIB

@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from posttrain.chat.template import Tokenised, tokenise_pairs
+from posttrain.chat.tokenise import Tokenised, tokenise_pairs
 from posttrain.config import Lengths, ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.models.loading import load_chat, load_model, uses_bf16
+from posttrain.models.loading import load_chat, load_model
+from posttrain.models.precision import uses_bf16
 
 IDS = pa.list_(pa.int32())
 TOKENS = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS)])

@@ -6,21 +6,24 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from posttrain.chat.template import Chat, tokenise_completions
+from posttrain.chat.template import Chat
+from posttrain.chat.tokenise import tokenise_completions
 from posttrain.config import SftSection
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_chat, load_model
 from posttrain.training.launcher import on_processes
-from posttrain.training.resume import ResumableTrainer
-from posttrain.training.trainer import Stage, train_and_seal, training_arguments, use_flat_rows
+from posttrain.training.resume.resumable_trainer import ResumableTrainer
+from posttrain.training.trainer import TrainingJob, train_and_seal, training_arguments, use_flat_rows
 
 N_CHECKED = 100
 """Rows whose stop token is looked at before the first update."""
 
 
-def train_sft(preferences: Preferences, instructions: Instructions | None, sft: SftSection, stage: Stage) -> Checkpoint:
+def train_sft(
+    preferences: Preferences, instructions: Instructions | None, sft: SftSection, stage: TrainingJob
+) -> Checkpoint:
     """The base after supervised fine-tuning.
 
     Args:
@@ -38,7 +41,9 @@ class CompletionTrainer(ResumableTrainer, SFTTrainer):
     """TRL's trainer, which can be cut off."""
 
 
-def _train(sft: SftSection, preferences: Preferences, instructions: Instructions | None, stage: Stage) -> Checkpoint:
+def _train(
+    sft: SftSection, preferences: Preferences, instructions: Instructions | None, stage: TrainingJob
+) -> Checkpoint:
     set_seed(stage.seed)  # of an adapter's first weights; the trainer, which sets it again, comes after them
     chat = load_chat(stage.base, stage.model)
     train_rows = instructions.rows if instructions is not None else _chosen(preferences.train)

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from posttrain.config import DpoSection
 from posttrain.errors import UserError
-from posttrain.training.resume import KeptInCheckpoints
+from posttrain.training.resume.resumable_trainer import KeptInCheckpoints
 from posttrain.training.sharding import has_shares, put_back, trained_weights
 
 BEST = "best_so_far.safetensors"

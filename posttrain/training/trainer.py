@@ -18,9 +18,11 @@ from posttrain.config import DpoSection, ModelSection, TrainSection
 from posttrain.errors import UserError
 from posttrain.forward.flat import FlatCollator, announce, use_flat_batches
 from posttrain.models.checkpoint import Base, Checkpoint, seal
-from posttrain.models.loading import Model, free_gib, uses_bf16
-from posttrain.training.plan import GIB, Shape, activations_gib, loaded_gib, weights_gib
-from posttrain.training.resume import ResumableTrainer, Resume, Resumption, TrainingCheckpoints
+from posttrain.models.loading import Model
+from posttrain.models.memory import GIB, Shape, activations_gib, loaded_gib, weights_gib
+from posttrain.models.precision import free_gib, uses_bf16
+from posttrain.training.resume.resumable_trainer import ResumableTrainer, Resume
+from posttrain.training.resume.training_checkpoints import Resumption, TrainingCheckpoints
 from posttrain.training.sharding import gather, keep_precision, sharding_arguments
 from posttrain.training.training_progress import follow
 
@@ -30,7 +32,7 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingJob:
     """What every stage of training is told beside its own section."""
 
     base: Base
@@ -55,7 +57,7 @@ class OutOfMemory(Exception):
     """The first step did not fit; smaller micro-batches may."""
 
 
-def training_arguments(section: TrainSection, stage: Stage, model: Model, has_validation: bool) -> dict[str, Any]:
+def training_arguments(section: TrainSection, stage: TrainingJob, model: Model, has_validation: bool) -> dict[str, Any]:
     """Keyword arguments for TRL's SFTConfig and DPOConfig, with nothing left to their surprising defaults.
 
     Args:
@@ -143,7 +145,7 @@ def use_flat_rows(trainer: Trainer, section: ModelSection) -> str:
 def train_and_seal(
     trainer: ResumableTrainer,
     chat: Chat,
-    stage: Stage,
+    stage: TrainingJob,
     name: Literal["sft", "dpo"],
     parent: Checkpoint | None,
     facts: dict[str, int],
@@ -210,7 +212,7 @@ def train_and_seal(
     return sealed
 
 
-def _train(trainer: ResumableTrainer, stage: Stage, name: str) -> float:
+def _train(trainer: ResumableTrainer, stage: TrainingJob, name: str) -> float:
     """The mean training loss, after training from the start or from where an earlier attempt was cut off."""
     saving: AbstractContextManager[None] = nullcontext()
     if stage.resumption:

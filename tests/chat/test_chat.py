@@ -3,7 +3,8 @@
 import pytest
 from datasets import Dataset
 
-from posttrain.chat.template import TEMPLATES, prepare_chat, tokenise_completions, tokenise_pairs
+from posttrain.chat.template import TEMPLATES, prepare_chat
+from posttrain.chat.tokenise import tokenise_completions, tokenise_pairs
 from posttrain.errors import UserError
 from posttrain.models.loading import load_chat
 

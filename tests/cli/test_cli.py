@@ -13,7 +13,8 @@ from posttrain.cli.main import main
 from posttrain.config import ModelSection, load_config
 from posttrain.config.reference_tables import checks_table, settings_table
 from posttrain.errors import UserError
-from posttrain.training.plan import plan, read_shape
+from posttrain.models.memory import read_shape
+from posttrain.training.plan import plan
 
 
 def test_the_readme_lists_every_setting():
@@ -42,7 +43,7 @@ def test_check_of_the_demo_is_right():
 
 def test_the_demos_shape_is_that_of_its_weights():
     """`check` must not build the model to know its size."""
-    from posttrain.models.loading import demo_folder
+    from posttrain.models.base import demo_folder
 
     section = load_config(ROOT / "configs" / "demo.yaml").model
     assert read_shape(section) == read_shape(section.model_copy(update={"base": str(demo_folder())}))

@@ -18,8 +18,8 @@ from posttrain.config import DataSection, Source, check_config
 from posttrain.config.check_policies import POLICIES, REASONS
 from posttrain.data.checks import find_bad_characters, fix_characters
 from posttrain.data.contamination import EvaluationPrompts
+from posttrain.data.loader import load_instructions, load_preferences
 from posttrain.data.near_duplicates import N_BANDS, N_ROWS, similarity, words
-from posttrain.data.preferences import load_instructions, load_preferences
 from posttrain.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -397,7 +397,7 @@ def test_a_wrong_delimiter_is_answered(tmp_path):
 DIGEST = """
 import hashlib, sys
 from posttrain.config import DataSection, Source
-from posttrain.data.preferences import load_preferences
+from posttrain.data.loader import load_preferences
 preferences, report = load_preferences(DataSection(sources=[Source(path=sys.argv[1])]))
 print(hashlib.sha256("".join(preferences.test["id"]).encode()).hexdigest())
 print(preferences.digest, report.model_dump_json())

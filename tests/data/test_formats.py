@@ -19,7 +19,7 @@ from posttrain.data.formats import (
     rename,
 )
 from posttrain.data.formats.layout import as_tools
-from posttrain.data.preferences import load_preferences
+from posttrain.data.loader import load_preferences
 from posttrain.errors import UserError
 
 LAYOUTS = PREFERENCE_LAYOUTS | INSTRUCTION_LAYOUTS

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.config import DataSection, Source
+from posttrain.data.loader import load_preferences
 from posttrain.data.mixture import find_left_out
-from posttrain.data.preferences import load_preferences
 from posttrain.errors import UserError
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from posttrain.config import DataSection, Source
 from posttrain.data.demo import pairs as demo
-from posttrain.data.preferences import PAIR_SCHEMA, Instructions, Preferences, load_instructions, load_preferences
+from posttrain.data.loader import load_instructions, load_preferences
+from posttrain.data.preferences import PAIR_SCHEMA, Instructions, Preferences
 from posttrain.data.splits import prompt_key
 from posttrain.errors import UserError
 

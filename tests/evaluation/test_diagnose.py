@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from support.figures import figures_of, table
 
-from posttrain.evaluation.diagnosis import RULES, diagnose
+from posttrain.evaluation.diagnosis.rules import RULES, diagnose
 from posttrain.evaluation.figures import SEVERITIES
 
 N = 40

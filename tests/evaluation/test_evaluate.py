@@ -19,7 +19,7 @@ from posttrain.models.loading import load_model
 from posttrain.training.dpo import train_dpo
 from posttrain.training.reference import score_reference
 from posttrain.training.sft import train_sft
-from posttrain.training.trainer import Stage
+from posttrain.training.trainer import TrainingJob
 
 SECTION = EvaluationSection()
 
@@ -249,14 +249,14 @@ def trained(tiny_base, preferences, tmp_path_factory):
         preferences,
         None,
         SftSection(max_steps=3, max_length=96, learning_rate=1e-2),
-        Stage(base, section, 0, folder / "sft"),
+        TrainingJob(base, section, 0, folder / "sft"),
     )
     reference = score_reference(preferences, sft, base, section, LENGTHS, 8192)
     dpo = train_dpo(
         reference,
         sft,
         DpoSection(max_steps=3, max_length=96, max_prompt_length=64, learning_rate=1e-3),
-        Stage(base, section, 0, folder / "dpo"),
+        TrainingJob(base, section, 0, folder / "dpo"),
     )
     return base, section, sft, reference, dpo
 
@@ -319,7 +319,7 @@ def test_the_champion_is_scored_on_the_same_pairs(trained, preferences, tmp_path
         preferences,
         None,
         SftSection(max_steps=1, max_length=96, learning_rate=1e-3),
-        Stage(base, model, 1, tmp_path / "o"),
+        TrainingJob(base, model, 1, tmp_path / "o"),
     )
     found = judged(trained, preferences, champion=other)
     assert found.figures.opponent == "champion"

@@ -9,7 +9,7 @@ from posttrain.evaluation.generations import choose_prompts, complete, generate,
 from posttrain.evaluation.judge import win_rate
 from posttrain.models.loading import load_chat, load_model
 from posttrain.training.sft import train_sft
-from posttrain.training.trainer import Stage
+from posttrain.training.trainer import TrainingJob
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 
@@ -98,7 +98,7 @@ def test_prompts_stay_the_same_when_responses_or_other_rows_change(preferences):
 
 def test_sft_and_dpo_answer_side_by_side(tiny_base, preferences, tmp_path):
     base, model = tiny_base
-    sft = train_sft(preferences, None, SFT, Stage(base, model, 0, tmp_path / "sft"))
+    sft = train_sft(preferences, None, SFT, TrainingJob(base, model, 0, tmp_path / "sft"))
     found = generate(preferences, base, {"sft": sft, "dpo": sft}, model, LENGTHS, section(n=5))
     assert len(found.exchanges) == 5
     assert set(found.stages) == {"sft", "dpo"}
@@ -124,7 +124,7 @@ def test_on_the_demo_the_hidden_reward_judges(tiny_base, preferences, tmp_path):
         lambda _, i: {"prompt": [{"role": "user", "content": rows[i]["prompt"]}], "true_margin": 1.0}, with_indices=True
     )
     pairs = type(preferences)(preferences.train, preferences.validation, test)
-    sft = train_sft(preferences, None, SFT, Stage(base, model, 0, tmp_path / "sft"))
+    sft = train_sft(preferences, None, SFT, TrainingJob(base, model, 0, tmp_path / "sft"))
     found = generate(pairs, base, {"sft": sft, "dpo": sft}, model, LENGTHS, section(n=3))
     assert found.by_true_reward.n_ties == 3
     for exchange in found.exchanges:

@@ -42,7 +42,7 @@ from posttrain.reporting.sweep_report import render_sweep, sweep_picture, sweep_
 from posttrain.reporting.terminal import print_report
 from posttrain.training.reference import score_reference
 from posttrain.training.sft import train_sft
-from posttrain.training.trainer import Stage
+from posttrain.training.trainer import TrainingJob
 
 EVALUATION = EvaluationSection(n_bootstrap=100)
 
@@ -234,14 +234,14 @@ def test_a_point_is_trained_and_scored_or_says_why_not(
 ) -> None:
     base, section = tiny_base
     sft = train_sft(
-        preferences, None, SftSection(max_steps=1, max_length=96), Stage(base, section, 0, tmp_path / "sft")
+        preferences, None, SftSection(max_steps=1, max_length=96), TrainingJob(base, section, 0, tmp_path / "sft")
     )
     reference = score_reference(preferences, sft, base, section, Lengths(max_length=96, max_prompt_length=64), 8192)
     dpo = DpoSection(learning_rate=1e-3, max_steps=2, max_length=96, max_prompt_length=64, logging_steps=1)
 
     def train(name: str, **values: Any) -> tuple[Any, SweepPoint]:
         changed = dpo.model_copy(update=values)
-        return train_point(values, reference, sft, changed, 8192, Stage(base, section, 0, tmp_path / name))
+        return train_point(values, reference, sft, changed, 8192, TrainingJob(base, section, 0, tmp_path / name))
 
     checkpoint, trained = train("good", beta=0.1)
     assert checkpoint.manifest.parent == sft.digest
@@ -288,7 +288,7 @@ def test_settings_of_a_step_that_a_sweep_lacks_are_an_error(tmp_path: Path) -> N
     """Else ZenML would drop them, and the points would train without their GPU."""
     path = written(tmp_path, {"sweep": {"grid": {"beta": [0.1]}}}, steps={"train_dpo": {}})
     with pytest.raises(UserError, match=r"steps\.train_dpo: unknown step \(known: check_tokens, choose_point, "):
-        check_run_file(path)
+        check_run_file(path, ROOT)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig
 
-from posttrain.chat.template import tokenise_pairs
+from posttrain.chat.tokenise import tokenise_pairs
 from posttrain.forward.logprobs import batches_by_length, batches_by_prompt, completion_logps, dpo_loss, score_pairs
 from posttrain.models.loading import load_chat, load_model
 from posttrain.training.dpo import PairTrainer

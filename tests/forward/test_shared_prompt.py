@@ -35,7 +35,8 @@ from posttrain.forward import lm_head
 from posttrain.forward.attention import Segments, _by_segment
 from posttrain.forward.flat import FlatCollator, lay_out, use_flat_batches
 from posttrain.forward.logprobs import completion_logps
-from posttrain.models.loading import autocast, load_model
+from posttrain.models.loading import load_model
+from posttrain.models.precision import autocast
 from posttrain.training.dpo import PairTrainer
 
 SHAPE = {

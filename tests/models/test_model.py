@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from posttrain.config import ModelSection
-from posttrain.models.loading import MIN_AMX_WIDTH, uses_bf16
+from posttrain.models.precision import MIN_AMX_WIDTH, uses_bf16
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from zenml.materializers.materializer_registry import materializer_registry
 import materializers  # noqa: F401 (registers them)
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
+from posttrain.models.base import base_source, resolve_base
 from posttrain.models.checkpoint import Base, Checkpoint, seal
-from posttrain.models.loading import base_source, load_chat, load_model, resolve_base
+from posttrain.models.loading import load_chat, load_model
 from posttrain.orchestration.folder_materializer import download
-from posttrain.orchestration.run_file import STEPS
+from posttrain.orchestration.project import step_names
 
 OURS = sorted(
     path
@@ -82,7 +83,7 @@ def test_the_search_finds_what_it_looks_for(source: str) -> None:
     assert not unsafe("torch.load(path, weights_only=True); model.eval(); re.compile(a)")
 
 
-@pytest.mark.parametrize("name", sorted(STEPS))
+@pytest.mark.parametrize("name", sorted(step_names(ROOT)))
 def test_no_step_s_output_is_pickled(name: str) -> None:
     """ZenML pickles whatever has no materializer."""
     step = getattr(importlib.import_module(f"steps.{name}"), name)

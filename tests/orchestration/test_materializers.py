@@ -24,7 +24,8 @@ from materializers import (
     ReportMaterializer,
 )
 from posttrain.config import DataSection, EvaluationSection, Lengths, Source
-from posttrain.data.preferences import Instructions, Preferences, load_preferences
+from posttrain.data.loader import load_preferences
+from posttrain.data.preferences import Instructions, Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate import Promotion

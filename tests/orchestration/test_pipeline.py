@@ -21,7 +21,8 @@ from posttrain.errors import UserError
 from posttrain.evaluation.gate import Promotion
 from posttrain.orchestration import cache_key as _code
 from posttrain.orchestration.finished_runs import read_report
-from posttrain.orchestration.run_file import STEPS, check_run_file
+from posttrain.orchestration.project import step_names
+from posttrain.orchestration.run_file import check_run_file
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -70,11 +71,11 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
 )
 def test_what_zenml_would_ignore_is_an_error(tmp_path: Path, zenml: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        check_run_file(written(tmp_path, **zenml))
+        check_run_file(written(tmp_path, **zenml), ROOT)
 
 
 def test_there_is_one_file_a_step() -> None:
-    for name in STEPS:
+    for name in step_names(ROOT):
         assert getattr(importlib.import_module(f"steps.{name}"), name).name == name
 
 

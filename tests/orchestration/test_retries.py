@@ -15,8 +15,8 @@ from zenml.stack import Stack
 
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
+from posttrain.models.base import resolve_base as found_base
 from posttrain.models.checkpoint import Base
-from posttrain.models.loading import resolve_base as found_base
 from steps import resolve_base as step_file
 
 

@@ -66,7 +66,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, secrets: dict[str, str]) -> Iterator[str]:  # noqa: F811
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, secrets: dict[str, str]) -> Iterator[str]:
     """A bucket that is the artifact store of the active stack, with pairs in it."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")

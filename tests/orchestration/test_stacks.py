@@ -24,7 +24,8 @@ from zenml.stack import Stack
 from pipelines.dpo import dpo_pipeline
 from posttrain.cli.main import main
 from posttrain.orchestration import cache_key as _code
-from posttrain.orchestration.stack_check import check_stack, differing, steps_of
+from posttrain.orchestration.stack_check import check_stack, steps_of
+from posttrain.orchestration.stack_probes import differing
 
 ON_GPU = {"train_sft", "score_reference", "train_dpo", "generate", "evaluate"}
 NIGHTLY = ROOT / "configs" / "nightly_kubernetes.yaml"

@@ -7,12 +7,13 @@ import pytest
 from click.testing import CliRunner
 from datasets import Dataset
 
-from posttrain.chat.template import tokenise_pairs
 from posttrain.chat.token_report import report_tokens
+from posttrain.chat.tokenise import tokenise_pairs
 from posttrain.cli.main import main
 from posttrain.config import DataSection, Source
 from posttrain.config.check_policies import REASONS
-from posttrain.data.preferences import Preferences, load_preferences
+from posttrain.data.loader import load_preferences
+from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.models.loading import load_chat
 from posttrain.reporting.data_page import ADVICE, advice, data_page, summary_lines, token_page

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 from posttrain.reporting.html import (
     INK,
-    Section,
+    PageSection,
     bullets,
     figure_svg,
     folded,
@@ -45,7 +45,7 @@ def figure(label="tokens"):
 
 def test_text_is_shown_and_never_run():
     parts = [paragraph(NASTY), bullets([NASTY]), preformatted(NASTY), folded(NASTY, ""), table([NASTY], [[NASTY]])]
-    html = page(NASTY, [Section(NASTY, "".join(parts))])
+    html = page(NASTY, [PageSection(NASTY, "".join(parts))])
     assert "script" not in Reader(html).tags
     assert Reader(paragraph(NASTY)).text == "<script>alert(1)</script>\"'&\\x00\\ud800\\x1b[31m\\u202e"
     for part in parts:
@@ -53,7 +53,7 @@ def test_text_is_shown_and_never_run():
 
 
 def test_nothing_is_fetched():
-    found = Reader(page("t", [Section("s", figure_svg(figure(), "a"))]))
+    found = Reader(page("t", [PageSection("s", figure_svg(figure(), "a"))]))
     assert not {"script", "link", "iframe", "img", "object", "embed"} & set(found.tags)
     references = [value for name, value in found.attributes if name in ("src", "href", "xlink:href", "action")]
     assert references

@@ -20,12 +20,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from posttrain.config import EvaluationSection, GenerationsSection, ModelSection, SftSection
 from posttrain.errors import UserError
 from posttrain.evaluation.generations import complete
-from posttrain.models.loading import load_chat, load_model, resolve_base
+from posttrain.models.base import resolve_base
+from posttrain.models.loading import load_chat, load_model
 from posttrain.reporting.model_card import model_card
 from posttrain.serving.export import check_is_ours, export
 from posttrain.storage import s3 as storage
 from posttrain.training.sft import train_sft
-from posttrain.training.trainer import Stage
+from posttrain.training.trainer import TrainingJob
 
 # Its responses end with <|system|>, which is not the tokenizer's end of sequence.
 TEMPLATE = (
@@ -45,7 +46,7 @@ def trained(request, tiny_folder, preferences, tmp_path_factory):
     pair = preferences.train.select([0] * 8)
     rows = type(preferences)(pair, pair.select([]), pair)
     sft = SftSection(learning_rate=2e-2, max_steps=60, max_length=96, eval_steps=60)
-    checkpoint = train_sft(rows, None, sft, Stage(base, section, 0, folder / "sft"))
+    checkpoint = train_sft(rows, None, sft, TrainingJob(base, section, 0, folder / "sft"))
     return SimpleNamespace(base=base, section=section, checkpoint=checkpoint, pair=pair[0])
 
 

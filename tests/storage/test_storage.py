@@ -11,7 +11,7 @@ import boto3
 import pytest
 
 from posttrain.config import DataSection, Source
-from posttrain.data.preferences import load_preferences
+from posttrain.data.loader import load_preferences
 from posttrain.data.sources import count_rows, open_source
 from posttrain.errors import UserError
 from posttrain.storage import s3 as storage

@@ -21,9 +21,9 @@ from posttrain.tracking import Tracker, metrics_callback
 from posttrain.training import stopping
 from posttrain.training.dpo import PairTrainer, train_dpo
 from posttrain.training.reference import ReferenceLogps
-from posttrain.training.resume import TrainingCheckpoints
+from posttrain.training.resume.training_checkpoints import TrainingCheckpoints
 from posttrain.training.sft import CompletionTrainer, train_sft
-from posttrain.training.trainer import Stage
+from posttrain.training.trainer import TrainingJob
 
 trl.DPOTrainer, trl.SFTTrainer  # noqa: B018 (TRL imports its trainers when they are first named)
 
@@ -67,7 +67,7 @@ def attempt(training: Training, dest: Path, trap: str = "") -> None:
 
 
 def train(training: Training, dest: Path, callbacks: tuple[TrainerCallback, ...]) -> Checkpoint:
-    stage = Stage(training.base, training.model, 0, dest, callbacks, training.checkpoints)
+    stage = TrainingJob(training.base, training.model, 0, dest, callbacks, training.checkpoints)
     if isinstance(training.section, SftSection):
         return train_sft(training.preferences, None, training.section, stage)
     assert training.reference

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from posttrain.config import EvaluationSection, RunConfig
-from posttrain.data.profile import Figures as DataFigures
+from posttrain.data.profile import DataProfile
 from posttrain.data.report import DataReport, SourceReport
 from posttrain.evaluation.figures import Figures, Finding
 from posttrain.evaluation.gate import Promotion
@@ -84,7 +84,7 @@ def make_report(run: str = "run-1", pairs: pa.Table | None = None, text: str = "
         data=DataReport(
             n_rows=61, n_read=61, n_kept=60, n_dropped=1, dropped={"empty": 1}, fixed={}, flagged={},
             examples={"empty": [text]},
-            figures=DataFigures(by_source={}, characters={}, user_turns={1: 60}, n_with_system=0),
+            figures=DataProfile(by_source={}, characters={}, user_turns={1: 60}, n_with_system=0),
             splits={"train": 0, "test": 60}, digest="data-digest",
             sources=[SourceReport(path="org/pairs", format="explicit", revision="def", digest=None, n_rows=61, n_read=61,
                                   n_kept=60, dropped={"empty": 1})],

@@ -18,8 +18,9 @@ from support.paths import ROOT
 from support.servers import Server
 
 from posttrain import tracking
+from posttrain.config.flatten import flatten
 from posttrain.errors import UserError
-from posttrain.tracking import STAGE_TAG, Tracker, flatten, published_metrics
+from posttrain.tracking import STAGE_TAG, Tracker, published_metrics
 from posttrain.tracking.mlflow_registry import ModelRegistry, registry_error
 
 

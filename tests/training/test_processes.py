@@ -14,7 +14,7 @@ from posttrain.training.dpo import train_dpo
 from posttrain.training.launcher import share_rows
 from posttrain.training.reference import score_reference
 from posttrain.training.sft import train_sft
-from posttrain.training.trainer import Stage
+from posttrain.training.trainer import TrainingJob
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 SFT = SftSection(learning_rate=1e-3, max_steps=10, max_length=96, batch_size=2, gradient_accumulation_steps=2)
@@ -42,10 +42,13 @@ def test_two_processes_train_as_one(tiny_base, preferences, tmp_path):
     for n in (1, 2):
         recorder = Recorder()
         sft = train_sft(
-            preferences, None, SFT.model_copy(update={"processes": n}), Stage(base, section, 0, tmp_path / f"sft{n}")
+            preferences,
+            None,
+            SFT.model_copy(update={"processes": n}),
+            TrainingJob(base, section, 0, tmp_path / f"sft{n}"),
         )
         reference = score_reference(preferences, sft, base, section, LENGTHS, 4096)
-        where = Stage(base, section, 0, tmp_path / f"dpo{n}", (recorder,))
+        where = TrainingJob(base, section, 0, tmp_path / f"dpo{n}", (recorder,))
         dpo = train_dpo(reference, sft, DPO.model_copy(update={"processes": n}), where)
         histories[n] = [[entry["loss"] for entry in stage.history if "loss" in entry] for stage in (sft, dpo)]
         scored = score_pairs(load_model(base, section, dpo), reference.rows("test"), section, 4096, "test")
@@ -62,11 +65,13 @@ def test_a_failure_of_a_process_is_one_line(tiny_base, preferences, tmp_path):
     base, section = tiny_base
     once = SFT.model_copy(update={"max_steps": 1})
     first, second = (
-        train_sft(preferences, None, once, Stage(base, section, seed, tmp_path / f"sft{seed}")) for seed in (0, 1)
+        train_sft(preferences, None, once, TrainingJob(base, section, seed, tmp_path / f"sft{seed}")) for seed in (0, 1)
     )
     reference = score_reference(preferences, first, base, section, LENGTHS, 4096)
     with pytest.raises(UserError, match="DPO does not start at its reference"):
-        train_dpo(reference, second, DPO.model_copy(update={"processes": 2}), Stage(base, section, 0, tmp_path / "dpo"))
+        train_dpo(
+            reference, second, DPO.model_copy(update={"processes": 2}), TrainingJob(base, section, 0, tmp_path / "dpo")
+        )
     assert not (tmp_path / "dpo").exists()
 
 

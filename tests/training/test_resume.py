@@ -23,9 +23,9 @@ from support.paths import ROOT
 from posttrain.config import DpoSection, Lengths, SftSection
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.training.reference import score_reference
-from posttrain.training.resume import MANIFEST, TrainingCheckpoints, training_key
+from posttrain.training.resume.training_checkpoints import MANIFEST, TrainingCheckpoints, training_key
 from posttrain.training.sft import train_sft
-from posttrain.training.trainer import Stage
+from posttrain.training.trainer import TrainingJob
 
 LENGTHS = {"max_length": 96, "max_prompt_length": 64}
 # Logs span steps, and validation falls between checkpoints and at logs.
@@ -53,7 +53,7 @@ def trainings(tiny_base, preferences, tmp_path_factory):
     lora = section.model_copy(update={"method": "lora", "lora": section.lora.model_copy(update={"dropout": 0.1})})
     folder = tmp_path_factory.mktemp("undisturbed")
     sft = train_sft(
-        preferences, None, SftSection(max_steps=2, max_length=96), Stage(base, section, 0, folder / "start")
+        preferences, None, SftSection(max_steps=2, max_length=96), TrainingJob(base, section, 0, folder / "start")
     )
     reference = score_reference(preferences, sft, base, section, Lengths(**LENGTHS), 8192)
     uri = f"sqlite:///{folder / 'mlflow.db'}"

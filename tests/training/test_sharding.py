@@ -15,9 +15,9 @@ from posttrain.errors import UserError
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_model
+from posttrain.models.memory import GIB, Shape, loaded_gib, weights_gib
 from posttrain.training.dpo import train_dpo
 from posttrain.training.launcher import share_rows
-from posttrain.training.plan import GIB, Shape, loaded_gib, weights_gib
 from posttrain.training.reference import score_reference
 from posttrain.training.sft import train_sft
 from posttrain.training.sharding import (
@@ -29,7 +29,7 @@ from posttrain.training.sharding import (
     trained_weights,
 )
 from posttrain.training.stopping import EarlyStopping
-from posttrain.training.trainer import Stage
+from posttrain.training.trainer import TrainingJob
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 # Two micro-batches a process and step; every gradient is longer than the norm that it is scaled down to.
@@ -74,9 +74,13 @@ def test_a_sharded_training_is_that_of_one_process(tiny_base, preferences, tmp_p
     histories, files, logps = {}, {}, {}
     for n, what in ((1, "none"), (2, sharding)):
         update = {"processes": n, "sharding": what, "gradient_checkpointing": gradient_checkpointing}
-        sft = train_sft(preferences, None, SFT.model_copy(update=update), Stage(base, for_sft, 0, tmp_path / f"sft{n}"))
+        sft = train_sft(
+            preferences, None, SFT.model_copy(update=update), TrainingJob(base, for_sft, 0, tmp_path / f"sft{n}")
+        )
         reference = score_reference(preferences, sft, base, for_dpo, LENGTHS, 4096)
-        dpo = train_dpo(reference, sft, DPO.model_copy(update=update), Stage(base, for_dpo, 0, tmp_path / f"dpo{n}"))
+        dpo = train_dpo(
+            reference, sft, DPO.model_copy(update=update), TrainingJob(base, for_dpo, 0, tmp_path / f"dpo{n}")
+        )
         histories[n] = [
             [entry[key] for entry in stage.history if key in entry]
             for stage in (sft, dpo)

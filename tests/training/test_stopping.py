@@ -12,7 +12,7 @@ from posttrain.training.dpo import train_dpo
 from posttrain.training.reference import score_reference
 from posttrain.training.sft import train_sft
 from posttrain.training.stopping import EarlyStopping, StopOnDivergence, stopping_callbacks
-from posttrain.training.trainer import Stage
+from posttrain.training.trainer import TrainingJob
 
 
 def losses(values, patience):
@@ -82,7 +82,9 @@ LENGTHS = {"max_length": 96, "max_prompt_length": 64}
 @pytest.fixture(scope="module", params=["full", "lora"])
 def start(request, tiny_base, preferences, tmp_path_factory):
     base, section = tiny_base
-    stage = Stage(base, section.model_copy(update={"method": request.param}), 0, tmp_path_factory.mktemp("sft") / "sft")
+    stage = TrainingJob(
+        base, section.model_copy(update={"method": request.param}), 0, tmp_path_factory.mktemp("sft") / "sft"
+    )
     sft = train_sft(preferences, None, SftSection(max_steps=2, max_length=96, learning_rate=1e-3), stage)
     # Validation pairs the other way round: what is learned from the training pairs makes validation worse.
     swapped = preferences.train.rename_columns({"chosen": "rejected", "rejected": "chosen"})
@@ -95,7 +97,7 @@ def start(request, tiny_base, preferences, tmp_path_factory):
 def train(start, folder, **settings):
     _, reference, sft, stage = start
     section = DpoSection(**LENGTHS, eval_steps=1, lr_schedule="constant", **settings)
-    return train_dpo(reference, sft, section, Stage(stage.base, stage.model, 0, folder))
+    return train_dpo(reference, sft, section, TrainingJob(stage.base, stage.model, 0, folder))
 
 
 def test_the_checkpoint_holds_the_best_weights(start, tmp_path):

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from posttrain.chat.template import tokenise_completions, tokenise_pairs
+from posttrain.chat.tokenise import tokenise_completions, tokenise_pairs
 from posttrain.config import DpoSection, EvaluationSection, Lengths, LoraSection, LossType, ModelSection, SftSection
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
@@ -22,7 +22,7 @@ from posttrain.models.loading import load_chat, load_model
 from posttrain.training.dpo import train_dpo
 from posttrain.training.reference import score_reference
 from posttrain.training.sft import _chosen, check_stop_tokens, train_sft
-from posttrain.training.trainer import Stage, needs_checkpointing
+from posttrain.training.trainer import TrainingJob, needs_checkpointing
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 SFT = SftSection(learning_rate=1e-2, max_steps=5, max_length=96, eval_steps=5)
@@ -35,13 +35,13 @@ def after_sft(request, tiny_base, preferences, tmp_path_factory):
     base, section = tiny_base
     section = section.model_copy(update={"method": request.param})
     folder = tmp_path_factory.mktemp(request.param)
-    checkpoint = train_sft(preferences, None, SFT, Stage(base, section, 0, folder / "sft"))
+    checkpoint = train_sft(preferences, None, SFT, TrainingJob(base, section, 0, folder / "sft"))
     reference = score_reference(preferences, checkpoint, base, section, LENGTHS, 8192)
     return SimpleNamespace(base=base, section=section, checkpoint=checkpoint, reference=reference, folder=folder)
 
 
 def stage(after_sft, name):
-    return Stage(after_sft.base, after_sft.section, 0, after_sft.folder / name)
+    return TrainingJob(after_sft.base, after_sft.section, 0, after_sft.folder / name)
 
 
 def test_sft_gives_a_checkpoint_that_says_what_it_is(after_sft):
@@ -66,7 +66,7 @@ def test_the_seed_decides_an_adapters_first_weights(tiny_base, preferences, tmp_
     lora, once = section.model_copy(update={"method": "lora"}), SFT.model_copy(update={"max_steps": 1, "eval_steps": 1})
 
     def trained(seed, folder):
-        return train_sft(preferences, None, once, Stage(base, lora, seed, tmp_path / folder)).digest
+        return train_sft(preferences, None, once, TrainingJob(base, lora, seed, tmp_path / folder)).digest
 
     assert trained(0, "a") == trained(0, "b") != trained(1, "c")
 
@@ -75,7 +75,9 @@ def test_sft_loss_is_over_completion_tokens_only(tiny_base, preferences, tmp_pat
     """The first logged loss equals the mean negative log-likelihood of the completions alone, over the whole split."""
     base, section = tiny_base
     once = SftSection(learning_rate=1e-6, max_steps=1, max_length=96, batch_size=len(preferences.train), eval_steps=1)
-    first = train_sft(preferences, None, once, Stage(base, section, 0, tmp_path / "sft")).manifest.metrics["first_loss"]
+    first = train_sft(preferences, None, once, TrainingJob(base, section, 0, tmp_path / "sft")).manifest.metrics[
+        "first_loss"
+    ]
     model, nll, n = load_model(base, section), 0.0, 0
     for row in tokenise_completions(load_chat(base, section), _chosen(preferences.train), 96).rows:
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
@@ -130,7 +132,9 @@ def test_dpo_stops_at_a_wrong_reference_and_names_the_checkpoint(after_sft, pref
 def test_dpo_stops_at_a_reference_of_the_base(after_sft, preferences, tiny_base, tmp_path):
     """SFT forgotten: the reference was scored with another checkpoint than DPO starts from."""
     untrained = SFT.model_copy(update={"learning_rate": 1e-9})
-    other = train_sft(preferences, None, untrained, Stage(after_sft.base, after_sft.section, 0, tmp_path / "other"))
+    other = train_sft(
+        preferences, None, untrained, TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "other")
+    )
     reference = score_reference(preferences, other, after_sft.base, after_sft.section, LENGTHS, 8192)
     with pytest.raises(UserError, match="DPO does not start at its reference"):
         train_dpo(reference, after_sft.checkpoint, DPO, stage(after_sft, "of-base"))
@@ -177,7 +181,7 @@ def test_every_loss_of_trl_trains(after_sft, preferences, loss_type, tmp_path):
         max_length=96,
         max_prompt_length=64,
     )
-    where = Stage(after_sft.base, after_sft.section, 0, tmp_path / loss_type)
+    where = TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / loss_type)
     checkpoint = train_dpo(after_sft.reference, after_sft.checkpoint, settings, where)
     assert all(math.isfinite(entry["loss"]) for entry in checkpoint.history if "loss" in entry)
     assert checkpoint.digest != after_sft.checkpoint.digest
@@ -194,7 +198,7 @@ def test_the_curve_is_that_of_trls_own_trainer(after_sft, preferences, loss_type
         after_sft.reference,
         after_sft.checkpoint,
         settings,
-        Stage(after_sft.base, after_sft.section, 0, tmp_path / "o"),
+        TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "o"),
     )
     arguments = DPOConfig(
         output_dir=str(tmp_path), beta=0.1, learning_rate=1e-3, max_steps=30, per_device_train_batch_size=4, logging_steps=1,
@@ -221,7 +225,7 @@ def test_pairs_weigh_the_same_whatever_the_micro_batches(after_sft, preferences,
     curves = []
     for batch_size, n_micro_batches in ((40, 1), (7, 6)):
         update = {"batch_size": batch_size, "gradient_accumulation_steps": n_micro_batches, "max_steps": 3}
-        where = Stage(after_sft.base, after_sft.section, 0, tmp_path / str(batch_size))
+        where = TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / str(batch_size))
         settings = DPO.model_copy(update=update)
         history = train_dpo(after_sft.reference, after_sft.checkpoint, settings, where).history
         curves.append([entry["loss"] for entry in history if "loss" in entry])
@@ -246,7 +250,7 @@ def test_an_adapter_on_a_full_checkpoint_is_merged(after_sft, preferences, tmp_p
     """DPO with LoRA from a full SFT checkpoint depends on nothing but the result."""
     section = after_sft.section.model_copy(update={"method": "lora"})
     checkpoint = train_dpo(
-        after_sft.reference, after_sft.checkpoint, DPO, Stage(after_sft.base, section, 0, tmp_path / "dpo")
+        after_sft.reference, after_sft.checkpoint, DPO, TrainingJob(after_sft.base, section, 0, tmp_path / "dpo")
     )
     assert checkpoint.manifest.kind == "full"
     assert checkpoint.manifest.metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
@@ -261,7 +265,7 @@ class PoisonWeights(TrainerCallback):
 
 
 def test_a_loss_that_is_no_number_saves_nothing(after_sft, preferences, tmp_path):
-    where = Stage(after_sft.base, after_sft.section, 0, tmp_path / "dpo", (PoisonWeights(),))
+    where = TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "dpo", (PoisonWeights(),))
     with pytest.raises(UserError, match=r"loss is nan at step 2.*lower dpo\.learning_rate"):
         train_dpo(after_sft.reference, after_sft.checkpoint, DPO, where)
     assert not where.dest.exists()
@@ -283,7 +287,7 @@ def test_a_checkpoint_of_another_base_is_refused(after_sft, tiny_base):
 
 
 def test_evaluation_scores_all_models_on_the_same_pairs(after_sft, preferences, tmp_path):
-    where = Stage(after_sft.base, after_sft.section, 0, tmp_path / "dpo")
+    where = TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "dpo")
     dpo = train_dpo(after_sft.reference, after_sft.checkpoint, DPO, where)
     arguments = (preferences, after_sft.base, after_sft.checkpoint, dpo)
     result = evaluate(*arguments, after_sft.reference, after_sft.section, LENGTHS, EvaluationSection())
@@ -332,10 +336,10 @@ def test_an_evaluation_that_is_not_finite_is_refused(after_sft, preferences, tmp
 def test_training_does_without_validation_pairs(after_sft, preferences, tmp_path):
     none = Preferences(preferences.train, preferences.validation.select([]), preferences.test)
     reference = score_reference(none, after_sft.checkpoint, after_sft.base, after_sft.section, LENGTHS, 8192)
-    where = Stage(after_sft.base, after_sft.section, 0, tmp_path / "dpo")
+    where = TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "dpo")
     checkpoint = train_dpo(reference, after_sft.checkpoint, DPO, where)
     assert "validation_loss" not in checkpoint.manifest.metrics
-    train_sft(none, None, SFT, Stage(after_sft.base, after_sft.section, 0, tmp_path / "sft"))
+    train_sft(none, None, SFT, TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "sft"))
 
 
 def test_a_gpu_method_without_a_gpu_is_refused(tiny_base):

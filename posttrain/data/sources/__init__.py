@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from itertools import islice
 
 from posttrain.config import Source
-from posttrain.data.sources import files, hub, s3
-from posttrain.data.sources.records import OpenSource, Record
+from posttrain.data.sources import files, hub, s3_objects
+from posttrain.data.sources.records import OpenSource, SourceRecord
 from posttrain.errors import UserError
 
-__all__ = ["DEMO", "OpenSource", "Record", "count_rows", "open_source"]
+__all__ = ["DEMO", "OpenSource", "SourceRecord", "count_rows", "open_source"]
 
 DEMO = "demo"
 
@@ -29,8 +29,8 @@ def open_source(source: Source) -> OpenSource:
     _refuse_hub_settings(source)
     if source.location == DEMO:
         return _open_demo(source)
-    if s3.is_url(source.location):
-        return s3.open_objects(source)
+    if s3_objects.is_url(source.location):
+        return s3_objects.open_objects(source)
     if files.is_local(source.location):
         return files.open_files(source)
     raise UserError(
@@ -49,7 +49,7 @@ def count_rows(source: Source) -> dict[str, int] | None:
         from posttrain.data.demo import pairs as demo
 
         counts = {"train": demo.N_ROWS}
-    elif s3.is_url(source.location):
+    elif s3_objects.is_url(source.location):
         return None
     elif files.is_local(source.location):
         counts = files.count_rows(source)
@@ -77,8 +77,8 @@ def _refuse_hub_settings(source: Source) -> None:
 def _open_demo(source: Source) -> OpenSource:
     from posttrain.data.demo import pairs as demo
 
-    def read() -> Iterator[Record]:
+    def read() -> Iterator[SourceRecord]:
         for n, values in enumerate(islice(demo.rows(), source.row_limit), start=1):
-            yield Record(DEMO, "train", f"demo:{n}", values)
+            yield SourceRecord(DEMO, "train", f"demo:{n}", values)
 
     return OpenSource(frozenset({"train"}), digest=None, revision=None, read=read)

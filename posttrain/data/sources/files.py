@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from posttrain.config import Source
 from posttrain.data.sources import readers
 from posttrain.data.sources.readers import SUFFIX, SUFFIXES
-from posttrain.data.sources.records import OpenSource, Record, split_names
+from posttrain.data.sources.records import OpenSource, SourceRecord, split_names
 from posttrain.errors import UserError
 
 
@@ -54,7 +54,7 @@ def open_found(source: Source, found: Iterable[DataFile], objects: dict[str, str
     by_split = _by_split(source, found)
     before = {file: _state(file) for files in by_split.values() for file in files}
 
-    def read() -> Iterator[Record]:
+    def read() -> Iterator[SourceRecord]:
         for split, files in by_split.items():
             yield from islice(_records(files, split, source), source.row_limit)
         for file, state in before.items():
@@ -99,11 +99,11 @@ def _is_hidden(file: Path, root: Path) -> bool:
     return root.is_dir() and any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _records(files: list[DataFile], split: str, source: Source) -> Iterator[Record]:
+def _records(files: list[DataFile], split: str, source: Source) -> Iterator[SourceRecord]:
     for file in files:
         label = _label(file.path, source)
         for where, values in readers.read_rows(file.local, file.shown):
-            yield Record(label, split, f"{file.shown}:{where}", values)
+            yield SourceRecord(label, split, f"{file.shown}:{where}", values)
 
 
 def _by_split(source: Source, found: Iterable[DataFile]) -> dict[str, list[DataFile]]:

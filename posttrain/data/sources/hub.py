@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from posttrain.config import Source
-from posttrain.data.sources.records import SPLIT_ORDER, OpenSource, Record, split_names
+from posttrain.data.sources.records import SPLIT_ORDER, OpenSource, SourceRecord, split_names
 from posttrain.errors import UserError
 
 SHORT_NAMES = {
@@ -55,7 +55,7 @@ def open_hub(source: Source) -> OpenSource:
     by_split = _by_split(source, dataset_id, dataset)
     label = "/".join(part for part in (dataset_id, source.subset, source.data_dir) if part)
 
-    def read() -> Iterator[Record]:
+    def read() -> Iterator[SourceRecord]:
         for split in sorted(by_split, key=SPLIT_ORDER.index):
             yield from islice(_records(by_split[split], label, split), source.row_limit)
 
@@ -76,14 +76,14 @@ def _by_split(source: Source, dataset_id: str, dataset: Any) -> dict[str, Any]:
     return by_split
 
 
-def _records(rows: Any, label: str, split: str) -> Iterator[Record]:
+def _records(rows: Any, label: str, split: str) -> Iterator[SourceRecord]:
     import pyarrow as pa
 
     n = 0
     try:
         for values in rows:
             n += 1
-            yield Record(label, split, f"{label}:{split}:{n}", values)
+            yield SourceRecord(label, split, f"{label}:{split}:{n}", values)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{label}: cannot be read after row {n} of {split} ({_first_line(error)}): delete it from the Hub's cache "

@@ -14,7 +14,7 @@ VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 """What a source may call the split that is watched during training."""
 
 
-class Record(NamedTuple):
+class SourceRecord(NamedTuple):
     """One row of a source."""
 
     source: str
@@ -37,7 +37,7 @@ class OpenSource:
     """sha256 over the bytes of files."""
     revision: str | None
     """The commit on the Hub, where it could be found out."""
-    read: Callable[[], Iterator[Record]]
+    read: Callable[[], Iterator[SourceRecord]]
     """The rows: training first, each split in the source's order."""
     objects: dict[str, str] = field(default_factory=dict)
     """URL of each object in S3: its version id, or its ETag where the bucket keeps no versions."""

@@ -1,0 +1,1 @@
+"""Training checkpoints: saving them, and continuing an interrupted training from them."""

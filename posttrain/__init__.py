@@ -2,6 +2,8 @@
 
 import os
 
+__version__ = "0.2.0"
+
 # Telemetry of every dependency is off unless the user has said otherwise; set before any of them is imported.
 for _name, _value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from posttrain.config.assign import assign
 from posttrain.config.explain import explain, merge, nearest
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import UserError
@@ -36,24 +38,29 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_config(path: str | Path) -> RunConfig:
-    """The checked config of a YAML file.
+def load_config(path: str | Path, assignments: Iterable[str] = ()) -> RunConfig:
+    """Return the checked config of a YAML file.
 
     Args:
         path: a file whose `parameters.config` holds the run's settings; the rest is ZenML's.
+        assignments: settings in place of the file's, such as `dpo.beta=0.2`.
 
     Raises:
-        UserError: one line a mistake: file, key, value and remedy.
+        UserError: one line for each mistake: file, key, value and remedy.
+    """
+    assignments = tuple(assignments)
+    document = read_run_file(path, assignments)
+    return check_config(document["parameters"]["config"], f"{path} with --set" if assignments else path)
+
+
+def read_run_file(path: str | Path, assignments: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the whole YAML file of a run, its top level checked, with `assignments` in place of the file's settings.
+
+    Raises:
+        UserError: the file cannot be read, has an unknown top-level key, or an assignment does not fit it.
     """
     path = Path(path)
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    document = read_yaml(path)
     if not isinstance(document, dict):
         raise UserError(f"{path}: holds no settings: they go under `parameters: config:`")
     for key in document:
@@ -64,7 +71,23 @@ def load_config(path: str | Path) -> RunConfig:
     if not isinstance(parameters, dict) or set(parameters) - {"config"}:
         wrong = ", ".join(map(str, set(parameters) - {"config"})) if isinstance(parameters, dict) else repr(parameters)
         raise UserError(f"{path}: parameters.{wrong}: unknown key (the one parameter is `config`)")
-    return check_config(parameters.get("config") or {}, path)
+    return document | {"parameters": {"config": assign(parameters.get("config") or {}, assignments)}}
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds.
+
+    Raises:
+        UserError: the file cannot be read, or is not YAML.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
 
 
 def check_config(values: Any, path: str | Path = "config") -> RunConfig:

@@ -1,0 +1,79 @@
+"""`posttrain check`, `data` and `settings`: what can be learned about a config without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import yaml
+
+from posttrain.cli.options import FILE, set_option
+from posttrain.cli.outcome import clean_errors, write_file
+from posttrain.cli.project_files import find_project, template_folder
+from posttrain.config import load_config, point_label
+from posttrain.errors import UserError
+
+
+@click.command()
+@click.argument("config", type=FILE, required=False)
+@set_option
+def check(config: Path | None, assignments: tuple[str, ...]) -> None:
+    """Check CONFIG and print what it costs, without running it.
+
+    Without CONFIG, the project's configs/demo.yaml is checked.
+    """
+    config = config or (find_project() or template_folder()) / "configs" / "demo.yaml"
+    with clean_errors():
+        run = load_config(config, assignments)
+        from posttrain.training.plan import plan
+
+        stages = plan(run)
+    click.echo(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
+    for name, stage in stages.items():
+        rows = "rows: unknown until loaded" if stage.n_rows is None else f"about {stage.n_rows} rows"
+        steps = "steps: unknown until loaded" if stage.n_steps is None else f"{stage.n_steps} optimisation steps"
+        memory = (
+            "memory: unknown until the model is on this machine"
+            if stage.memory_gib is None
+            else f"about {stage.memory_gib:.1f} GiB for model and batch"
+        )
+        click.echo(f"{name}: {rows}, effective batch size {stage.effective_batch_size}, {steps}, {memory}")
+    if points := run.sweep_points():
+        click.echo(f"sweep: dpo {len(points)} times: {'; '.join(point_label(values) for values, _ in points)}")
+
+
+@click.command()
+@click.argument("config", type=FILE)
+@click.option("--html", type=FILE, help="Also write the whole data report to this file.")
+@set_option
+def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
+    """Check the data of CONFIG as a run does, without training."""
+    with clean_errors():
+        run = load_config(config, assignments)
+        from posttrain.chat.token_report import report_tokens
+        from posttrain.data.loader import load_preferences
+        from posttrain.models.base import resolve_base
+        from posttrain.models.loading import load_chat
+        from posttrain.reporting.data_page import data_page, summary_lines
+
+        preferences, found = load_preferences(run.data)
+        tokens = None
+        try:
+            chat = load_chat(resolve_base(run.model), run.model)
+        except UserError as error:
+            click.echo(f"Tokens are not counted: {error}", err=True)
+        else:
+            tokens = report_tokens(chat, preferences, run.dpo.max_length, run.dpo.max_prompt_length, run.data.checks)
+        if html:
+            write_file(html, data_page(found, tokens, f"Data of {config.name}"))
+    for line in summary_lines(found, tokens):
+        click.echo(line)
+
+
+@click.command()
+@click.option("--checks", is_flag=True, help="Print the data checks instead.")
+def settings(checks: bool) -> None:
+    """Print a table of all settings."""
+    from posttrain.config.reference_tables import checks_table, settings_table
+
+    click.echo(checks_table() if checks else settings_table())

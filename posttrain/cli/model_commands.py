@@ -1,0 +1,78 @@
+"""`posttrain export` and `chat`: use a trained model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from posttrain.cli.outcome import clean_errors
+
+
+@click.command()
+@click.argument("places", nargs=-1, required=True, metavar="[VERSION] DEST")
+@click.option("--adapter", is_flag=True, help="Export a LoRA adapter by itself instead of merging it into its base.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Dtype of the weights; auto: the base model's.",
+)
+@click.option("--public", is_flag=True, help="On the Hub: make a new repository public.")
+def export(places: tuple[str, ...], adapter: bool, dtype: Any, public: bool) -> None:
+    """Export a model to a folder, S3 or the Hugging Face Hub.
+
+    Plain transformers can load the export. DEST is a folder, s3://bucket/folder or hf://organisation/name. VERSION is a model version (demo:3, demo:production), a checkpoint version (dpo_checkpoint:3) or a folder. Without
+    VERSION, the model in production is exported.
+    """
+    if len(places) > 2:
+        raise click.UsageError("give at most a VERSION and a DEST")
+    with clean_errors():
+        from posttrain.orchestration.versions import find_version
+        from posttrain.reporting.model_card import model_card
+        from posttrain.serving.export import export as export_model
+
+        version = find_version(places[0] if len(places) == 2 else None)
+        card = model_card(version.name, version.checkpoint.manifest, version.report, adapter=adapter)
+        options = {"adapter": adapter, "dtype": dtype, "private": not public}
+        where = export_model(version.checkpoint, version.model, places[-1], card, version.report, **options)
+    click.echo(f"{version.name} is at {where}")
+
+
+@click.command()
+@click.argument("versions", nargs=-1)
+@click.option("--prompt", "prompts", multiple=True, help="Ask this instead of reading prompts. May be repeated.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer, in tokens."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0: greedy decoding.",
+)
+def chat(versions: tuple[str, ...], prompts: tuple[str, ...], max_new_tokens: int, temperature: float) -> None:
+    """Chat with several models side by side.
+
+    VERSIONS are named as for `export`. Without them, the SFT and the DPO model of the last run answer.
+    """
+    with clean_errors():
+        from rich.console import Console
+
+        from posttrain.orchestration.versions import find_version, stages_of
+        from posttrain.serving.side_by_side import converse, load_speaker
+
+        found = [find_version(name) for name in versions] or stages_of(None)
+        speakers = [load_speaker(version.name, version.checkpoint, version.model) for version in found]
+        asked = prompts or iter(_read_prompt, None)
+        converse(speakers, asked, Console(), max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+def _read_prompt() -> str | None:
+    """Return a line from the terminal; None at the end of the input."""
+    try:
+        return str(click.prompt("you", prompt_suffix="> ", err=True))
+    except click.Abort:
+        return None

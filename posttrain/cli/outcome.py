@@ -1,0 +1,32 @@
+"""How a command ends: with one line for a user's mistake, or with a written file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from posttrain.errors import UserError
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """Turn a `UserError` into one line on the terminal and exit status 1."""
+    try:
+        yield
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}): choose another file") from error

@@ -1,0 +1,67 @@
+"""`posttrain init` and `run`: make a project and run its pipelines."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+import yaml
+
+from posttrain.cli.options import FILE, set_option
+from posttrain.cli.outcome import clean_errors
+from posttrain.cli.project_files import find_project, make_project
+from posttrain.config import load_config, read_run_file
+from posttrain.errors import UserError
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def init(folder: Path) -> None:
+    """Make a new project in FOLDER.
+
+    It holds the pipelines, steps and configs, ready to run and yours to change.
+    """
+    with clean_errors():
+        make_project(folder)
+    click.echo(f"Made a project in {folder}. To train the built-in demo, in a few minutes on two CPU cores:")
+    click.echo(f"  cd {folder}\n  zenml pipeline run dpo_pipeline")
+    click.echo("For your own data, see README.md there.")
+
+
+@click.command()
+@click.argument("config", type=FILE, required=False)
+@set_option
+@click.option("-s", "--stack", help="Name or id of the ZenML stack to run on.  [default: the active stack]")
+def run(config: Path | None, assignments: tuple[str, ...], stack: str | None) -> None:
+    """Run the pipeline of the current project with CONFIG.
+
+    The same as `zenml pipeline run dpo_pipeline -c CONFIG`, or sweep_pipeline where CONFIG has a `sweep` section. Without
+    CONFIG, configs/demo.yaml is run.
+    """
+    with clean_errors():
+        project = find_project()
+        if project is None:
+            raise UserError(f"no project at or above {Path.cwd()}: change to its folder, or make one with `posttrain init DIR`")
+        config = config or project / "configs" / "demo.yaml"
+        pipeline = "sweep_pipeline" if load_config(config, assignments).sweep else "dpo_pipeline"
+        if not assignments:
+            _run_pipeline(pipeline, config, stack)
+            return
+        document = read_run_file(config, assignments)
+    with tempfile.TemporaryDirectory(prefix="posttrain-") as folder:
+        effective = Path(folder) / config.name
+        effective.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        try:
+            _run_pipeline(pipeline, effective, stack)
+        except click.ClickException as error:
+            error.message = error.message.replace(str(effective), f"{config} with --set")
+            raise
+
+
+def _run_pipeline(name: str, config: Path, stack: str | None) -> None:
+    """Run a pipeline as ZenML's own command does."""
+    from zenml_cli import cli
+
+    options = ["--stack", stack] if stack else []
+    cli.main(["pipeline", "run", name, "--config", str(config), *options], prog_name="zenml", standalone_mode=False)

@@ -1,0 +1,38 @@
+"""`posttrain stack`: check where pipelines run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from posttrain.cli.outcome import clean_errors
+
+
+@click.group()
+def stack() -> None:
+    """Check the ZenML stacks that pipelines run on."""
+
+
+@stack.command("check")
+@click.argument("name", required=False)
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Also check what a run with this file asks for, such as GPUs.",
+)
+def stack_check(name: str | None, config: Path | None) -> None:
+    """Check that each part of a stack works.
+
+    What does not work is printed with the way to fix it. Without NAME, the active stack is checked.
+    """
+    with clean_errors():
+        from posttrain.orchestration.stack_check import check_stack, steps_of
+
+        findings = []
+        for finding in check_stack(name, steps_of(config)):
+            click.echo(finding)
+            findings.append(finding)
+    if n := sum(finding.state == "FAILED" for finding in findings):
+        raise click.ClickException(f"{n} of {len(findings)} parts cannot be used")

@@ -19,7 +19,7 @@ ARG TORCH_BACKEND=auto
 # wheel[s] is a pattern, so that the folder may be missing.
 COPY pyproject.toml constraints.txt wheel[s] /build/
 RUN python3 -m venv /opt/posttrain \
-    && /opt/posttrain/bin/python -m pip install --no-cache-dir --constraint /build/constraints.txt pip uv \
+    && /opt/posttrain/bin/python -m pip install --no-cache-dir --constraint /build/constraints.txt uv \
     && case $TORCH_BACKEND in auto) ;; *) export UV_TORCH_BACKEND=$TORCH_BACKEND ;; esac \
     && VIRTUAL_ENV=/opt/posttrain /opt/posttrain/bin/uv pip install --no-cache --compile-bytecode --constraint /build/constraints.txt \
         --find-links /build --requirement /build/pyproject.toml \

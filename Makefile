@@ -1,9 +1,10 @@
 # make run    sets up .venv where it is missing, then runs the demo: zenml pipeline run dpo_pipeline
 # make test   the same set-up, then the tests
-# Both keep to this folder: ZenML's and MLflow's stores lie in .zenml/ and .mlflow/, and a configuration that you have
-# elsewhere is neither read nor written. Set ZENML_CONFIG_PATH to use your own.
+# Both stay inside this folder: ZenML's store is .zenml/ and MLflow's .mlflow/. Your own ZenML configuration is neither read nor
+# written; set ZENML_CONFIG_PATH to use it.
 
 PYTHON ?= python3
+TORCH ?= 2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -12,10 +13,11 @@ export ZENML_ANALYTICS_OPT_IN ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-# Where make bench-peer puts LLaMA-Factory, which needs other versions of the same packages.
+# Where `make bench-peer` installs LLaMA-Factory, which needs other versions of the same packages.
 export BENCH_PEER ?= $(or $(POSTTRAIN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/posttrain)/benchmarks/llamafactory-0.9.5
 
-.PHONY: run test test-soak test-services test-remote lint audit setup clean bench bench-quick bench-peer bench-table
+.PHONY: run test test-fast test-soak test-services test-remote wheel-test compat lint docs screenshots lock audit setup clean \
+    bench bench-quick bench-peer bench-table
 
 run: setup
 	$(BIN)/zenml pipeline run dpo_pipeline
@@ -23,8 +25,12 @@ run: setup
 test: setup
 	$(BIN)/python -m pytest -m 'not soak'
 
-# What takes minutes: trainings killed again and again, pipelines side by side, a stand-in for AWS.
-# With DeepSpeed, which the others do without: where it is installed, every training imports it, for seconds.
+# For every edit: no test that takes more than ten seconds.
+test-fast: setup
+	$(BIN)/python -m pytest -m 'not soak and not slow'
+
+# The tests that take minutes: trainings that are killed again and again, pipelines that run at the same time, a simulated AWS.
+# They need DeepSpeed. The others do without it: where it is installed, every training spends seconds importing it.
 test-soak: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deepspeed]'
 	$(BIN)/python -m pytest -m soak
@@ -33,20 +39,38 @@ test-soak: setup
 test-services: setup
 	$(BIN)/python -m pytest tests/remote/test_services.py
 
-# The same, then a Kubernetes cluster with GPUs, real or pretended: tests/remote/README.md says what to set.
+# The same, then a Kubernetes cluster with real or simulated GPUs: tests/remote/README.md lists the variables to set.
 test-remote: setup
 	$(BIN)/python -m pytest tests/remote --capture=no --exitfirst
+
+# Builds the wheel, installs it outside of this folder, makes a project there and trains in it.
+wheel-test: setup
+	tests/wheel/try_wheel.sh $(BIN)/python
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy posttrain pipelines steps materializers dpo_pipeline.py sweep_pipeline.py
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-# Known vulnerabilities of every pinned package, asked of PyPI; one that could not be asked about is a failure too.
+docs: setup
+	$(BIN)/python -m docs.generate
+	$(BIN)/mkdocs build --strict
+
+# Writes constraints.txt from pyproject.toml. Versions that still fit stay; `make lock LOCK=--upgrade` takes the newest that do.
+# torch keeps its version, and what only its CUDA builds need is left out: it differs from build to build, and torch pins it itself.
+lock: setup
+	printf 'torch==$(TORCH)\n' | $(BIN)/uv pip compile --quiet --all-extras --python-version 3.11 --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links $(LOCK) --output-file constraints.txt pyproject.toml -
+	{ echo '# The versions that were tested, of every package. `make lock` writes this file. Use: pip install -c constraints.txt ...'; \
+	    grep -Ev '^(cuda-|nvidia-|triton==)' constraints.txt; } > constraints.new
+	mv constraints.new constraints.txt
+
+# Looks up known vulnerabilities of every pinned package on PyPI. A package that cannot be looked up is a failure too.
 audit: setup
 	$(BIN)/uv tool run pip-audit@2.10.1 --requirement constraints.txt --no-deps --disable-pip --strict
 
-# Speed against TRL and LLaMA-Factory on this machine's CPU; bench takes hours and goes on where it stopped.
+# Compares the speed with TRL and LLaMA-Factory on this machine's CPU. `make bench` takes hours; run again, it continues.
 bench: setup
 	$(BIN)/python -m benchmarks.bench $(BENCH)
 	$(BIN)/python -m benchmarks.table
@@ -58,12 +82,12 @@ bench-quick: setup
 bench-table: setup
 	$(BIN)/python -m benchmarks.table
 
-# torchvision and torchaudio come as CUDA builds that do not import beside a CPU torch; LLaMA-Factory wants torchaudio to be there.
-# Its TRL 0.24 cannot import DPOTrainer beside transformers 5, which pip would take.
+# torchvision and torchaudio come as CUDA builds, which cannot be imported with a CPU torch; LLaMA-Factory only needs torchaudio to exist.
+# With transformers 5, which pip would choose, its TRL 0.24 cannot import DPOTrainer.
 bench-peer: setup
 	$(PYTHON) -m venv $(BENCH_PEER)
-	$(BENCH_PEER)/bin/python -m pip install --disable-pip-version-check torch==2.13.0
-	$(BENCH_PEER)/bin/python -m pip install --disable-pip-version-check torch==2.13.0 llamafactory==0.9.5 'transformers<5'
+	$(BENCH_PEER)/bin/python -m pip install --disable-pip-version-check torch==$(TORCH)
+	$(BENCH_PEER)/bin/python -m pip install --disable-pip-version-check torch==$(TORCH) llamafactory==0.9.5 'transformers<5'
 	$(BENCH_PEER)/bin/python -m pip uninstall --yes torchvision torchaudio
 	touch "$$($(BENCH_PEER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"
 
@@ -73,9 +97,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
 	@echo "Setting up $(VENV): about 200 packages, a few minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt torch==$(TORCH)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[aws,kubernetes,sagemaker,dev]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .zenml .mlflow .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .zenml .mlflow .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist site

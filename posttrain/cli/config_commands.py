@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -22,7 +23,8 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
 
     Without CONFIG, the project's configs/demo.yaml is checked.
     """
-    config = config or (find_project() or template_folder()) / "configs" / "demo.yaml"
+    if config is None:
+        config = Path(os.path.relpath((find_project() or template_folder()) / "configs" / "demo.yaml"))
     with clean_errors():
         run = load_config(config, assignments)
         from posttrain.training.plan import plan

@@ -23,8 +23,9 @@ from posttrain.cli.outcome import clean_errors
 def export(places: tuple[str, ...], adapter: bool, dtype: Any, public: bool) -> None:
     """Export a model to a folder, S3 or the Hugging Face Hub.
 
-    Plain transformers can load the export. DEST is a folder, s3://bucket/folder or hf://organisation/name. VERSION is a model version (demo:3, demo:production), a checkpoint version (dpo_checkpoint:3) or a folder. Without
-    VERSION, the model in production is exported.
+    Plain transformers can load the export. DEST is a folder, s3://bucket/folder or hf://organisation/name. VERSION is a
+    model version (demo:3, demo:production), a checkpoint version (dpo_checkpoint:3) or a folder. Without VERSION, the
+    model in production is exported.
     """
     if len(places) > 2:
         raise click.UsageError("give at most a VERSION and a DEST")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -42,8 +43,10 @@ def run(config: Path | None, assignments: tuple[str, ...], stack: str | None) ->
     with clean_errors():
         project = find_project()
         if project is None:
-            raise UserError(f"no project at or above {Path.cwd()}: change to its folder, or make one with `posttrain init DIR`")
-        config = config or project / "configs" / "demo.yaml"
+            raise UserError(
+                f"no project at or above {Path.cwd()}: change to its folder, or make one with `posttrain init DIR`"
+            )
+        config = config or Path(os.path.relpath(project / "configs" / "demo.yaml"))
         pipeline = "sweep_pipeline" if load_config(config, assignments).sweep else "dpo_pipeline"
         if not assignments:
             _run_pipeline(pipeline, config, stack)

@@ -24,7 +24,9 @@ def template_folder() -> Path:
 def find_project(folder: Path | None = None) -> Path | None:
     """Return the project at or above a folder, the current one by default; None where there is none."""
     folder = (folder or Path.cwd()).resolve()
-    return next((at for at in (folder, *folder.parents) if (at / ".zen").is_dir() and (at / "pipelines").is_dir()), None)
+    return next(
+        (at for at in (folder, *folder.parents) if (at / ".zen").is_dir() and (at / "pipelines").is_dir()), None
+    )
 
 
 def make_project(folder: Path) -> None:

@@ -45,7 +45,9 @@ def _assign_one(values: Any, key: str, value: Any) -> None:
         place = place[position]
         if not isinstance(place, dict | list):
             parent = ".".join(parents[:depth])
-            raise UserError(f"--set {key}: {parent} is {place!r} and has no settings of its own: set {parent} as a whole")
+            raise UserError(
+                f"--set {key}: {parent} is {place!r} and has no settings of its own: set {parent} as a whole"
+            )
     place[_position(place, last, key)] = value
 
 
@@ -56,5 +58,7 @@ def _position(place: dict[Any, Any] | list[Any], part: str, key: str) -> Any:
             raise UserError(f"--set {key}: {part!r} is no position in a list of {len(place)}: count from 0")
         return int(part)
     if part.isdecimal():
-        raise UserError(f"--set {key}: the file has no list here: set the list as a whole, such as data.sources=[my.jsonl]")
+        raise UserError(
+            f"--set {key}: the file has no list here: set the list as a whole, such as data.sources=[my.jsonl]"
+        )
     return part

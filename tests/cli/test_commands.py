@@ -1,4 +1,4 @@
-"""What can be done with a run that has ended: its page, its model, a comparison, a talk, a vote."""
+"""Commands on finished runs: report, compare, export, chat and ab."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def refused(*arguments: object) -> str:
     return result.output
 
 
-def test_the_page_is_of_the_run_that_was_named(runs, tmp_path):
+def test_report_writes_the_page_of_the_named_run(runs, tmp_path):
     call("report", runs[0], "--html", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert f"<h1>{runs[0]}</h1>" in page
@@ -65,7 +65,7 @@ def test_the_dashboard_and_the_command_show_the_same_page(runs, tmp_path):
     assert Path(shown.uri).read_text() == (tmp_path / "page.html").read_text()
 
 
-def test_runs_are_compared(runs):
+def test_compare_prints_the_differences_of_two_runs(runs):
     printed = " ".join(call("compare", *runs).split())
     assert "dpo.beta 0.1 0.4" in printed
     assert "the same: data, code, base, packages" in printed
@@ -73,7 +73,7 @@ def test_runs_are_compared(runs):
     assert "no such run" in refused("compare", runs[0], "no-such-run")
 
 
-def test_a_version_is_exported_by_any_of_its_names(runs, tmp_path):
+def test_export_finds_a_version_by_each_of_its_names(runs, tmp_path):
     """Neither run is promoted, so none is in production."""
     version = Client().get_pipeline_run(runs[1]).steps["train_dpo"].outputs["dpo_checkpoint"][0]
     number = max(found.number for found in Client().list_model_versions(model="commands").items)
@@ -92,12 +92,12 @@ def test_a_version_is_exported_by_any_of_its_names(runs, tmp_path):
     assert "no such model" in refused("export", "nothing", tmp_path / "e")
 
 
-def test_sft_and_dpo_talk_side_by_side(runs):
+def test_chat_shows_sft_and_dpo_side_by_side(runs):
     printed = call("chat", "--prompt", "My lamp is broken.", "--max-new-tokens", 4)
     assert [line.split(":")[0] for line in printed.splitlines() if ":" in line] == ["SFT", "DPO"]
 
 
-def test_people_choose_and_are_counted(runs, tmp_path):
+def test_ab_counts_the_choices_of_people(runs, tmp_path):
     call("ab", "export", tmp_path / "ab.html", "--run", runs[1])
     page = (tmp_path / "ab.html").read_text()
     digest = page.split('data-answers="')[1].split('"')[0]

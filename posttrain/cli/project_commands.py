@@ -12,7 +12,7 @@ import yaml
 from posttrain.cli.options import FILE, set_option
 from posttrain.cli.outcome import clean_errors
 from posttrain.cli.project_files import find_project, make_project
-from posttrain.config import load_config, read_run_file
+from posttrain.config import load_document
 from posttrain.errors import UserError
 
 
@@ -47,11 +47,11 @@ def run(config: Path | None, assignments: tuple[str, ...], stack: str | None) ->
                 f"no project at or above {Path.cwd()}: change to its folder, or make one with `posttrain init DIR`"
             )
         config = config or Path(os.path.relpath(project / "configs" / "demo.yaml"))
-        pipeline = "sweep_pipeline" if load_config(config, assignments).sweep else "dpo_pipeline"
+        document, checked = load_document(config, assignments)
+        pipeline = "sweep_pipeline" if checked.sweep else "dpo_pipeline"
         if not assignments:
             _run_pipeline(pipeline, config, stack)
             return
-        document = read_run_file(config, assignments)
     with tempfile.TemporaryDirectory(prefix="posttrain-") as folder:
         effective = Path(folder) / config.name
         effective.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")

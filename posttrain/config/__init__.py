@@ -7,7 +7,7 @@ before it. Every validator raises; none repairs.
 from posttrain.config.data_section import DataSection, Source
 from posttrain.config.evaluation_section import EvaluationSection, GateSection, GenerationsSection, JudgeSection
 from posttrain.config.layouts import INSTRUCTION_FORMATS, InstructionFormat, PreferenceFormat
-from posttrain.config.load import TOP_LEVEL_KEYS, check_config, load_config, read_run_file
+from posttrain.config.load import TOP_LEVEL_KEYS, check_config, load_config, load_document
 from posttrain.config.model_section import LoraSection, ModelSection
 from posttrain.config.run_config import CheckpointsSection, RunConfig, TrackingSection
 from posttrain.config.section import Section
@@ -41,7 +41,7 @@ __all__ = [
     "TrainSection",
     "check_config",
     "load_config",
+    "load_document",
     "point_label",
-    "read_run_file",
     "value_label",
 ]

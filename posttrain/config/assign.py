@@ -23,6 +23,8 @@ def assign(values: Any, assignments: Iterable[str]) -> Any:
         UserError: an assignment has no value, or its key leads to nothing that can be set.
     """
     values = copy.deepcopy(values)
+    if not isinstance(values, dict):
+        return values  # no config at all, which its check reports
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,31 +38,22 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_config(path: str | Path, assignments: Iterable[str] = ()) -> RunConfig:
+def load_config(path: str | Path, assignments: Sequence[str] = ()) -> RunConfig:
     """Return the checked config of a YAML file.
 
     Args:
-        path: a file whose `parameters.config` holds the run's settings; the rest is ZenML's.
+        path: a file whose `parameters.config` holds the run's settings; the other keys are ZenML's.
         assignments: settings in place of the file's, such as `dpo.beta=0.2`.
 
     Raises:
-        UserError: one line for each mistake: file, key, value and remedy.
+        UserError: one line for each mistake, with file, key, value and remedy.
     """
-    assignments = tuple(assignments)
-    document = read_run_file(path, assignments)
-    return check_config(document["parameters"]["config"], f"{path} with --set" if assignments else path)
+    return load_document(path, assignments)[1]
 
 
-def read_run_file(path: str | Path, assignments: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the whole YAML file of a run, its top level checked, with `assignments` in place of the file's settings.
-
-    Raises:
-        UserError: the file cannot be read, has an unknown top-level key, or an assignment does not fit it.
-    """
-    path = Path(path)
-    document = read_yaml(path)
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: holds no settings: they go under `parameters: config:`")
+def load_document(path: str | Path, assignments: Sequence[str] = ()) -> tuple[dict[str, Any], RunConfig]:
+    """Return the whole content of a YAML file and its checked config; arguments and errors as for `load_config`."""
+    document = _read(Path(path))
     for key in document:
         if key not in TOP_LEVEL_KEYS:
             hint = "run settings go under `parameters: config:`" if key in RunConfig.model_fields else None
@@ -70,24 +61,25 @@ def read_run_file(path: str | Path, assignments: Iterable[str] = ()) -> dict[str
     parameters = document.get("parameters") or {}
     if not isinstance(parameters, dict) or set(parameters) - {"config"}:
         wrong = ", ".join(map(str, set(parameters) - {"config"})) if isinstance(parameters, dict) else repr(parameters)
-        raise UserError(f"{path}: parameters.{wrong}: unknown key (the one parameter is `config`)")
-    return document | {"parameters": {"config": assign(parameters.get("config") or {}, assignments)}}
+        raise UserError(f"{path}: parameters.{wrong}: unknown key (the only parameter is `config`)")
+    if not assignments:
+        return document, check_config(parameters.get("config") or {}, path)
+    values = assign(parameters.get("config") or {}, assignments)
+    return document | {"parameters": {"config": values}}, check_config(values, f"{path} with --set")
 
 
-def read_yaml(path: Path) -> Any:
-    """Return what a YAML file holds.
-
-    Raises:
-        UserError: the file cannot be read, or is not YAML.
-    """
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: contains no settings: put them under `parameters: config:`")
+    return document
 
 
 def check_config(values: Any, path: str | Path = "config") -> RunConfig:

@@ -64,6 +64,13 @@ def test_an_assignment_that_does_not_fit_is_refused(assignment, message):
         assign(VALUES, [assignment])
 
 
+def test_a_file_whose_config_is_no_mapping_is_refused_as_without_assignments(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("parameters: {config: text}")
+    with pytest.raises(UserError, match=r"config: 'text' is not allowed"):
+        load_config(path, ["dpo.beta=0.2"])
+
+
 def test_assignments_are_checked_like_the_file(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text("parameters: {config: {dpo: {beta: 0.1}}}")

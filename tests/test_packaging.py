@@ -35,7 +35,9 @@ def imported(*folders: str) -> set[str]:
                 modules.add(node.module.partition(".")[0])
     distributions = packages_distributions()
     third_party = modules - set(sys.stdlib_module_names) - OWN - NOT_DECLARED
-    return {canonicalize_name(distributions.get(module, [module])[0]) for module in third_party}
+    # Several distributions may share a package: mlflow comes from mlflow and mlflow-skinny.
+    owners = {module: distributions.get(module, [module]) for module in third_party}
+    return {canonicalize_name(module if module in found else found[0]) for module, found in owners.items()}
 
 
 def names(requirements: list[Requirement]) -> set[str]:

@@ -14,6 +14,8 @@ from posttrain.errors import UserError
 
 INSTALLED = Path(__file__).parents[1] / "project"
 REPOSITORY = Path(__file__).parents[2]
+# The files into which a project's name and posttrain's version are filled in, and their names in the project.
+TEMPLATES = (("README.md", "README.md"), ("pyproject.toml.template", "pyproject.toml"))
 
 
 def template_folder() -> Path:
@@ -39,13 +41,13 @@ def make_project(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UserError(f"{folder}: is not empty: name a new or an empty folder")
-        for source, name in _files():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / name)
+        for source, path in _files():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / path)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}): name another folder") from error
     values = {"name": _distribution_name(folder), "version": __version__}
-    for template, name in (("README.md", "README.md"), ("pyproject.toml.template", "pyproject.toml")):
+    for template, name in TEMPLATES:
         text = Template((INSTALLED / template).read_text(encoding="utf-8")).substitute(values)
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -53,15 +55,13 @@ def make_project(folder: Path) -> None:
 def _files() -> Iterator[tuple[Path, Path]]:
     """Yield each file of a project: where it is, and its path in the project."""
     root = template_folder()
+    filled_in = {INSTALLED / template for template, _ in TEMPLATES}
     names = _repository_files() if root == REPOSITORY else [path.name for path in INSTALLED.iterdir()]
     for name in names:
         inside = (root / name).rglob("*") if (root / name).is_dir() else [root / name]
         for path in inside:
-            if path.is_file() and "__pycache__" not in path.parts and path.name not in _TEMPLATES:
+            if path.is_file() and "__pycache__" not in path.parts and path not in filled_in:
                 yield path, path.relative_to(root)
-
-
-_TEMPLATES = {"README.md", "pyproject.toml.template"}
 
 
 def _repository_files() -> list[str]:

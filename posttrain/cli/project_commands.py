@@ -58,8 +58,8 @@ def run(config: Path | None, assignments: tuple[str, ...], stack: str | None) ->
         try:
             _run_pipeline(pipeline, effective, stack)
         except click.ClickException as error:
-            error.message = error.message.replace(str(effective), f"{config} with --set")
-            raise
+            message = error.message.replace(str(effective), f"{config} with --set")
+            raise click.ClickException(message) from error
 
 
 def _run_pipeline(name: str, config: Path, stack: str | None) -> None:

@@ -56,8 +56,8 @@ from zenml.client import Client
 steps = Client().list_pipeline_runs(sort_by="desc:created").items[0].steps
 assert steps, "the run has no steps"
 anew = sorted(name for name, step in steps.items() if str(step.status) != "cached")
-expected = ["conclude", "find_champion", "load_preferences", "promote", "report"]
-assert set(anew) <= set(expected), f"computed again although --set had the same values: {anew}"
+never_cached = {"conclude", "find_champion", "load_preferences", "resolve_base"}
+assert set(anew) <= never_cached, f"computed again although --set had the same values: {anew}"
 print("computed again:", ", ".join(anew))
 PYTHON
 posttrain report --html report.html

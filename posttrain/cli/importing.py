@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from posttrain.config.equivalents import TOOLS
-from posttrain.config.import_config import import_config
-from posttrain.config.import_text import summary_lines
+from posttrain.config.import_config import import_config, summary_lines
 from posttrain.errors import UserError
 
 FILE = click.Path(dir_okay=False, path_type=Path)

@@ -15,7 +15,7 @@ from posttrain.cli.main import main
 from posttrain.config import RunConfig, check_config, load_config
 from posttrain.config.equivalents import TOOLS, TRL, equivalents_tables
 from posttrain.config.equivalents.tools import rule_of
-from posttrain.config.import_config import import_config
+from posttrain.config.import_config import import_config, summary_lines
 from posttrain.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ model_name_or_path: alignment-handbook/zephyr-7b-sft-qlora
 torch_dtype: float16
 use_peft: true
 load_in_4bit: true
-lora_r: 16
+lora_r: 32
 lora_alpha: 8
 lora_dropout: 0.05
 lora_target_modules: [q_proj, v_proj]
@@ -172,7 +172,7 @@ def test_trl_settings_have_their_values():
     assert (run.model.base, run.model.method, run.model.precision) == (
         "alignment-handbook/zephyr-7b-sft-qlora", "qlora", "bf16",
     )  # fmt: skip
-    assert (run.model.lora.rank, run.model.lora.alpha, run.model.lora.dropout) == (16, 8, 0.05)
+    assert (run.model.lora.rank, run.model.lora.alpha, run.model.lora.dropout) == (32, 8, 0.05)
     assert run.model.lora.target_modules == ["q_proj", "v_proj"]
     (source,) = run.data.sources
     assert (source.path, source.train_split, source.test_split) == (
@@ -379,8 +379,11 @@ def test_the_type_of_a_dataset_of_axolotl_names_its_columns():
 
 
 def test_secrets_are_not_shown():
-    result = import_config({**MODEL, "hub_token": "hf_secret"})
-    assert "hf_secret" not in result.text
+    imported = import_config({**MODEL, "hub_token": "hf_secret", "env": {"HF_TOKEN": "hf_secret"}})
+    lines = summary_lines("TRL", imported.fates)
+    assert any("hub_token" in line for line in lines)
+    assert any("- env: environment variables are set outside" in line for line in imported.text.splitlines())
+    assert "hf_secret" not in imported.text + " ".join(lines)
 
 
 HINTS = {

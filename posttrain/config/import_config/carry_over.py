@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from posttrain.config.equivalents.entry import Equivalent, Tool, WithoutEquivalent
 from posttrain.config.equivalents.fates import Fate, NotCarriedOver, NotNeeded, Reading
 from posttrain.config.equivalents.tools import rule_of
-from posttrain.config.import_source import read_source
-from posttrain.config.import_text import config_text, nested
-from posttrain.config.messages import explain
+from posttrain.config.explain import explain
+from posttrain.config.import_config.config_text import config_text, nested
+from posttrain.config.import_config.read_source import read_source
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import UserError
 

@@ -74,8 +74,16 @@ def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
 
 @click.command()
 @click.option("--checks", is_flag=True, help="Print the data checks instead.")
-def settings(checks: bool) -> None:
+@click.option(
+    "--equivalents", is_flag=True, help="Print the names of our settings in TRL, LLaMA-Factory and axolotl instead."
+)
+def settings(checks: bool, equivalents: bool) -> None:
     """Print a table of all settings."""
+    if equivalents:
+        from posttrain.config.equivalents import equivalents_tables
+
+        click.echo(equivalents_tables())
+        return
     from posttrain.config.reference_tables import checks_table, settings_table
 
     click.echo(checks_table() if checks else settings_table())

@@ -7,6 +7,7 @@ import click
 from posttrain import __version__
 from posttrain.cli.ab_commands import ab
 from posttrain.cli.config_commands import check, data, settings
+from posttrain.cli.import_command import import_config_command
 from posttrain.cli.model_commands import chat, export
 from posttrain.cli.project_commands import init, run
 from posttrain.cli.report_commands import compare, report
@@ -21,7 +22,22 @@ def main() -> None:
     """Train SFT, then DPO from that SFT model, and measure on held-out data whether DPO helped."""
 
 
-for command in (init, check, data, run, report, compare, export, chat, ab, stack, schedule, send, settings):
+for command in (
+    init,
+    import_config_command,
+    check,
+    data,
+    run,
+    report,
+    compare,
+    export,
+    chat,
+    ab,
+    stack,
+    schedule,
+    send,
+    settings,
+):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # Where `make bench-peer` installs LLaMA-Factory, which needs other versions of the same packages.
 export BENCH_PEER ?= $(or $(POSTTRAIN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/posttrain)/benchmarks/llamafactory-0.9.5
 
-.PHONY: run test test-fast test-soak test-services test-remote wheel-test compat lint docs screenshots lock audit setup clean \
+.PHONY: run test test-fast test-soak test-services test-remote wheel-test lint docs lock audit setup clean \
     bench bench-quick bench-peer bench-table
 
 run: setup

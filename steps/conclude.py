@@ -36,7 +36,7 @@ def conclude(report: RunReport) -> None:
             log_generations(tracking, report.generations)
         if "promote" not in worked:
             log_promotion(tracking, report.promotion)
-    log_metadata({"outcome": outcome, "figures_of": origin}, run_id_name_or_prefix=run.id)
+    log_metadata(metadata={"outcome": outcome, "figures_of": origin}, run_id_name_or_prefix=run.id)
     delete_training_checkpoints(run)
     if outcome == UNCHANGED:
         add_tags(tags=[UNCHANGED], run=run.id)

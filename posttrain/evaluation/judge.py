@@ -237,7 +237,7 @@ class Endpoint:
         try:
             answer = str(response.json()["choices"][0]["message"]["content"])
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            sent = self._session.headers.get("Authorization", "").removeprefix("Bearer ") or "no key"
+            sent = str(self._session.headers.get("Authorization", "")).removeprefix("Bearer ") or "no key"
             raise NoVerdict(f"no chat completion: {response.text.replace(sent, '…')[:80]}") from error
         _write(cached, json.dumps(answer))
         return answer

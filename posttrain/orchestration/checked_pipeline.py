@@ -29,7 +29,7 @@ class CheckedPipeline(Pipeline):
         super().__init__(name=name, entrypoint=entrypoint, cache_policy=CachePolicy(cache_func=code_digest))
         self.default_config = default_config
 
-    def with_options(self, config_path: str | None = None, **options: Any) -> Pipeline:
+    def with_options(self, config_path: str | None = None, **options: Any) -> Pipeline:  # type: ignore[override]
         """A copy that is told everything by one file.
 
         The default is taken here and not baked in: ZenML merges a second file into the first, key by key.

@@ -10,7 +10,7 @@ that was interrupted, or done by two at once, is put in order by `reconcile`, wh
 import contextlib
 import hashlib
 import logging
-from typing import Any
+from typing import Any, cast
 
 from zenml import log_metadata
 from zenml.artifacts.utils import get_artifacts_versions_of_pipeline_run
@@ -79,7 +79,7 @@ def settle(
         "pipeline_run": str(run.id),
         "pipeline_run_name": run.name,
     }
-    log_metadata(metadata, model_version_id=version.id)
+    log_metadata(metadata=metadata, model_version_id=version.id)
     if promotion.promoted:
         version.set_stage(ModelStages.PRODUCTION, force=True)
     reconcile(name, tracker.uri)
@@ -133,10 +133,10 @@ def reconcile(name: str, uri: str) -> None:
         registry = ModelRegistry(uri, name)
         numbers = registry.numbers()
         for version in reversed(_judged(name)):
-            number = numbers.get(version.name) or registry.register(_registration(name, version))
+            number = numbers.get(str(version.name)) or registry.register(_registration(name, version))
             if version.run_metadata.get("mlflow_version") != number:
                 link = {"mlflow_version": number, "mlflow_model": registry.link(number)}
-                log_metadata(link, model_version_id=version.id)
+                log_metadata(metadata={**link}, model_version_id=version.id)
         written = None
         while (aliases := _aliases(name, registry.numbers())) != written:  # again, if another promotion came in between
             for alias, target in aliases.items():
@@ -152,15 +152,15 @@ def _aliases(name: str, numbers: dict[str, str]) -> dict[str, str | None]:
     since = champion.number if champion else 0
     refused = [v for v in judged if v.number > since and v.run_metadata["promoted"] is False]
     return {
-        CHAMPION: numbers.get(champion.name) if champion else None,
-        CHALLENGER: numbers.get(refused[0].name) if refused else None,
+        CHAMPION: numbers.get(str(champion.name)) if champion else None,
+        CHALLENGER: numbers.get(str(refused[0].name)) if refused else None,
     }
 
 
 def _registration(name: str, version: ModelVersionResponse) -> Registration:
     about = version.run_metadata
     return Registration(
-        version=version.name,
+        version=str(version.name),
         source=str(about["source"]),
         tags={
             "zenml.model": name,
@@ -169,7 +169,7 @@ def _registration(name: str, version: ModelVersionResponse) -> Registration:
             "posttrain.digest": str(about["digest"]),
             "promoted": str(about["promoted"]).lower(),
         },
-        description="; ".join(about["reasons"]),
+        description="; ".join(cast("list[str]", about["reasons"])),
         experiment=str(about["experiment"]),
         pipeline_run=str(about["pipeline_run"]),
     )

@@ -19,7 +19,8 @@ def step(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """ZenML's `step`; but what the user must mend is not tried again, and a failure is told to the stack's alerters."""
     if function is None:
         return functools.partial(step, **options)
-    return zenml.step(_no_mistake_twice(function), on_failure=alert, **options)
+    # None of zenml.step's overloads takes options that are not spelled out.
+    return zenml.step(_no_mistake_twice(function), on_failure=alert, **options)  # type: ignore[call-overload]
 
 
 def alert(exception: BaseException) -> None:

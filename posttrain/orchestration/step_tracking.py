@@ -28,7 +28,7 @@ def tracked(*, nested: bool, point: DpoSection | None = None) -> Iterator[Tracke
         point: of a sweep, in place of the section that the run was told.
     """
     context = get_step_context()
-    config = RunConfig.model_validate(context.pipeline_run.config.parameters["config"])
+    config = RunConfig.model_validate((context.pipeline_run.config.parameters or {})["config"])
     settings = config.model_dump(exclude={"sweep"} if point or not config.sweep else None)
     if point:
         settings["dpo"] = point.model_dump()

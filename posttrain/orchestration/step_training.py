@@ -27,7 +27,7 @@ def training_stage(
         data: digests of what is trained on and from.
     """
     context = get_step_context()
-    config = RunConfig.model_validate(context.pipeline_run.config.parameters["config"])
+    config = RunConfig.model_validate((context.pipeline_run.config.parameters or {})["config"])
     about = (base.model_dump(), model.model_dump(), section.model_dump(), seed, data, code_digest())
     name = type(section).__name__.removesuffix("Section").lower()
     store = Client().active_stack.artifact_store.path

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tiny_folder) -> tuple[str, str]:
+def runs(tmp_path_factory, tiny_folder) -> tuple[str, ...]:
     """Two runs that differ in beta."""
     folder = tmp_path_factory.mktemp("commands")
     names = []
@@ -61,7 +61,7 @@ def test_report_writes_the_page_of_the_named_run(runs, tmp_path):
 def test_the_dashboard_and_the_command_show_the_same_page(runs, tmp_path):
     call("report", runs[0], "--html", tmp_path / "page.html")
     (artifact,) = Client().get_pipeline_run(runs[0]).steps["report"].outputs["report"]
-    (shown,) = artifact.visualizations
+    (shown,) = list(artifact.visualizations or [])
     assert Path(shown.uri).read_text() == (tmp_path / "page.html").read_text()
 
 

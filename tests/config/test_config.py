@@ -126,7 +126,7 @@ FILES = {
     "empty": ("", "holds no settings"),
     "a section at the top": ("dpo: {beta: 1}", "dpo: unknown key (run settings go under `parameters: config:`)"),
     "unknown top key": ("scedule: {}", "scedule: unknown key (did you mean 'schedule'?)"),
-    "unknown parameter": ("parameters: {beta: 1}", "parameters.beta: unknown key (the one parameter is `config`)"),
+    "unknown parameter": ("parameters: {beta: 1}", "parameters.beta: unknown key (the only parameter is `config`)"),
     "not utf-8": (b"\xff\xfe", "not valid YAML"),
 }
 

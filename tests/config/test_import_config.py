@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -442,7 +443,7 @@ def test_a_table_names_each_setting_once_and_points_to_ours(tool):
     assert [name for name, n in counts.items() if n > 1] == []
     for entry in tool.equivalents:
         assert callable(rule_of(entry))
-        section = RunConfig
+        section: Any = RunConfig
         *sections, leaf = entry.ours.replace("[]", "").split(".")
         for part in sections:
             annotation = section.model_fields[part].annotation

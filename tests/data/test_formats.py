@@ -47,7 +47,7 @@ SOURCE = Source(path="x")
 def read(layout, *rows, **settings):
     """What a layout makes of rows, checked: for each row its pairs (the parts of each), or the reasons why there are none."""
     source = Source(path="x", **settings)
-    found = list(read_rows(source, LAYOUTS[layout], enumerate(rows)))
+    found = list(read_rows(source, LAYOUTS[layout], enumerate(rows)))  # type: ignore[type-var]
     assert sorted(i for i, _ in found) == list(range(len(rows)))  # each row is answered for once
     return [[checked(item) for item in items] for _, items in sorted(found, key=lambda answer: answer[0])]
 
@@ -292,7 +292,7 @@ def test_each_layout_recognises_the_rows_it_can_read():
     for cases, layouts in ((PAIRS, PREFERENCE_LAYOUTS), (EXAMPLES, INSTRUCTION_LAYOUTS)):
         for layout, row, expected in cases:
             if not isinstance(expected, str) and not (layout == "explicit" and isinstance(row["chosen"], list)):
-                assert find_layout(Source(path="x"), [row], layouts)[0] == layout, row
+                assert find_layout(Source(path="x"), [row], layouts)[0] == layout, row  # type: ignore[misc, list-item]
 
 
 def test_a_dirty_first_row_does_not_hide_the_layout():

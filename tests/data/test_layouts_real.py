@@ -20,7 +20,7 @@ def read(path, layouts=PREFERENCE_LAYOUTS, **settings):
     """The layout that a file turns out to have, its pairs, and its rows by what became of them."""
     source = Source(path=str(path), **settings)
     records = [(record, record.values) for record in open_source(source).read()]
-    name, layout = find_layout(source, [values for _, values in records[:64]], layouts)
+    name, layout = find_layout(source, [values for _, values in records[:64]], layouts)  # type: ignore[misc]
     found, counts = [], Counter(rows=len(records))
     for _, items in read_rows(source, layout, records):
         counts["part of others"] += not items

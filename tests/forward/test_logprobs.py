@@ -25,7 +25,7 @@ def test_completion_logps_by_hand():
 
 def test_dpo_loss_by_hand():
     """Rewards 0.5 * (-10 + 12) = 1 and 0.5 * (-9 + 8) = -0.5: margin 1.5, loss -ln sigmoid(1.5) = 0.2014."""
-    loss, margin = dpo_loss(*(torch.tensor([x]) for x in (-10.0, -9.0, -12.0, -8.0)), beta=0.5)
+    loss, margin = dpo_loss(*(torch.tensor([x]) for x in (-10.0, -9.0, -12.0, -8.0)), beta=0.5)  # type: ignore[misc]
     assert margin.item() == pytest.approx(1.5)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1.5)))
 

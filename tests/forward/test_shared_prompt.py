@@ -274,9 +274,9 @@ def test_attention_in_bfloat16_is_computed_in_fp32_on_a_cpu():
     """Also under autocast: exactly the fp32 result of the same inputs, rounded once."""
     segments = Segments(((3, 4, 2), (0, 5)))
     inputs = [torch.randn(1, n, 14, 8, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (4, 2, 2)]
-    expected = _by_segment(*(part.float() for part in inputs), segments)
+    expected = _by_segment(*(part.float() for part in inputs), segments)  # type: ignore[call-arg]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = _by_segment(*inputs, segments)
+        found = _by_segment(*inputs, segments)  # type: ignore[call-arg]
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, expected.bfloat16())
 

@@ -75,7 +75,7 @@ class Place:
     def champions(self) -> tuple[list[str], str | None]:
         """In production in ZenML, and the name in ZenML of MLflow's champion."""
         standing = Client().list_model_versions(model=self.name, stage=ModelStages.PRODUCTION).items
-        return [version.name for version in standing], self.alias("champion")
+        return [str(version.name) for version in standing], self.alias("champion")
 
     def alias(self, alias: str) -> str | None:
         registry = ModelRegistry(self.uri, self.name)
@@ -296,7 +296,8 @@ def test_two_in_production_become_one(place: Place) -> None:
     with Session(Client().zen_store.engine) as session:
         ids = [str(place.version(which).id).replace("-", "") for which in ("first", "second")]
         for version_id in ids:
-            session.exec(text("UPDATE model_version SET stage = 'production' WHERE id = :id").bindparams(id=version_id))
+            update = text("UPDATE model_version SET stage = 'production' WHERE id = :id").bindparams(id=version_id)
+            session.exec(update)  # type: ignore[call-overload]
         session.commit()
     assert len(place.champions()[0]) == 2
     champion = sole_champion(place.name)

@@ -86,7 +86,7 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, secrets: dict[str, st
         configuration={
             "path": f"s3://{name}/artifacts",
             "authentication_secret": name,
-            "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"},
+            "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"},  # type: ignore[dict-item]
         },
     )
     parts = {kind: components[0].id for kind, components in default.components.items()}

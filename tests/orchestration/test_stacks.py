@@ -76,7 +76,7 @@ def services() -> Iterator[tuple[str, dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def kubernetes(
     services: tuple[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[], dict[str, tuple[str, str]]]]:
+) -> Iterator[Callable[..., dict[str, tuple[str, str]]]]:
     """The stack of `configs/stacks/kubernetes.sh` on these servers; called, what the check finds of each part."""
     host, folder = services[0], tmp_path_factory.mktemp("kubernetes")
     s3 = ThreadedMotoServer(port=0, verbose=False)

@@ -159,7 +159,7 @@ def with_no_room_for_the_best(callbacks):
     def refuse(tensors, path):
         raise OSError(28, "No space left on device")
 
-    stopping.save_file = refuse
+    stopping.save_file = refuse  # type: ignore[assignment]
 
 
 def with_little_memory(callbacks):

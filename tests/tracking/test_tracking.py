@@ -176,7 +176,7 @@ def test_a_resumed_training_tells_its_whole_history_once(tracker: Tracker) -> No
     """5,000 logs of an attempt that was killed are told again at once, then the training goes on."""
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    def tell(stage: tracking.Stage, logs: range) -> None:
+    def tell(stage: tracking.TrackedStage, logs: range) -> None:
         callback = tracking.metrics_callback(stage)
         for step in logs:
             state = TrainerState(global_step=step, is_world_process_zero=True)

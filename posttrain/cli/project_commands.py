@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -25,9 +26,11 @@ def init(folder: Path) -> None:
     """
     with clean_errors():
         make_project(folder)
-    click.echo(f"Made a project in {folder}. To train the built-in demo, in a few minutes on two CPU cores:")
-    click.echo(f"  cd {folder}\n  zenml pipeline run dpo_pipeline")
-    click.echo("For your own data, see README.md there.")
+    click.echo(f"Project made: {folder.resolve()}")
+    click.echo("To train the built-in demo, in a few minutes on two CPU cores:")
+    if folder.resolve() != Path.cwd():
+        click.echo(f"  cd {shlex.quote(str(folder))}")
+    click.echo("  zenml pipeline run dpo_pipeline\nFor your own data, see README.md there.")
 
 
 @click.command()
@@ -49,22 +52,16 @@ def run(config: Path | None, assignments: tuple[str, ...], stack: str | None) ->
         config = config or Path(os.path.relpath(project / "configs" / "demo.yaml"))
         document, checked = load_document(config, assignments)
         pipeline = "sweep_pipeline" if checked.sweep else "dpo_pipeline"
+        from posttrain.orchestration.zenml_command import run_pipeline
+
         if not assignments:
-            _run_pipeline(pipeline, config, stack)
+            run_pipeline(pipeline, config, stack)
             return
-    with tempfile.TemporaryDirectory(prefix="posttrain-") as folder:
-        effective = Path(folder) / config.name
-        effective.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        try:
-            _run_pipeline(pipeline, effective, stack)
-        except click.ClickException as error:
-            message = error.message.replace(str(effective), f"{config} with --set")
-            raise click.ClickException(message) from error
-
-
-def _run_pipeline(name: str, config: Path, stack: str | None) -> None:
-    """Run a pipeline as ZenML's own command does."""
-    from zenml_cli import cli
-
-    options = ["--stack", stack] if stack else []
-    cli.main(["pipeline", "run", name, "--config", str(config), *options], prog_name="zenml", standalone_mode=False)
+        with tempfile.TemporaryDirectory(prefix="posttrain-") as folder:
+            effective = Path(folder) / config.name
+            effective.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            try:
+                run_pipeline(pipeline, effective, stack)
+            except click.ClickException as error:
+                message = error.message.replace(str(effective), f"{config} with --set")
+                raise click.ClickException(message) from error

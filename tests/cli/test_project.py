@@ -71,6 +71,12 @@ def test_init_tells_what_to_do_next(tmp_path: Path):
     assert f"cd {tmp_path / 'new' / 'project'}\n  zenml pipeline run dpo_pipeline" in result.output
 
 
+def test_init_in_the_current_folder_needs_no_cd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert "cd " not in call("init", ".").output
+    assert (tmp_path / "dpo_pipeline.py").exists()
+
+
 def test_init_takes_an_empty_folder_and_no_other(tmp_path: Path):
     assert call("init", tmp_path).exit_code == 0
     result = call("init", tmp_path)
@@ -99,12 +105,19 @@ def test_run_without_a_project_says_how_to_make_one(tmp_path: Path, monkeypatch:
 
 
 def test_run_is_zenmls_command(project: Path, started: list[list[str]]):
-    assert call("run", "--stack", "gpu").exit_code == 0
+    assert call("run", "--stack", "default").exit_code == 0
     assert call("run", "configs/sweep.yaml").exit_code == 0
     assert [told[:-1] for told in started] == [
-        ["pipeline", "run", "dpo_pipeline", "--config", "configs/demo.yaml", "--stack", "gpu"],
+        ["pipeline", "run", "dpo_pipeline", "--config", "configs/demo.yaml", "--stack", "default"],
         ["pipeline", "run", "sweep_pipeline", "--config", "configs/sweep.yaml"],
     ]
+
+
+def test_run_names_the_stacks_that_there_are(project: Path, started: list[list[str]]):
+    result = call("run", "--stack", "nope")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith("Error: --stack nope: no such stack (known: ")
+    assert started == []
 
 
 def test_run_with_other_settings_leaves_the_rest_of_the_file_alone(project: Path, started: list[list[str]]):
@@ -136,8 +149,10 @@ def test_check_uses_the_values_of_set(project: Path):
     assert "dpo: about 3561 rows, effective batch size 21" in result.output
 
 
-def test_a_mistake_that_zenml_finds_names_the_users_file(project: Path):
-    path = project / "mine.yaml"
+def test_a_mistake_that_zenml_finds_names_the_users_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In the repository: a new project's pipelines would stay imported in this process."""
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "mine.yaml"
     path.write_text("steps: {train_dpoo: {}}\nparameters: {config: {name: mine}}\n")
     result = call("run", path, "--set", "dpo.beta=0.2")
     assert result.exit_code == 1

@@ -7,11 +7,15 @@ import sys
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from support.paths import ROOT
 
 from docs.generate import FOLDER, PAGES
+from posttrain.config.check_policies import REASONS
+from posttrain.config.layouts import INSTRUCTION_FORMATS, PREFERENCE_FORMATS
+from posttrain.config.training_sections import LossType
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LOADING = {
@@ -144,3 +148,10 @@ def test_search_works_without_a_server(site):
     """Browsers forbid workers on pages that are opened as files; a small script of the site replaces them."""
     assert "assets/iframe-worker.js" in (site / "index.html").read_text(encoding="utf-8")
     assert (site / "search" / "search_index.js").exists()
+
+
+def test_counts_in_the_readme_are_current():
+    assert f"{len(REASONS)} checks" in README
+    assert f"TRL's {len(get_args(LossType))} losses" in README
+    assert len(PREFERENCE_FORMATS + INSTRUCTION_FORMATS) == 20
+    assert "twenty layouts" in README

@@ -1,1 +1,1 @@
-"""What produces the speed figures of the README: `make bench`, `make bench-quick`, `make bench-table`."""
+"""What produces the speed figures of docs/performance.md: `make bench`, `make bench-quick`, `make bench-table`."""

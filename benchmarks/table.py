@@ -1,4 +1,4 @@
-"""The README's table and picture, from the results: `python -m benchmarks.table`."""
+"""Write the tables and the picture of docs/performance.md from the results: `python -m benchmarks.table`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from benchmarks.cases import BASELINE, RESULTS, ROOT
 
 Row = dict[str, Any]
 BEGIN, END = "<!-- from `make bench-table`; a test compares -->", "<!-- end of `make bench-table` -->"
-PICTURE = RESULTS / "pairs_per_s.svg"
+PAGE = ROOT / "docs" / "performance.md"
+PICTURE = PAGE.parent / "images" / "pairs_per_s.svg"
 LABELS = {
     "ours": "this project",
-    "trl_default": "TRL, its defaults",
-    "trl_best": "TRL, reference before, no checkpointing",
+    "trl_default": "TRL, defaults",
+    "trl_best": "TRL, precomputed reference, no checkpointing",
     "llamafactory": "LLaMA-Factory 0.9.5",
 }
 COLOURS = {
@@ -26,69 +27,94 @@ COLOURS = {
     "llamafactory": "#d9a441",
 }
 COLUMNS = (
-    "| pairs, model, method, precision | engine | pairs/s | times TRL's defaults | wall time | peak memory | tokens a pair "
-    "| head rows a pair | losses |",
+    "| model, method, precision | engine | pairs/s | × TRL's defaults | wall time | peak memory | tokens per pair "
+    "| LM head rows per pair | losses |",
     "|---|---|---|---|---|---|---|---|---|",
 )
 OTHERS = ("ladder", "sweep-", "growth", "load")
-"""How the names of groups begin that have tables of their own."""
+"""Prefixes of the groups that have tables of their own."""
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, list[Row]]:
-    """Every group's rows, by the group's name."""
+    """Return the rows of every group, by the group's name."""
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
 
 
 def table(groups: dict[str, list[Row]]) -> str:
-    """The README's block, as Markdown."""
+    """Return all tables as Markdown."""
     engines = {name: rows for name, rows in groups.items() if not name.startswith(OTHERS)}
     for name in list(engines):
-        engines.pop(f"quick-{name}", None)  # the full run's group says all that the quick one's does
-    parts = []
-    if engines:
-        parts.append("\n".join([*COLUMNS, *(engine_row(row) for rows in engines.values() for row in rows)]))
-    if "ladder" in groups:
-        first = groups["ladder"][0]
-        heads = f"| one lever more a line ({_case(first)}) | pairs/s | times the first | peak memory | losses |"
-        parts.append("\n".join([heads, "|---|---|---|---|---|", *(ladder_row(row) for row in groups["ladder"])]))
-    if sweeps := [rows for name, rows in groups.items() if name.startswith("sweep-")]:
-        heads = (
-            "| four betas, raw file to evaluated models | engine | steps a beta | wall time | times TRL's defaults |"
-        )
-        lines = [
-            f"| {_case_and_precision(row)} | {LABELS[row['engine']]} | {row['n_steps']} | {_seconds(row['sweep_wall_s'])} "
-            f"| {rows[0]['sweep_wall_s'] / row['sweep_wall_s']:.2f} |"
-            for rows in sweeps
-            for row in rows
-        ]
-        parts.append("\n".join([heads, "|---|---|---|---|---|", *lines]))
-    if growth := groups.get("growth"):
-        rates = ", ".join(f"{row['n_train']} pairs: {row['pairs_per_s']:.1f} pairs/s" for row in growth)
-        rates_per_s = [row["pairs_per_s"] for row in growth]
-        parts.append(
-            f"Growth ({_case_and_precision(growth[0])}): {rates}; largest over smallest {max(rates_per_s) / min(rates_per_s):.2f}."
-        )
-    for row in groups.get("load", ()):
-        n = row["n_train"] + row["n_test"]
-        parts.append(
-            f"Loading and checking 100 000 pairs ({row['text_gib']:.2f} GiB): {row['load_s']:.1f} s, memory from "
-            f"{row['rss_before_gib']:.2f} to {row['peak_rss_gib']:.2f} GiB ({n} pairs left in train and test)."
-        )
+        engines.pop(f"quick-{name}", None)  # the full run replaces the quick one
+    parts = [*_engine_tables(engines), *_ladder_table(groups.get("ladder", []))]
+    parts += _sweep_table([rows for name, rows in groups.items() if name.startswith("sweep-")])
+    parts += _growth_and_load(groups)
     if parts:
         commits: dict[str, set[str]] = {}
         for row in (row for group in groups.values() for row in group):
             commits.setdefault(_where(row), set()).add(row["commit"])
-        parts.append("; ".join(f"{where} {' '.join(sorted(made))}" for where, made in sorted(commits.items())) + ".")
+        machines = "; ".join(f"{where} {' '.join(sorted(made))}" for where, made in sorted(commits.items()))
+        parts.append(f"Measured on: {machines}.")
         if engines:
-            parts.append(f"![Pairs per second of each engine]({PICTURE.relative_to(ROOT).as_posix()})")
-    return "\n\n".join(parts) or "No results yet: `make bench-quick` or `make bench`, then `make bench-table`."
+            parts.append(f"![Pairs per second of each engine]({PICTURE.relative_to(PAGE.parent).as_posix()})")
+    return "\n\n".join(parts) or "No results yet: run `make bench-quick` or `make bench`, then `make bench-table`."
+
+
+def _engine_tables(engines: dict[str, list[Row]]) -> list[str]:
+    """Return one heading and one table for each kind of pairs."""
+    by_profile: dict[str, list[Row]] = {}
+    for row in (row for rows in engines.values() for row in rows):
+        by_profile.setdefault(row["profile"], []).append(row)
+    return [
+        "\n".join([f"### Pairs: {profile}\n", *COLUMNS, *map(engine_row, rows)]) for profile, rows in by_profile.items()
+    ]
+
+
+def _ladder_table(ladder: list[Row]) -> list[str]:
+    if not ladder:
+        return []
+    heads = "| engine | pairs/s | × the first | peak memory | losses |"
+    title = f"### One optimisation after another ({_case(ladder[0])})\n"
+    return ["\n".join([title, heads, "|---|---|---|---|---|", *map(ladder_row, ladder)])]
+
+
+def _sweep_table(sweeps: list[list[Row]]) -> list[str]:
+    if not sweeps:
+        return []
+    heads = "| pairs, model, method, precision | engine | steps per beta | wall time | × TRL's defaults |"
+    lines = [
+        f"| {_case_and_precision(row)} | {LABELS[row['engine']]} | {row['n_steps']} | {_seconds(row['sweep_wall_s'])} "
+        f"| {rows[0]['sweep_wall_s'] / row['sweep_wall_s']:.2f} |"
+        for rows in sweeps
+        for row in rows
+    ]
+    title = "### A sweep of four betas, from the raw file to evaluated models\n"
+    return ["\n".join([title, heads, "|---|---|---|---|---|", *lines])]
+
+
+def _growth_and_load(groups: dict[str, list[Row]]) -> list[str]:
+    """Return how speed and memory depend on the number of pairs."""
+    lines = []
+    if growth := groups.get("growth"):
+        rates_per_s = [row["pairs_per_s"] for row in growth]
+        rates = ", ".join(f"{row['n_train']} pairs: {row['pairs_per_s']:.1f} pairs/s" for row in growth)
+        lines.append(
+            f"Training speed ({_case_and_precision(growth[0])}): {rates}; largest over smallest "
+            f"{max(rates_per_s) / min(rates_per_s):.2f}."
+        )
+    for row in groups.get("load", ()):
+        n = row["n_train"] + row["n_test"]
+        lines.append(
+            f"Loading and checking 100 000 pairs ({row['text_gib']:.2f} GiB): {row['load_s']:.1f} s, memory from "
+            f"{row['rss_before_gib']:.2f} to {row['peak_rss_gib']:.2f} GiB ({n} pairs left in train and test)."
+        )
+    return ["### More pairs", *lines] if lines else []
 
 
 def engine_row(row: Row) -> str:
-    """A row of the first table."""
+    """Return a row of an engine table."""
     wall = _seconds(row["wall_s"])
     cells = [
-        _case_and_precision(row),
+        f"{row['model']}, {row['method']}, {row['dtype']}",
         LABELS[row["engine"]],
         f"{row['pairs_per_s']:.3g}",
         f"{row['speedup_over_baseline']:.2f}",
@@ -102,7 +128,7 @@ def engine_row(row: Row) -> str:
 
 
 def ladder_row(row: Row) -> str:
-    """A row of the ladder."""
+    """Return a row of the table of optimisations."""
     cells = [
         row["engine"],
         f"{row['pairs_per_s']:.3g}",
@@ -114,10 +140,10 @@ def ladder_row(row: Row) -> str:
 
 
 def _parity(row: Row) -> str:
-    deviation = "no number" if row["max_deviation"] is None else f"{row['max_deviation']:.0e}"
+    deviation = "not finite" if row["max_deviation"] is None else f"{row['max_deviation']:.0e}"
     if row["engine"].startswith((BASELINE, "TRL's defaults")):
-        return "the standard"
-    return f"equal to {deviation}" if row["parity"] else f"**differ by {deviation}: does not count**"
+        return "baseline"
+    return f"agree to {deviation}" if row["parity"] else f"**differ by {deviation}: does not count**"
 
 
 def _per_pair(row: Row, key: str) -> str:
@@ -142,11 +168,11 @@ def _where(row: Row) -> str:
 
 
 def draw(groups: dict[str, list[Row]], file: Path = PICTURE) -> None:
-    """A bar chart of pairs per second, one panel a case, as SVG."""
+    """Draw a bar chart of pairs per second as SVG, one panel per case."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "posttrain"  # the same results make the same file
+    matplotlib.rcParams["svg.hashsalt"] = "posttrain"  # same results, same file
     from matplotlib import pyplot
 
     cases = {name: rows for name, rows in groups.items() if not name.startswith(OTHERS)}
@@ -169,16 +195,15 @@ def draw(groups: dict[str, list[Row]], file: Path = PICTURE) -> None:
     pyplot.close(figure)
 
 
-def with_block(readme: str, block: str) -> str:
-    """The README with another block between the two marks."""
-    assert BEGIN in readme, "the README has lost the mark of its benchmark table"
+def with_block(page: str, block: str) -> str:
+    """Return the page with another block between the two marks."""
+    assert BEGIN in page, f"{PAGE} has lost the mark of its benchmark tables"
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{block}\n\n{END}", readme)
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{block}\n\n{END}", page)
 
 
 if __name__ == "__main__":
     groups = read_results()
     draw(groups)
-    page = ROOT / "README.md"
-    page.write_text(with_block(page.read_text(encoding="utf-8"), table(groups)), encoding="utf-8")
+    PAGE.write_text(with_block(PAGE.read_text(encoding="utf-8"), table(groups)), encoding="utf-8")
     print(table(groups), file=sys.stdout)

@@ -1,4 +1,4 @@
-"""The benchmark's own machinery: it counts right, it refuses an engine that trains otherwise, and the README shows its results."""
+"""The benchmark itself: it counts correctly, refuses an engine that trains differently, and the docs show its results."""
 
 import json
 import math
@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.paths import ROOT
 
 from benchmarks import bench, cases, levers
 from benchmarks.cases import ENGINES, Case
 from benchmarks.gate import HeadRows
-from benchmarks.table import BEGIN, END, draw, read_results, table
+from benchmarks.table import BEGIN, END, PAGE, draw, read_results, table
 
 LN_2 = math.log(2)
 
@@ -73,7 +72,8 @@ def test_ours_trains_as_trl_does_and_computes_less(tiny_cache, capsys):
     picture = (bench.CACHE / "bars.svg").read_text(encoding="utf-8")
     assert picture.count("does not count") == 1
     shown = table({"tiny": [standard, wrong]})
-    assert "| short, tiny, lora, fp32 | this project |" in shown
+    assert "### Pairs: short" in shown
+    assert "| tiny, lora, fp32 | this project |" in shown
     assert "does not count" in shown
 
 
@@ -83,10 +83,10 @@ def test_a_missing_peer_is_named_and_left_out(tmp_path, monkeypatch, capsys):
     assert "make bench-peer" in capsys.readouterr().out
 
 
-def test_the_readme_shows_the_results():
-    """`make bench-table` prints what stands there."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = readme[readme.index(BEGIN) + len(BEGIN) : readme.index(END)]
+def test_the_documentation_shows_the_results():
+    """`make bench-table` writes them."""
+    page = PAGE.read_text(encoding="utf-8")
+    block = page[page.index(BEGIN) + len(BEGIN) : page.index(END)]
     assert block.strip() == table(read_results()).strip()
 
 

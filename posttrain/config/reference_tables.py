@@ -1,4 +1,4 @@
-"""The tables of every setting and every check in the README, made from the code."""
+"""Reference documentation of settings and data checks, generated from the code."""
 
 from __future__ import annotations
 
@@ -10,40 +10,57 @@ from posttrain.config import RunConfig
 from posttrain.config.check_policies import REASONS, allowed_policies
 
 Schema = dict[str, Any]
+TOP_LEVEL = "Run"
+"""Heading of the settings that belong to no section."""
+HEADER = "| setting | type | default | description |\n|---|---|---|---|"
 
 
 def settings_table() -> str:
-    """Every setting as a row of a Markdown table: its key, what it takes, its default, what it does."""
+    """Return every setting as Markdown: one heading and one table for each section of the config."""
     schema = RunConfig.model_json_schema()
-    return "\n".join(
-        ["| setting | takes | default | meaning |", "|---|---|---|---|", *_rows(schema, schema["$defs"], "")]
-    )
+    return "\n\n".join(_sections(schema, schema["$defs"], ""))
 
 
 def checks_table() -> str:
-    """Every check as a row of a Markdown table: its name, what may be done about it, what it means."""
+    """Return every data check as a Markdown table: its name, the possible policies, its meaning."""
     rows = (
-        f"| `{check}` | {', '.join([f'**{default}**', *others])} | {meaning} |"
+        f"| `{check}` | {', '.join([f'**{default}**', *others])} | {_cell(meaning)} |"
         for check, meaning in REASONS.items()
         for default, *others in [allowed_policies(check)]
     )
     return "\n".join(["| check | policies (default first) | meaning |", "|---|---|---|", *rows])
 
 
-def _rows(section: Schema, sections: dict[str, Schema], prefix: str) -> Iterator[str]:
+def _sections(section: Schema, sections: dict[str, Schema], prefix: str) -> Iterator[str]:
+    """Yield the Markdown of a section, then that of the sections inside it."""
+    rows, inner_sections = [], []
     for name, field in section["properties"].items():
         key, inner = prefix + name, _section(field, sections)
         if "$ref" not in field:
-            default = f"`{json.dumps(field['default'])}`" if "default" in field else "required"
-            takes = _takes(field).replace("|", "\\|")
-            yield f"| `{key}` | {takes} | {default} | {field.get('description', '')} |"
+            rows.append(_row(key, field))
         # The fields of a source are listed once, under data.sources.
         if inner is not None and (inner is not sections["Source"] or name == "sources"):
-            yield from _rows(inner, sections, f"{key}[]." if field.get("type") == "array" else f"{key}.")
+            inner_sections.append((inner, f"{key}[]." if field.get("type") == "array" else f"{key}."))
+    title = f"`{prefix.rstrip('.')}`" if prefix else TOP_LEVEL
+    about = [section["description"].split("\n\n")[0]] if prefix and "description" in section else []
+    table = ["\n".join([HEADER, *rows])] if rows else []
+    yield "\n\n".join([f"## {title}", *about, *table])
+    for inner, inner_prefix in inner_sections:
+        yield from _sections(inner, sections, inner_prefix)
+
+
+def _row(key: str, field: Schema) -> str:
+    default = f"`{json.dumps(field['default'])}`" if "default" in field else "required"
+    description = _cell(field.get("description", ""))
+    return f"| `{key}` | {_cell(_takes(field))} | {_cell(default)} | {description} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _section(field: Schema, sections: dict[str, Schema]) -> Schema | None:
-    """The section that a field holds, if it holds one."""
+    """Return the section that a field holds, or None."""
     for place in (field, field.get("items", {}), *field.get("anyOf", ())):
         if "$ref" in place:
             return sections[place["$ref"].rsplit("/", 1)[-1]]
@@ -51,7 +68,7 @@ def _section(field: Schema, sections: dict[str, Schema]) -> Schema | None:
 
 
 def _takes(field: Schema) -> str:
-    """The values of a field in words."""
+    """Return the allowed values of a field in words."""
     if "anyOf" in field:
         first, *others = (_takes(branch) for branch in field["anyOf"])
         return " or ".join([first, *("a list of them" if other == f"list of {first}" else other for other in others)])
@@ -60,10 +77,10 @@ def _takes(field: Schema) -> str:
     if "const" in field:
         return str(field["const"])
     if "$ref" in field:  # a section that may be left out
-        return "as `data.sources[]`" if field["$ref"].endswith("/Source") else "mapping"
+        return "like `data.sources[]`" if field["$ref"].endswith("/Source") else "mapping"
     if field["type"] == "array":
         return f"list of {'sources' if '$ref' in field['items'] else _takes(field['items'])}"
-    names = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    names = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     bounds = [f"{sign} {field[bound]:.10g}" for bound, sign in names.items() if bound in field]
-    words = {"string": "text", "integer": "whole number", "object": "mapping", "boolean": "true or false"}
+    words = {"string": "text", "integer": "integer", "object": "mapping", "boolean": "true or false"}
     return " ".join([words.get(field["type"], str(field["type"])), ", ".join(bounds)]).strip()

@@ -1,4 +1,4 @@
-"""The `posttrain` command and what the README says."""
+"""The `posttrain` command."""
 
 import subprocess
 import sys
@@ -10,17 +10,18 @@ from support.paths import ROOT
 
 from posttrain.cli.main import main
 from posttrain.config import ModelSection, load_config
-from posttrain.config.reference_tables import checks_table, settings_table
 from posttrain.errors import UserError
 from posttrain.models.memory import read_shape
 from posttrain.training.plan import plan
 
 
-def test_the_readme_lists_every_setting():
-    """`posttrain settings` prints what stands there."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert settings_table() in readme
-    assert checks_table() in readme
+@pytest.mark.parametrize(
+    ("arguments", "page"), [(["settings"], "settings.md"), (["settings", "--checks"], "checks.md")]
+)
+def test_settings_prints_the_reference(arguments, page):
+    printed = CliRunner().invoke(main, arguments).output
+    assert printed in (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")
+    assert printed.count("\n| `") > 30
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)

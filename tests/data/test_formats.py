@@ -455,7 +455,7 @@ def test_tools_are_kept_as_json_whatever_they_come_as():
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
 def test_a_layout_is_a_module_with_samples(name):
-    """What the README says of adding one: a file with these names, and a case here."""
+    """`docs/architecture.md` describes how to add one: a file with these names, and a case here."""
     layout = LAYOUTS[name]
     assert layout.__doc__
     assert layout.COLUMNS

@@ -79,7 +79,7 @@ def test_check_tells_that_there_is_no_such_base(base):
 def test_check_tells_that_a_base_is_not_whole(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(UserError, match="is no whole transformers model"):
+    with pytest.raises(UserError, match="is not a complete transformers model"):
         read_shape(ModelSection(base=str(tmp_path)))
 
 

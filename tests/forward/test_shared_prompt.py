@@ -241,7 +241,7 @@ def test_virtual_tokens_keep_trls_batches():
 
 def test_the_setting_keeps_trls_batches():
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
-    assert use_flat_batches(model, ModelSection(layout="padded")) == "model.layout asks for it"
+    assert use_flat_batches(model, ModelSection(layout="padded")) == "model.layout is set to padded"
 
 
 def test_generation_is_as_before():

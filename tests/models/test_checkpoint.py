@@ -39,7 +39,7 @@ def test_the_digest_is_of_the_model_not_of_its_history(folder):
 def test_a_changed_file_is_named(folder):
     seal(folder, [], **ABOUT)
     (folder / "model.safetensors").write_bytes(b"weightz")
-    with pytest.raises(UserError, match=r"model\.safetensors: was changed or torn"):
+    with pytest.raises(UserError, match=r"model\.safetensors: was changed or damaged"):
         Checkpoint.load(folder)
 
 

@@ -311,9 +311,9 @@ def test_settings_that_contradict_the_checkpoint_are_refused(after_sft):
     with pytest.raises(UserError, match="set it to lora"):
         load_model(after_sft.base, after_sft.section.model_copy(update={"method": "full"}), after_sft.checkpoint)
     wider = after_sft.section.model_copy(update={"lora": LoraSection(rank=64)})
-    with pytest.raises(UserError, match=r"rank 64 and alpha 32 are asked for, but the adapter of .* has 16 and 32"):
+    with pytest.raises(UserError, match=r"rank 64 and alpha 32 do not match the adapter of .*, which has 16 and 32"):
         load_model(after_sft.base, wider, after_sft.checkpoint)
-    with pytest.raises(UserError, match=r"alpaca is asked for, but .* was trained with tokenizer"):
+    with pytest.raises(UserError, match=r"alpaca does not match .*, which was trained with tokenizer"):
         load_chat(
             after_sft.base, after_sft.section.model_copy(update={"chat_template": "alpaca"}), after_sft.checkpoint
         )

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import yaml
 
+from posttrain import configure
 from posttrain.config import load_config, point_label
 from posttrain.errors import UserError
 
@@ -20,6 +21,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """SFT, then DPO, then an honest answer to whether DPO helped."""
+    configure()
 
 
 @main.command()

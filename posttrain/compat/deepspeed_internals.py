@@ -5,9 +5,22 @@ Functions import DeepSpeed themselves, as it is an optional dependency and takes
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
+
+
+def choose_deepspeed_accelerator() -> None:
+    """Tell DeepSpeed to use the CPU if there is no GPU. Call this before transformers loads or saves a model.
+
+    Reason: transformers and accelerate import DeepSpeed wherever it is installed. Without the variable DeepSpeed then searches
+    for an accelerator and prints warnings.
+    Read against: DeepSpeed 0.19 (environment variable `DS_ACCELERATOR`).
+    Remove when: transformers imports DeepSpeed only for a training that uses it.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def is_partitioned(parameter: Any) -> bool:

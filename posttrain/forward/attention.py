@@ -87,7 +87,7 @@ def no_mask(input_ids: Tensor) -> Tensor:
 
 
 def _attends_in_fp32(query: Tensor) -> bool:
-    """Return whether to compute in fp32: on a CPU the backward of torch 2.13's kernel is three times slower in bf16, even with AMX."""
+    """Return whether to compute in fp32: on a CPU the backward of torch 2.13's kernel is 3 times slower in bf16, even with AMX."""
     return query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 

@@ -90,10 +90,14 @@ class Checkpoint:
         check_names(manifest.files)
         for file in path.iterdir():
             if file.is_symlink() or not file.is_file():
-                raise UserError(f"{file}: is a link or a folder, which a checkpoint may not contain: fetch the checkpoint again")
+                raise UserError(
+                    f"{file}: is a link or a folder, which a checkpoint may not contain: fetch the checkpoint again"
+                )
         for name, expected in manifest.files.items():
             if file_digest(path / name) != expected:
-                raise UserError(f"{path / name}: was changed or damaged after it was written: fetch or train the checkpoint again")
+                raise UserError(
+                    f"{path / name}: was changed or damaged after it was written: fetch or train the checkpoint again"
+                )
         return cls(path, manifest)
 
 

@@ -12,6 +12,7 @@ from peft.utils.error import NoMatchingPeftModuleError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from posttrain.chat.template import Chat, prepare_chat
+from posttrain.compat.deepspeed_internals import choose_deepspeed_accelerator
 from posttrain.compat.glibc import keep_freed_memory
 from posttrain.compat.peft_internals import leave_casts_to_autocast
 from posttrain.config import LoraSection, ModelSection
@@ -19,6 +20,7 @@ from posttrain.errors import UserError
 from posttrain.models.base import LOCAL_ONLY, base_source, without_its_code
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.precision import device, uses_bf16
+from posttrain.progress import disable_library_bars
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 
@@ -29,8 +31,8 @@ def load_chat(base: Base, section: ModelSection, checkpoint: Checkpoint | None =
         template = checkpoint.manifest.template
         if section.chat_template and Path(section.chat_template).name != template:
             raise UserError(
-                f"model.chat_template: {section.chat_template} does not match {checkpoint.path}, which was trained with {template}: "
-                "remove the setting, or train SFT again"
+                f"model.chat_template: {section.chat_template} does not match {checkpoint.path}, which was trained with "
+                f"{template}: remove the setting, or train SFT again"
             )
         with without_its_code(str(checkpoint.path)):
             chat = prepare_chat(AutoTokenizer.from_pretrained(checkpoint.path, **LOCAL_ONLY), None)
@@ -53,6 +55,8 @@ def load_model(
     Raises:
         UserError: the checkpoint belongs to another base model, or the machine lacks what the method needs.
     """
+    disable_library_bars()
+    choose_deepspeed_accelerator()
     if checkpoint is not None and checkpoint.manifest.base.digest != base.digest:
         raise UserError(
             f"{checkpoint.path}: was trained from {checkpoint.manifest.base.id} ({checkpoint.manifest.base.digest[:16]}), but "

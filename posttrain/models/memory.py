@@ -75,7 +75,9 @@ def local_base(base: str) -> Path | None:
             return None
     except HFValidationError:
         pass
-    raise UserError(f"model.base: {base} is neither a folder, seen from {Path.cwd()}, nor a Hub id (`organisation/name`)")
+    raise UserError(
+        f"model.base: {base} is neither a folder, seen from {Path.cwd()}, nor a Hub id (`organisation/name`)"
+    )
 
 
 def weights_gib(section: TrainSection, model: ModelSection, shape: Shape, in_16_bit: bool) -> float:

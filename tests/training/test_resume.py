@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(cut_off_at_8, damage, says, 
     found = training.checkpoints.fetch_newest(tmp_path / "fetched")
     assert found is not None
     assert found.name == older.name
-    assert f"{newer.name} is torn or was changed" in caplog.text
+    assert f"{newer.name} is damaged" in caplog.text
     assert says in caplog.text
 
 
@@ -232,7 +232,7 @@ def test_a_training_goes_on_from_the_one_before_a_damaged_one(trainings, cut_off
     (newest / "adapter_model.safetensors").write_bytes(b"torn")
     final = run_to_its_end(training)
     assert final.digest == trainings[1]["sft"].digest
-    assert "is torn or was changed" in said(final.path)
+    assert "is damaged" in said(final.path)
 
 
 def test_files_outside_of_the_folder_are_not_fetched(trainings, tmp_path, caplog):
@@ -275,7 +275,7 @@ def test_one_whose_upload_was_cut_off_is_none(tmp_path):
     [
         ("with_a_store_that_refuses", "was not stored in .*Access Denied"),
         ("with_a_store_that_fails_half_an_upload", "was not stored in .*Connection reset"),
-        ("with_a_full_disk", "was not written to .*Training goes on"),
+        ("with_a_full_disk", "was not written to .*Training continues"),
     ],
 )
 def test_a_store_that_fails_costs_checkpoints_and_nothing_else(trainings, trap, says, tmp_path):

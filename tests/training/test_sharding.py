@@ -219,13 +219,13 @@ def test_autocast_goes_with_a_model_that_deepspeed_has():
     assert layer(inputs).dtype == torch.bfloat16
 
 
-def test_a_machine_without_deepspeed_is_told(monkeypatch):
+def test_zero_without_deepspeed_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="sharding: zero3 needs DeepSpeed, which is not here: set it to fsdp"):
+    with pytest.raises(UserError, match="sharding: zero3 needs DeepSpeed, which is not installed: set it to fsdp"):
         sharding_arguments("zero3")
 
 
-def test_one_process_has_nobody_to_share_with():
+def test_sharding_with_one_process_is_refused():
     with pytest.raises(
         UserError, match="sharding: fsdp shares a model out among several processes, and processes auto is one"
     ):

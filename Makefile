@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # Where make bench-peer puts LLaMA-Factory, which needs other versions of the same packages.
 export BENCH_PEER ?= $(or $(POSTTRAIN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/posttrain)/benchmarks/llamafactory-0.9.5
 
-.PHONY: run test test-soak test-services test-remote lint audit setup clean bench bench-quick bench-peer bench-table
+.PHONY: run test test-soak test-services test-remote compat lint audit setup clean bench bench-quick bench-peer bench-table
 
 run: setup
 	$(BIN)/zenml pipeline run dpo_pipeline
@@ -36,6 +36,11 @@ test-services: setup
 # The same, then a Kubernetes cluster with GPUs, real or pretended: tests/remote/README.md says what to set.
 test-remote: setup
 	$(BIN)/python -m pytest tests/remote --capture=no --exitfirst
+
+# The contract tests of posttrain/compat with the oldest and the newest releases of TRL, transformers, PEFT and ZenML that
+# pyproject.toml allows. `make compat COMPAT=trl==1.15.0` tests one combination.
+compat: setup
+	$(BIN)/python tests/compat/environments.py $(COMPAT)
 
 lint: setup
 	$(BIN)/ruff check .

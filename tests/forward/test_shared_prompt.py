@@ -1,4 +1,4 @@
-"""Flat batches: laid out as worked by hand, and equal to stock TRL in losses, log-probabilities and gradients."""
+"""Flat batches: the layout as computed by hand; losses, log-probabilities and gradients equal to those of TRL alone."""
 
 import random
 import typing
@@ -44,7 +44,7 @@ SHAPE = {
 }  # fmt: skip
 
 
-def test_a_group_is_laid_out_as_by_hand():
+def test_layout_of_a_group_by_hand():
     """Prompt 1 2 3 with the responses 7 8 9 and 7 5: both begin with 7, so 1 2 3 is the prefix, whose 3 predicts the
     shared 7; each branch begins with that 7. 9 and 5 come last, so nobody needs to see them. The pair 4 -> 6 stands alone."""
     flat = lay_out([[1, 2, 3], [4], [1, 2, 3]], [[7, 8, 9], [6], [7, 5]])
@@ -64,15 +64,15 @@ def test_equal_responses_are_computed_once():
     assert flat["rows"].tolist() == [[0, 1], [0, 1], [2, 3], [4, 5]]
 
 
-def test_a_response_that_begins_another_needs_no_branch():
+def test_a_response_that_is_a_prefix_of_another_needs_no_branch():
     flat = lay_out([[1, 2], [1, 2]], [[3], [3, 4]])
     assert flat["segments"].groups == ((2, 0, 1),)
     assert flat["targets"].tolist() == [3, 4]
     assert flat["rows"].tolist() == [[0, 0], [0, 1]]
 
 
-def test_block_mask_is_what_segments_mean():
-    """Each token sees its own prefix or branch so far, and a branch its group's prefix: spelled out token by token."""
+def test_block_mask_equals_the_definition_of_segments():
+    """Each token sees its own prefix or branch up to itself, and a branch its group's prefix, checked for each pair of tokens."""
     segments = Segments(((2, 2, 1), (0, 3), (1, 0, 2)))
     of_token = [(g, b, i) for g, group in enumerate(segments.groups) for b, n in enumerate(group) for i in range(n)]
     expected = [
@@ -85,7 +85,7 @@ def test_block_mask_is_what_segments_mean():
 
 
 def random_pairs(seed, n=6, n_vocabulary=60):
-    """Ragged pairs; some share a prompt, a response or its beginning, some responses have one token."""
+    """Return pairs of different lengths. Some share a prompt, a response or its beginning; some responses have one token."""
     rng = random.Random(seed)
 
     def tokens(low, high):
@@ -144,8 +144,8 @@ def loss_and_gradient(trainer, batch):
 
 @pytest.mark.parametrize("loss_type", typing.get_args(LossType))
 @pytest.mark.parametrize("seed", range(3))
-def test_losses_gradients_and_metrics_are_trls(trainer, loss_type, seed):
-    """For every loss, over ragged batches: relative 1e-5 in fp32, whatever TRL reports."""
+def test_losses_gradients_and_metrics_equal_trls(trainer, loss_type, seed):
+    """For every loss and for batches of different lengths: to 1e-5 in fp32, for all metrics that TRL reports."""
     trainer.loss_types, trainer.loss_weights = [loss_type], [1.0]
     trainer.label_smoothing = 0.1 if loss_type in ("exo_pair", "robust") else 0.0
     trainer.use_weighting = seed == 2 and loss_type not in ("aot", "aot_unpaired", "hinge", "sft")
@@ -160,7 +160,7 @@ def test_losses_gradients_and_metrics_are_trls(trainer, loss_type, seed):
 
 
 def alone(model, rows):
-    """Each response's log-probability in plain torch, a sequence at a time: chosen ones, then rejected ones."""
+    """Return each response's log-probability in plain PyTorch, one sequence at a time: first chosen, then rejected."""
     logps = []
     for which in ("chosen_ids", "rejected_ids"):
         for row in rows:
@@ -185,8 +185,8 @@ def alone(model, rows):
     ],
     ids=lambda config: config.model_type,
 )  # fmt: skip
-def test_architectures_share_prompts_or_say_why_not(config, attention):
-    """Where a model takes flat batches, its log-probabilities are those of each response alone."""
+def test_architectures_share_prompts_or_return_a_reason(config, attention):
+    """With flat batches, log-probabilities equal those of each response alone."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     rows = random_pairs(1)
@@ -202,8 +202,8 @@ def test_architectures_share_prompts_or_say_why_not(config, attention):
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_on_a_cpu_the_head_is_ours_and_else_trls(ours, monkeypatch):
-    """Both give the same losses above: which of them ran has to be looked at."""
+def test_the_head_is_ours_on_a_cpu_and_otherwise_trls(ours, monkeypatch):
+    """Both return the same losses, so the test observes which of them was called."""
     monkeypatch.setattr(lm_head, "KEPT_BYTES", 2**30 if ours else 0)
     kernel = Mock(wraps=ChunkedLogProbFunction)
     monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", kernel)
@@ -223,7 +223,7 @@ def test_on_a_cpu_the_head_is_ours_and_else_trls(ours, monkeypatch):
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
-def test_models_that_cannot_keep_trls_batches(config, reason):
+def test_models_without_support_keep_trls_batches(config, reason):
     model = AutoModelForCausalLM.from_config(config)
     assert reason in use_flat_batches(model, ModelSection())
     ids = torch.randint(60, (2, 9))
@@ -238,13 +238,13 @@ def test_virtual_tokens_keep_trls_batches():
     assert "virtual tokens" in use_flat_batches(model, ModelSection())
 
 
-def test_the_setting_keeps_trls_batches():
+def test_layout_padded_keeps_trls_batches():
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
     assert use_flat_batches(model, ModelSection(layout="padded")) == "model.layout is set to padded"
 
 
-def test_generation_is_as_before():
-    """The attention for segments is transformers' own where there are none, with a cache and with padding on the left."""
+def test_generation_is_unchanged():
+    """Without segments the attention is transformers' own, also with a cache and with padding on the left."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)).eval()
     ids = torch.randint(2, 60, (2, 7))
@@ -256,8 +256,8 @@ def test_generation_is_as_before():
     assert found.tolist() == expected.tolist()
 
 
-def test_bfloat16_is_as_near_as_trls():
-    """Under bf16 autocast both forwards are within 2 % of the fp32 log-probabilities."""
+def test_bfloat16_is_as_close_as_trls():
+    """Under bf16 autocast the log-probabilities are within 2 % of those in fp32."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)).eval()
     rows = random_pairs(2)
@@ -270,7 +270,7 @@ def test_bfloat16_is_as_near_as_trls():
 
 
 def test_attention_in_bfloat16_is_computed_in_fp32_on_a_cpu():
-    """Also under autocast: exactly the fp32 result of the same inputs, rounded once."""
+    """The result equals the fp32 result of the same inputs, rounded once, also under autocast."""
     segments = Segments(((3, 4, 2), (0, 5)))
     inputs = [torch.randn(1, n, 14, 8, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (4, 2, 2)]
     expected = _by_segment(*(part.float() for part in inputs), segments)

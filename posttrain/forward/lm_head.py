@@ -41,7 +41,9 @@ class _TargetFields:
     @classmethod
     def empty(cls, n: int, names: frozenset[str]) -> _TargetFields:
         """Return buffers that are not filled yet."""
-        return cls(names, *(torch.empty(n, dtype=torch.float32) for _ in range(4)), torch.empty(n, dtype=torch.bool))
+        log_probs, entropy, log_sum_sq_probs, mean_logits = (torch.empty(n, dtype=torch.float32) for _ in range(4))
+        is_top1 = torch.empty(n, dtype=torch.bool)
+        return cls(names, log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1)
 
     def fill(self, at: slice, logits: Tensor, targets: Tensor, learns: bool) -> None:
         """Fill the positions `at` from their logits.

@@ -74,7 +74,7 @@ def test_callbacks_follow_the_settings():
     assert [type(c) for c in stopping_callbacks(DpoSection(), has_validation=False)] == [StopOnDivergence]
     both = stopping_callbacks(DpoSection(early_stopping_patience=3, stop_on_divergence=False), has_validation=True)
     assert [type(c) for c in both] == [EarlyStopping]
-    with pytest.raises(UserError, match=r"dpo\.early_stopping_patience 3: there are no validation pairs"):
+    with pytest.raises(UserError, match=r"dpo\.early_stopping_patience 3: early stopping needs validation pairs"):
         stopping_callbacks(DpoSection(early_stopping_patience=3), has_validation=False)
 
 

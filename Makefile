@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # Where `make bench-peer` installs LLaMA-Factory, which needs other versions of the same packages.
 export BENCH_PEER ?= $(or $(POSTTRAIN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/posttrain)/benchmarks/llamafactory-0.9.5
 
-.PHONY: run test test-fast test-soak test-services test-remote wheel-test lint docs lock audit setup clean \
+.PHONY: run test test-fast test-soak test-services test-remote wheel-test compat lint docs lock audit setup clean \
     bench bench-quick bench-peer bench-table
 
 run: setup
@@ -46,6 +46,10 @@ test-remote: setup
 # Builds the wheel, installs it outside of this folder, makes a project there and trains in it.
 wheel-test: setup
 	tests/wheel/try_wheel.sh $(BIN)/python
+# The contract tests of posttrain/compat with the oldest and the newest releases of TRL, transformers, PEFT and ZenML that
+# pyproject.toml allows. `make compat COMPAT=trl==1.15.0` tests one combination.
+compat: setup
+	$(BIN)/python tests/compat/environments.py $(COMPAT)
 
 lint: setup
 	$(BIN)/ruff check .

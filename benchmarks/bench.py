@@ -219,7 +219,7 @@ def where() -> Row:
 
 def fast_dtype(model: str) -> str:
     """The precision in which this machine is fast; asked of another process, so that this one stays small."""
-    ask = [sys.executable, "-c", "import torch; print(torch.cpu._is_amx_tile_supported())"]
+    ask = [sys.executable, "-c", "from posttrain.models.precision import has_amx; print(has_amx())"]
     answer = subprocess.run(ask, capture_output=True, text=True, check=True)
     return "bf16" if answer.stdout.strip() == "True" and model not in cases.NARROW else "fp32"
 

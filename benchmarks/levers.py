@@ -25,13 +25,13 @@ def prompts_not_shared() -> None:
 
 def bf16_as_it_comes() -> None:
     """In bf16, PEFT's casts to fp32 and back, and torch's attention kernel for it."""
-    _replace(posttrain.models.loading, "_leave_casts_to_autocast", lambda model: None)
+    _replace(posttrain.models.loading, "leave_casts_to_autocast", lambda model: None)
     _replace(posttrain.forward.attention, "_attends_in_fp32", lambda query: False)
 
 
 def trls_head() -> None:
     """TRL's LM head, which projects a second time in the backward pass."""
-    _replace(posttrain.forward.lm_head, "plain_head", lambda fused_forward: None)
+    _replace(posttrain.forward.flat, "plain_head_fields", lambda fused_forward: None)
 
 
 def _replace(module: Any, name: str, value: Any) -> None:

@@ -1,9 +1,9 @@
 """Who feeds whom."""
 
-import sys
 from pathlib import Path
+
+from posttrain import configure
 
 ROOT = Path(__file__).parent.parent
 
-# ZenML puts the repository on the path only while it imports a pipeline, but the steps are imported later.
-sys.path.append(str(ROOT))
+configure()  # before ZenML and MLflow read their variables

@@ -1,14 +1,29 @@
-"""SFT then DPO, and an honest answer to whether DPO helped. Knows nothing of ZenML; usable from a notebook."""
+"""SFT, then DPO, then an evaluation of whether DPO helped. The library does not need ZenML and can be used in a notebook."""
 
 import os
+import sys
 
 __version__ = "0.2.0"
 
-# Telemetry of every dependency is off unless the user has said otherwise; set before any of them is imported.
-for _name, _value in {
+TELEMETRY_OFF = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "ZENML_ANALYTICS_OPT_IN": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
-}.items():
-    os.environ.setdefault(_name, _value)
+}
+
+
+def configure() -> None:
+    """Turn off the telemetry of all dependencies, except where the user has set the variable.
+
+    The command line, pipelines and steps call this themselves. Elsewhere, as in a notebook, call it before other imports:
+    MLflow and ZenML read their variables when they are imported.
+    """
+    for name, value in TELEMETRY_OFF.items():
+        os.environ.setdefault(name, value)
+    if "huggingface_hub" in sys.modules:  # it read the variables when it was imported
+        from huggingface_hub import constants
+
+        names = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
+        is_off = any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
+        constants.HF_HUB_DISABLE_TELEMETRY = is_off

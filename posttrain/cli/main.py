@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from posttrain import __version__
+from posttrain import __version__, configure
 from posttrain.cli.ab_commands import ab
 from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
@@ -20,6 +20,7 @@ from posttrain.cli.stack_commands import stack
 @click.version_option(__version__, prog_name="posttrain")
 def main() -> None:
     """Train SFT, then DPO from that SFT model, and measure on held-out data whether DPO helped."""
+    configure()
 
 
 for command in (

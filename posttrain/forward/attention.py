@@ -1,4 +1,4 @@
-"""Attention over flat rows: which tokens see which, and the kernels that compute no more than that."""
+"""Attention over flat rows: which tokens see which, and kernels that compute only those products."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 @dataclass(frozen=True)
 class Segments:
-    """How a flat row is made: for each group the length of its prefix, then those of its branches, in order.
+    """The parts of a flat row: for each group the length of its prefix, then the lengths of its branches, in order.
 
-    A token sees what stands before it in its own prefix or branch; a branch's token sees its group's prefix too.
+    A token sees the earlier tokens of its own prefix or branch. A token of a branch also sees its group's prefix.
     """
 
     groups: tuple[tuple[int, ...], ...]
 
     @functools.cached_property
     def lengths(self) -> list[int]:
-        """Of each prefix together with its first branch, and of every other branch, in the row's order."""
+        """Lengths of each prefix with its first branch, and of each further branch, in the order of the row."""
         return [n for prefix, first, *others in self.groups for n in (prefix + first, *others)]
 
     def masks(self, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-        """For each branch but a group's first: (its length, prefix and itself), 0 where a token is seen, else -inf."""
+        """Return a mask for each branch except a group's first: (branch, prefix + branch), 0 for a visible token, else -inf."""
         made: list[Tensor] = self._once(
             "masks",
             lambda: [
@@ -43,14 +43,14 @@ class Segments:
         return made
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What every layer of a batch needs, made by the first."""
+        """Return a value that all layers share, made by the first layer that asks for it."""
         made = self.__dict__.setdefault("_made", {})
         if name not in made:
             made[name] = make()
         return made[name]
 
     def labels(self) -> tuple[Tensor, Tensor]:
-        """For each of the N tokens the number of its group, and of its branch in the whole row (0 in a prefix)."""
+        """Return for each of the N tokens the index of its group, and the number of its branch in the row (0 in a prefix)."""
         group_sizes = torch.tensor([sum(group) for group in self.groups])
         is_branch = torch.tensor([i > 0 for group in self.groups for i in range(len(group))])
         branch_numbers = torch.where(is_branch, is_branch.cumsum(0), 0)
@@ -60,7 +60,7 @@ class Segments:
         )
 
     def block_mask(self, device: torch.device) -> BlockMask:
-        """The same for FlexAttention."""
+        """Return the mask of the whole row for FlexAttention."""
 
         def make() -> BlockMask:
             group, branch = (labels.to(device) for labels in self.labels())
@@ -76,23 +76,23 @@ class Segments:
 
 
 def attention_name(setting: str, device: torch.device) -> str:
-    """The attention for flat rows: what the setting names, else FlexAttention on a GPU and SDPA elsewhere."""
+    """Return the name of the attention for flat rows: as set, else FlexAttention on a GPU and SDPA on a CPU."""
     flex = setting == "flex" or (setting == "auto" and device.type == "cuda")
     return "posttrain_flex" if flex else "posttrain_sdpa"
 
 
 def no_mask(input_ids: Tensor) -> Tensor:
-    """A mask of four dimensions, which transformers hands to the attention as it is; there the segments count instead."""
+    """Return a four-dimensional mask, which transformers passes on unchanged. The attention uses the segments instead."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
 
 
 def _attends_in_fp32(query: Tensor) -> bool:
-    """On a CPU: the backward of torch 2.13's kernel takes three times as long in bf16, AMX or not."""
+    """Return whether to compute in fp32: on a CPU the backward of torch 2.13's kernel is 3 times slower in bf16, even with AMX."""
     return query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
 def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, **options: Any) -> Tensor:
-    """SDPA for each prefix with its first branch, and for each other branch: (1, heads, N, width) in and out."""
+    """Run SDPA for each prefix with its first branch, and for each further branch. Takes and returns (1, heads, N, width)."""
     options["enable_gqa"] = query.shape[1] != key.shape[1]
     if _attends_in_fp32(query):
         with torch.autocast("cpu", enabled=False):
@@ -123,7 +123,7 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: 
 
 
 def _interface(attend: Any) -> Any:
-    """An attention as transformers calls it; without segments, as in generation, it is transformers' own SDPA."""
+    """Return an attention function for transformers. Without segments, as in generation, it is transformers' own SDPA."""
 
     def forward(
         module: torch.nn.Module,
@@ -147,6 +147,9 @@ def _interface(attend: Any) -> Any:
     return forward
 
 
-for _name, _attend in (("posttrain_sdpa", _by_segment), ("posttrain_flex", _flex)):
-    AttentionInterface.register(_name, _interface(_attend))
-    AttentionMaskInterface.register(_name, sdpa_mask)
+@functools.cache
+def register_attention() -> None:
+    """Register the attention functions for flat rows with transformers, once per process."""
+    for name, attend in (("posttrain_sdpa", _by_segment), ("posttrain_flex", _flex)):
+        AttentionInterface.register(name, _interface(attend))
+        AttentionMaskInterface.register(name, sdpa_mask)

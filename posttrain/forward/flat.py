@@ -1,19 +1,18 @@
-"""One forward for SFT, reference scoring, DPO and evaluation in which nothing is computed twice and nothing is padded.
+"""One forward pass for SFT, reference scoring, DPO and evaluation, without padding and without repeated computation.
 
-A batch is one flat row. Responses to the same prompt form a group `[prefix | branch | branch ...]`, where the prefix is
-what the group's sequences have in common, and every branch sees the prefix and itself only. The LM head runs on the
-positions that predict a response's token, and on no others.
+A batch is one flat row. Responses to the same prompt form a group `[prefix | branch | branch ...]`: the prefix is what the
+group's sequences have in common, and each branch sees the prefix and itself only. The LM head runs only on the positions
+that predict a token of a response.
 
-It plugs in under TRL's trainers at the model's forward: the same fields come back as from TRL's own, one row a response,
-so every loss, metric and callback stays TRL's. Written for TRL 1.16 (`trl.trainer.utils.add_fused_lm_head`).
+The forward replaces the model's own under TRL's trainers. It returns the same fields as TRL's fused head, with one row per
+response, so that losses, metrics and callbacks remain TRL's (`trl.trainer.utils.add_fused_lm_head`).
 """
 
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,86 +21,101 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
+from posttrain.compat.transformers_internals import attention_implementation
+from posttrain.compat.trl_internals import forward_accepts, plain_head_fields, replace_forward, score_positions
 from posttrain.config import ModelSection
 from posttrain.forward import lm_head
-from posttrain.forward.attention import Segments, attention_name, no_mask
+from posttrain.forward.attention import Segments, attention_name, no_mask, register_attention
 
-FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
-"""Nats by which the two forwards may differ on the probe's few tokens."""
+"""Largest accepted difference, in nats, between the two forwards on the probe's few tokens."""
+
+
+@dataclass
+class _FlatRow:
+    """The tokens of a flat row while it is built."""
+
+    input_ids: list[int] = field(default_factory=list)
+    position_ids: list[int] = field(default_factory=list)
+    predicting: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+
+    def append(self, sequence: list[int], start: int, end: int, n_prompt: int) -> list[int]:
+        """Append the tokens from start to end, and return the indices in `targets` of the response tokens they predict."""
+        offset = len(self.input_ids) - start
+        self.input_ids.extend(sequence[start:end])
+        self.position_ids.extend(range(start, end))
+        first = max(start, n_prompt - 1)
+        self.predicting.extend(range(offset + first, offset + end))
+        self.targets.extend(sequence[first + 1 : end + 1])
+        return list(range(len(self.targets) - max(0, end - first), len(self.targets)))
+
+    def append_group(
+        self, prompt: list[int], responses: Sequence[tuple[int, ...]]
+    ) -> tuple[tuple[int, ...], list[list[int]]]:
+        """Append a prompt and distinct responses to it.
+
+        Returns:
+            The lengths of the prefix and of each branch; and for each response the indices of its tokens in `targets`.
+        """
+        sequences = [[*prompt, *response] for response in responses]
+        n_prefix = 0 if len(sequences) == 1 else max(0, _n_common(sequences) - 1)
+        shared = self.append(sequences[0], 0, n_prefix, len(prompt))
+        indices = [shared + self.append(one, n_prefix, len(one) - 1, len(prompt)) for one in sequences]
+        return (n_prefix, *(len(one) - 1 - n_prefix for one in sequences)), indices
 
 
 def lay_out(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> dict[str, Any]:
-    """A batch of n responses, each after its prompt, as one flat row of N tokens without padding.
+    """Lay out n responses, each after its prompt, as one flat row of N tokens without padding.
+
+    The last token of each sequence is not part of the row: it predicts nothing, and no other token sees it.
 
     Returns:
         input_ids, position_ids: (1, N).
         segments: which of the N tokens see which.
-        predicting: (T,) the positions whose next token belongs to a response.
-        targets: (T,) that token.
-        rows: (n, longest response) for every response's token its place among the T; padded with 0.
-        mask: (n, longest response) True where `rows` is no padding.
-
-    A sequence's last token is left out of the N: nothing follows that it could predict, or that could see it.
+        predicting: (T,) positions whose next token belongs to a response.
+        targets: (T,) that next token.
+        rows: (n, longest response) index in `targets` of each response token; padded with 0.
+        mask: (n, longest response) False where `rows` is padding.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
         groups.setdefault(tuple(prompt), []).append(i)
-    input_ids: list[int] = []
-    position_ids: list[int] = []
-    predicting: list[int] = []
-    targets: list[int] = []
-    lengths = []
+    row, lengths = _FlatRow(), []
     rows = torch.zeros(len(responses), max(map(len, responses)), dtype=torch.long)
     mask = torch.zeros_like(rows, dtype=torch.bool)
-
-    def append(sequence: list[int], start: int, end: int, n_prompt: int) -> list[int]:
-        """Places of the predicted response tokens, once the sequence's part from start to end stands in the row."""
-        at = len(input_ids) - start
-        input_ids.extend(sequence[start:end])
-        position_ids.extend(range(start, end))
-        first = max(start, n_prompt - 1)
-        predicting.extend(range(at + first, at + end))
-        targets.extend(sequence[first + 1 : end + 1])
-        return list(range(len(targets) - max(0, end - first), len(targets)))
-
     for members in groups.values():
-        prompt = prompts[members[0]]
-        distinct = {tuple(responses[i]): None for i in members}
-        sequences = [[*prompt, *response] for response in distinct]
-        n_prefix = 0 if len(sequences) == 1 else max(0, _n_common(sequences) - 1)
-        shared = append(sequences[0], 0, n_prefix, len(prompt))
-        places = {}
-        for response, sequence in zip(distinct, sequences, strict=True):
-            places[response] = shared + append(sequence, n_prefix, len(sequence) - 1, len(prompt))
-        lengths.append((n_prefix, *(len(sequence) - 1 - n_prefix for sequence in sequences)))
+        distinct = list(dict.fromkeys(tuple(responses[i]) for i in members))
+        group_lengths, indices = row.append_group(prompts[members[0]], distinct)
+        lengths.append(group_lengths)
+        of_response = dict(zip(distinct, indices, strict=True))
         for i in members:
-            place = places[tuple(responses[i])]
-            rows[i, : len(place)] = torch.tensor(place)
-            mask[i, : len(place)] = True
+            places = of_response[tuple(responses[i])]
+            rows[i, : len(places)] = torch.tensor(places)
+            mask[i, : len(places)] = True
     return {
-        "input_ids": torch.tensor([input_ids]),
-        "position_ids": torch.tensor([position_ids]),
+        "input_ids": torch.tensor([row.input_ids]),
+        "position_ids": torch.tensor([row.position_ids]),
         "segments": Segments(tuple(lengths)),
-        "predicting": torch.tensor(predicting),
-        "targets": torch.tensor(targets),
+        "predicting": torch.tensor(row.predicting),
+        "targets": torch.tensor(row.targets),
         "rows": rows,
         "mask": mask,
     }
 
 
 def _n_common(sequences: list[list[int]]) -> int:
-    """How many tokens all the sequences begin with."""
-    shortest, longest = min(sequences), max(sequences)  # all others lie between these two
-    return next((i for i, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))
+    """Return the length of the sequences' longest common prefix."""
+    smallest, largest = min(sequences), max(sequences)  # all others lie between these two
+    return next((i for i, (a, b) in enumerate(zip(smallest, largest, strict=False)) if a != b), len(smallest))
 
 
 @dataclass(frozen=True)
 class FlatCollator:
-    """Makes a trainer's batches: `tokenise_pairs`' rows with their reference, or `tokenise_completions`', as one flat row.
+    """Collate rows of `tokenise_completions`, or of `tokenise_pairs` with reference log-probabilities, into one flat row.
 
-    What TRL itself looks at, `input_ids`, `labels` and `completion_mask`, has one row a response (all chosen ones first),
-    with a single prompt token before it.
+    `input_ids`, `labels` and `completion_mask`, which TRL reads itself, have one row per response (all chosen responses
+    first), preceded by a single prompt token.
     """
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -118,7 +132,7 @@ class FlatCollator:
         labels = torch.nn.functional.pad(labels, (1, 0), value=-100)
         batch = {
             "input_ids": labels.clamp(min=0),
-            "attention_mask": torch.ones_like(flat["input_ids"]),  # TRL counts its tokens by it
+            "attention_mask": torch.ones_like(flat["input_ids"]),  # TRL counts tokens by it
             "flat": flat,
         }
         if not pairs:
@@ -129,70 +143,69 @@ class FlatCollator:
 
 
 def use_flat_batches(model: PreTrainedModel | PeftModel, section: ModelSection) -> str | None:
-    """Lets a model take `FlatCollator`'s batches, `model(flat=..., fused_lm_head=True)`, where it is able to.
+    """Let a model take the batches of `FlatCollator`, as `model(flat=..., fused_lm_head=True)`, if it can.
 
     Returns:
-        None, or why the model keeps TRL's padded batches.
+        None, or the reason why the model keeps TRL's padded batches.
     """
+    register_attention()
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not _has_fused_head(inner):
+    if not forward_accepts(inner, "fused_lm_head"):
         add_fused_lm_head(inner)
     if reason := _why_padded(model, section):
         return reason
-    if "posttrain" not in inner.config._attn_implementation:
+    if "posttrain" not in attention_implementation(inner):
         inner.set_attn_implementation(attention_name(section.attention, inner.device))
-    if inner.forward.__func__.__name__ != "flat_forward":
+    if not forward_accepts(inner, "flat"):
         _add_flat_forward(inner)
     try:
         difference = _probe(model)
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        return f"the model does not take them ({type(error).__name__}: {str(error).splitlines()[0]})"
+        return f"the model cannot compute them ({type(error).__name__}: {str(error).splitlines()[0]})"
     if not difference <= PROBE_TOLERANCE.get(inner.dtype, 1e-3):
-        return f"on a trial they differ from the model's own forward by {difference:.2g} nats"
+        return f"in a trial they differed from the model's own forward pass by {difference:.2g} nats"
     return None
 
 
 @functools.cache
 def announce(reason: str | None) -> None:
-    """Says once a process and reason how batches are made.
+    """Print how batches are made, once per process and reason.
 
     Args:
         reason: what `use_flat_batches` returned.
     """
     if reason is None:
-        print("Batches: flat; each prompt is computed once, nothing is padded, attention goes by segments")
+        print("Batches: flat (each prompt is computed once, no padding, attention by segments)")
     else:
-        print(f"Batches: padded, by TRL's own path, which takes longer: {reason}")
+        print(f"Batches: padded as in TRL, which is slower: {reason}")
 
 
 def _why_padded(model: Any, section: ModelSection) -> str | None:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     if section.layout == "padded":
-        return "model.layout asks for it"
+        return "model.layout is set to padded"
     if section.attention in ("eager", "flash_attention_2"):
-        return f"model.attention {section.attention} knows no segments"
+        return f"model.attention {section.attention} does not support segments"
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         return "the adapter puts virtual tokens before the prompt"
     if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
         return f"the model has layers without full attention ({', '.join(sorted(kinds)) or 'sliding window'})"
     if hasattr(config, "output_router_logits"):
-        return "the balance loss of a mixture of experts depends on the batch"
+        return "the load-balancing loss of a mixture of experts depends on the layout of the batch"
     return None
-
-
-def _has_fused_head(inner: Any) -> bool:
-    return getattr(inner.forward, "__func__", inner.forward).__code__.co_name in ("_fused_forward", "flat_forward")
 
 
 def _add_flat_forward(inner: Any) -> None:
     fused = inner.forward
-    names = lm_head.plain_head(fused.__func__)
+    names = plain_head_fields(fused.__func__)
 
     @functools.wraps(fused.__func__)
-    def flat_forward(self: Any, *args: Any, flat: dict[str, Any] | None = None, **options: Any) -> Any:
+    def flat_forward(
+        self: Any, *args: Any, flat: dict[str, Any] | None = None, fused_lm_head: bool = False, **options: Any
+    ) -> Any:
         if flat is None:
-            return fused(*args, **options)
+            return fused(*args, fused_lm_head=fused_lm_head, **options)
         backbone = self.base_model(
             input_ids=flat["input_ids"],
             position_ids=flat["position_ids"],
@@ -206,26 +219,20 @@ def _add_flat_forward(inner: Any) -> None:
         if names is not None and head.bias is None:
             fields = lm_head.score_targets(hidden[0], head.weight, flat["targets"], names)
         if fields is None:
-            # TRL's head, with every scaling it knows, on these positions alone.
-            alone = types.SimpleNamespace(
-                base_model=lambda **_: types.SimpleNamespace(last_hidden_state=hidden),
-                get_output_embeddings=lambda: head,
-            )
-            scored = fused.__func__(alone, shift_labels=flat["targets"][None], fused_lm_head=True)
-            fields = {name: None if (field := getattr(scored, name)) is None else field[0] for name in FIELDS}
+            scored = score_positions(fused.__func__, head, hidden, flat["targets"][None])
+            fields = {name: None if (value := getattr(scored, name)) is None else value[0] for name in lm_head.FIELDS}
         table = {
-            name: None if field is None else field[flat["rows"]].masked_fill(~flat["mask"], 0)
-            for name, field in fields.items()
+            name: None if value is None else value[flat["rows"]].masked_fill(~flat["mask"], 0)
+            for name, value in fields.items()
         }
         return FusedCausalLMOutput(loss=-fields["log_probs"].mean(), label_mask=flat["mask"], **table)
 
-    flat_forward.__name__ = "flat_forward"
-    inner.forward = types.MethodType(flat_forward, inner)
+    replace_forward(inner, flat_forward)
 
 
 @torch.no_grad()
 def _probe(model: Any) -> float:
-    """Greatest difference, in nats of a response, between the flat forward and the model's own on a small group."""
+    """Return the largest difference, in nats per response, between the flat and the model's own forward on a small group."""
     generator = torch.Generator().manual_seed(0)
     n_vocabulary = model.config.get_text_config().vocab_size
     prompt, *responses = (
@@ -247,5 +254,5 @@ def _probe(model: Any) -> float:
 
 
 def to_device(flat: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The same batch on a device."""
+    """Return the batch with its tensors on a device."""
     return {name: part.to(device) if isinstance(part, Tensor) else part for name, part in flat.items()}

@@ -1,16 +1,15 @@
-"""The LM head on a CPU: one pass over the logits gives the targets' log-probabilities and their gradient.
+"""The LM head on a CPU: one pass over the logits computes the targets' log-probabilities and their gradient.
 
-With z the logits of a position, h its hidden state, W the head's weight and t the target, d log p(t) / dz = onehot(t) - p
-does not depend on what comes after it, and so neither does d log p(t) / dh = (onehot(t) - p) W. Both are made while the
-logits are at hand, and the backward pass only scales them by the incoming gradient, a number a position. TRL's kernel
-(`trl.kernels.chunked_logprob`, made for GPUs) projects a second time there instead, and multiplies in fp32, as a CPU has no
-product of bf16 matrices whose result is fp32.
+Let z be the logits of a position, h its hidden state, W the head's weight and t the target. Then
+d log p(t) / dz = onehot(t) - p and d log p(t) / dh = (onehot(t) - p) W do not depend on later computations. Both are computed
+in the forward pass while the logits are in memory. The backward pass only scales them by the incoming gradient, one number
+per position. TRL's kernel (`trl.kernels.chunked_logprob`, written for GPUs) computes the logits again in its backward pass.
+It also multiplies in fp32, as no CPU kernel multiplies bf16 matrices into an fp32 result.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +18,60 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
 TILE_BYTES = 256 * 2**20
-"""Logits that stand in memory at once, where the head is not trained itself."""
+"""Size of the logits that are in memory at once if the head is not trained."""
 KEPT_BYTES = 2**30
-"""Their gradient that a trained head keeps for the backward pass; TRL's kernel takes as much for a tile of 1024 positions."""
+"""Largest gradient of the logits to keep for the backward pass of a trained head. TRL's kernel needs as much for 1024 positions."""
+FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+"""What the head reports of each target, as `trl.trainer.utils.FusedCausalLMOutput` names it."""
 CACHED_BYTES = 2**20
-"""fp32 logits that a thread works on at once: as many as a core's cache holds."""
+"""Size of the fp32 logits that a thread processes at once, chosen to fit into a core's cache."""
+
+
+@dataclass(frozen=True)
+class _TargetFields:
+    """Buffers of T positions for what is computed of each target, in fp32."""
+
+    names: frozenset[str]
+    log_probs: Tensor
+    entropy: Tensor
+    log_sum_sq_probs: Tensor
+    mean_logits: Tensor
+    is_top1: Tensor
+
+    @classmethod
+    def empty(cls, n: int, names: frozenset[str]) -> _TargetFields:
+        """Return buffers that are not filled yet."""
+        log_probs, entropy, log_sum_sq_probs, mean_logits = (torch.empty(n, dtype=torch.float32) for _ in range(4))
+        is_top1 = torch.empty(n, dtype=torch.bool)
+        return cls(names, log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1)
+
+    def fill(self, at: slice, logits: Tensor, targets: Tensor, learns: bool) -> None:
+        """Fill the positions `at` from their logits.
+
+        Args:
+            logits: (positions, vocabulary); if `learns`, overwritten by d log p(target) / d logits.
+            targets: (positions, 1) token ids.
+        """
+        names = self.names
+        logps = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        self.log_probs[at] = logps.gather(1, targets)[:, 0]
+        if "mean_logits" in names:
+            self.mean_logits[at] = logits.mean(dim=-1, dtype=torch.float32)
+        if "is_top1" in names:
+            self.is_top1[at] = logits.argmax(dim=-1) == targets[:, 0]
+        if not learns and not names & {"entropy", "log_sum_sq_probs"}:
+            return
+        probs = logps.exp()
+        if "entropy" in names:
+            self.entropy[at] = -torch.linalg.vecdot(probs, logps)
+        if "log_sum_sq_probs" in names:
+            self.log_sum_sq_probs[at] = torch.linalg.vecdot(probs, probs).log()
+        if learns:
+            logits.copy_(probs.neg_().scatter_add_(1, targets, torch.ones_like(targets, dtype=probs.dtype)))
+
+    def optional(self) -> list[Tensor | None]:
+        """Return the fields besides `log_probs`; None for those that were not asked for."""
+        return [getattr(self, name) if name in self.names else None for name in FIELDS[1:]]
 
 
 class _TargetLogps(torch.autograd.Function):
@@ -43,8 +91,7 @@ class _TargetLogps(torch.autograd.Function):
         of_hidden, of_weight = (learns and needed for needed in ctx.needs_input_grad[:2])
         learns = of_hidden or of_weight
         narrow, head = hidden.to(dtype), weight.to(dtype)
-        log_probs, entropy, log_sum_sq_probs, mean_logits = (hidden.new_empty(n, dtype=torch.float32) for _ in range(4))
-        is_top1 = torch.empty(n, dtype=torch.bool)
+        fields = _TargetFields.empty(n, names)
         d_hidden = torch.empty_like(narrow) if of_hidden else None
         n_tile = max(1, n if of_weight else min(n, TILE_BYTES // (n_vocabulary * dtype.itemsize)))
         tile_logits = narrow.new_empty(n_tile, n_vocabulary)
@@ -54,35 +101,14 @@ class _TargetLogps(torch.autograd.Function):
             logits = torch.mm(narrow[tile], head.t(), out=tile_logits[: tile.stop - start])
             for first in range(tile.start, tile.stop, n_cached):
                 at = slice(first, min(first + n_cached, tile.stop))
-                part, target = logits[at.start - start : at.stop - start], targets[at, None]
-                logps = torch.log_softmax(part, dim=-1, dtype=torch.float32)
-                log_probs[at] = logps.gather(1, target)[:, 0]
-                if "mean_logits" in names:
-                    mean_logits[at] = part.mean(dim=-1, dtype=torch.float32)
-                if "is_top1" in names:
-                    is_top1[at] = part.argmax(dim=-1) == target[:, 0]
-                if not learns and not names & {"entropy", "log_sum_sq_probs"}:
-                    continue
-                probs = logps.exp()
-                if "entropy" in names:
-                    entropy[at] = -torch.linalg.vecdot(probs, logps)
-                if "log_sum_sq_probs" in names:
-                    log_sum_sq_probs[at] = torch.linalg.vecdot(probs, probs).log()
-                if learns:  # the logits' place is taken by d log p(target) / d logits
-                    part.copy_(probs.neg_().scatter_add_(1, target, torch.ones_like(target, dtype=probs.dtype)))
+                fields.fill(at, logits[at.start - start : at.stop - start], targets[at, None], learns)
             if d_hidden is not None:
                 torch.mm(logits, head, out=d_hidden[tile])
         ctx.save_for_backward(d_hidden, *((narrow, tile_logits) if of_weight else (None, None)))
         ctx.dtypes = hidden.dtype, weight.dtype
-        found = {
-            "entropy": entropy,
-            "log_sum_sq_probs": log_sum_sq_probs,
-            "mean_logits": mean_logits,
-            "is_top1": is_top1,
-        }
-        others = [value if name in names else None for name, value in found.items()]
+        others = fields.optional()
         ctx.mark_non_differentiable(*(value for value in others if value is not None))
-        return log_probs, *others
+        return fields.log_probs, *others
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -100,17 +126,17 @@ class _TargetLogps(torch.autograd.Function):
 def score_targets(
     hidden: Tensor, weight: Tensor, targets: Tensor, names: frozenset[str]
 ) -> dict[str, Tensor | None] | None:
-    """What TRL's fused head reports of each target, in fp32; of the fields, only `log_probs` has a gradient.
+    """Return the fields of TRL's fused head for each target, in fp32. Only `log_probs` has a gradient.
 
     Args:
-        hidden: (T, width) in which the targets are predicted.
-        weight: (vocabulary, width) of a head that neither adds a bias nor scales or caps its logits (`plain_head`).
+        hidden: (T, width) hidden states of the positions that predict the targets.
+        weight: (vocabulary, width) of a head without bias, scale or soft cap (`plain_head_fields`).
         targets: (T,) token ids.
-        names: fields wanted beside `log_probs`, in the words of `trl.trainer.utils.FusedCausalLMOutput`; the others are None.
+        names: which of `FIELDS` to compute besides `log_probs`; the others are None.
 
     Returns:
-        The fields, (T,) each; None where TRL's kernel is to be used: on a GPU, on a weight that is sharded at this moment, and
-        where a head that is trained itself would keep too much.
+        The fields, (T,) each. None if TRL's kernel must be used: on a GPU, for a sharded weight, and for a trained head whose
+        gradient would need too much memory.
     """
     if hidden.device.type != "cpu" or isinstance(weight, DTensor):
         return None
@@ -120,19 +146,4 @@ def score_targets(
         return None
     with torch.autocast("cpu", enabled=False):
         fields = _TargetLogps.apply(hidden, weight, targets, names, dtype, learns)
-    return dict(zip(("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1"), fields, strict=True))
-
-
-def plain_head(fused_forward: Callable[..., Any]) -> frozenset[str] | None:
-    """The fields that a head of TRL's reports beside `log_probs`; None where it scales or caps its logits.
-
-    Written for TRL 1.16, and None where a release keeps its settings elsewhere.
-
-    Args:
-        fused_forward: what `trl.trainer.utils.add_fused_lm_head` makes.
-    """
-    settings = inspect.getclosurevars(fused_forward).nonlocals
-    plain = {"logit_scale": 1.0, "temperature": 1.0, "cast_lm_head_to_fp32": False, "final_logit_softcapping": None}
-    if "outputs" not in settings or any(name not in settings or settings[name] != plain[name] for name in plain):
-        return None
-    return frozenset(settings["outputs"]) - {"log_probs"}
+    return dict(zip(FIELDS, fields, strict=True))

@@ -1,4 +1,4 @@
-"""Log-probabilities of whole responses, and the DPO loss in plain torch: what TRL is tested against."""
+"""Log-probabilities of whole responses, and the DPO loss in plain PyTorch, which tests compare with TRL's."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from posttrain.progress import progress_bar
 
 
 def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """Summed log-probability of each sequence's completion, in nats, float32, shape (batch,).
+    """Return the summed log-probability of each sequence's completion: nats, float32, shape (batch,).
 
     Args:
         logits: (batch, length, vocabulary); position t predicts token t + 1.
-        input_ids: (batch, length).
-        completion_mask: (batch, length), 1 where a token belongs to the completion.
+        input_ids: (batch, length) token ids.
+        completion_mask: (batch, length), 1 for tokens of the completion.
     """
     logps = logits[:, :-1].float().log_softmax(dim=-1)
     token_logps = logps.gather(2, input_ids[:, 1:, None]).squeeze(2)
@@ -38,12 +38,12 @@ def dpo_loss(
     reference_rejected_logps: Tensor,
     beta: float,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of each pair, and its implicit-reward margin; every tensor has shape (pairs,).
+    """Return the loss and the implicit-reward margin of each pair; all tensors have shape (pairs,).
 
-    Source: Rafailov et al. 2023, equation 7: -log sigmoid(beta (log pi(yw)/ref(yw) - log pi(yl)/ref(yl))); the reward is
-    beta log pi(y)/ref(y), section 5.
+    A policy equal to its reference has loss ln 2 = 0.6931 and margin 0 for every beta.
 
-    A policy equal to its reference has the loss ln 2 = 0.6931 and the margin 0, whatever beta is.
+    Source: Rafailov et al. 2023, equation 7: -log sigmoid(beta (log pi(yw)/ref(yw) - log pi(yl)/ref(yl))). The implicit
+    reward is beta log pi(y)/ref(y), section 5.
     """
     chosen_rewards = beta * (policy_chosen_logps - reference_chosen_logps)
     rejected_rewards = beta * (policy_rejected_logps - reference_rejected_logps)
@@ -53,7 +53,7 @@ def dpo_loss(
 
 @dataclass(frozen=True)
 class PairLogps:
-    """What a model makes of each pair, row by row: nats summed over completion tokens, and the numbers of these."""
+    """Log-probabilities of pairs under one model, in nats, summed over completion tokens, and the number of those tokens."""
 
     chosen_logps: np.ndarray
     rejected_logps: np.ndarray
@@ -62,15 +62,15 @@ class PairLogps:
 
 
 def score_pairs(model: Model, rows: Dataset, section: ModelSection, tokens_per_batch: int, label: str) -> PairLogps:
-    """Log-probabilities of every pair's responses, float32, in the order of the rows.
+    """Return the log-probabilities of every pair's responses, float32, in the order of the rows.
 
-    The forward is the one that trains, so a policy can be compared with its reference to rounding. A prompt is computed
-    once for all its responses, and a response that stands in several pairs once.
+    Uses the same forward pass as training, so that policy and reference differ only by rounding. Each prompt is computed
+    once for all its responses, and a response that is part of several pairs once.
 
     Args:
-        rows: `prompt_ids, chosen_ids, rejected_ids` as `tokenise_pairs` gives them.
-        tokens_per_batch: longest sequences first, as many as make up this many tokens.
-        label: names the work on the progress bar.
+        rows: `prompt_ids, chosen_ids, rejected_ids` as `tokenise_pairs` returns them.
+        tokens_per_batch: largest number of tokens in a batch.
+        label: text of the progress bar.
     """
     prompts: list[list[int]] = [*rows["prompt_ids"]] * 2
     responses: list[list[int]] = [*rows["chosen_ids"], *rows["rejected_ids"]]
@@ -98,9 +98,9 @@ def score_pairs(model: Model, rows: Dataset, section: ModelSection, tokens_per_b
 def batches_by_prompt(
     prompts: Sequence[list[int]], responses: Sequence[list[int]], tokens_per_batch: int
 ) -> Iterator[list[int]]:
-    """Indices in batches of at most `tokens_per_batch` tokens, a prompt counted once, or of one sequence.
+    """Yield the indices of batches of at most `tokens_per_batch` tokens, each prompt counted once, or of a single sequence.
 
-    Responses to one prompt stand together, and the prompts with most tokens come first, so memory runs out at once or never.
+    Responses to one prompt follow each other. Prompts with most tokens come first, so that a lack of memory shows at once.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -127,7 +127,7 @@ def batches_by_prompt(
 def batches_by_length(
     prompts: Sequence[list[int]], responses: Sequence[list[int]], tokens_per_batch: int
 ) -> Iterator[list[int]]:
-    """Indices in batches, longest first, each of at most `tokens_per_batch` tokens once padded, or of one sequence."""
+    """Yield the indices of batches, longest first, of at most `tokens_per_batch` tokens with padding, or of a single sequence."""
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -140,7 +140,7 @@ def batches_by_length(
 
 
 def _padded(prompts: list[list[int]], responses: list[list[int]]) -> dict[str, Tensor]:
-    """A batch as TRL pads it; its first sequence is the longest."""
+    """Return a batch padded as in TRL. The first sequence must be the longest."""
     input_ids = torch.zeros(len(prompts), len(prompts[0]) + len(responses[0]), dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     labels = torch.full_like(input_ids, -100)

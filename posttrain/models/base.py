@@ -1,4 +1,4 @@
-"""The base model: which one the settings name, and where its files are."""
+"""The base model: resolving the name in the settings, and finding its files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from posttrain.models.memory import local_base
 from posttrain.storage.cache import cache_dir
 
 LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
-"""How a folder is loaded: transformers would ask on the terminal whether to run the code in it."""
+"""Options for loading a folder. Without them transformers asks on the terminal whether to run code from it."""
 
 
 def resolve_base(section: ModelSection) -> Base:
-    """The base model that the config names, pinned: a commit for a Hub id, a digest of its files for a folder.
+    """Return the base model of the settings, pinned to a commit (Hub id) or to a digest of its files (folder).
 
     Raises:
-        UserError: neither a folder with a model nor a Hub id that can be reached or is cached.
+        UserError: the name is neither a folder with a model nor a Hub id that is reachable or cached.
     """
     folder = _local_base(section)
     if folder is not None:
@@ -39,8 +39,8 @@ def resolve_base(section: ModelSection) -> Base:
         )
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
             raise UserError(
-                f"model.base: {section.base} holds no config.json with *.safetensors beside it: name a transformers model "
-                "folder (convert other weights with save_pretrained)"
+                f"model.base: {section.base} does not contain config.json and *.safetensors: name the folder of a transformers "
+                "model (convert other weights with save_pretrained)"
             )
         lines = "".join(f"{name} {file_digest(folder / name)}\n" for name in names)
         digest, commit = hashlib.sha256(lines.encode()).hexdigest(), None
@@ -53,25 +53,25 @@ def resolve_base(section: ModelSection) -> Base:
 
 
 def _local_base(section: ModelSection) -> Path | None:
-    """The folder of a base that is on this machine, None for a Hub id."""
+    """Return the folder of a local base model; None for a Hub id."""
     return demo_folder() if section.base == "demo" else local_base(section.base)
 
 
 def demo_folder() -> Path:
-    """The folder of the demo's base model, built on first use, whole or not at all."""
+    """Return the folder of the demo's base model, which is built on first use."""
     sources = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (demo, demo_base))
     folder = cache_dir() / f"demo-base-{hashlib.sha256(sources.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             built = demo_base.build_base(Path(scratch) / "base")
-            with contextlib.suppress(OSError):  # another process was first: both made the same bytes
+            with contextlib.suppress(OSError):  # another process was faster; both built the same bytes
                 built.rename(folder)
     return folder
 
 
 def _commit_on_hub(section: ModelSection) -> str:
-    """The commit that a Hub id and revision stand for: asked of the Hub, else read from the local cache."""
+    """Return the commit of a Hub id and revision, from the Hub or else from the local cache."""
     try:
         return str(HfApi().model_info(section.base, revision=section.revision, timeout=20).sha)
     except (HfHubHTTPError, HTTPError, OSError) as error:
@@ -80,30 +80,30 @@ def _commit_on_hub(section: ModelSection) -> str:
             return Path(cached).parent.name
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.base: {section.base} at revision {section.revision or 'main'} is not in the local cache and the Hub does "
-            f"not give it ({reason}): check the name, the network, and HF_TOKEN for a gated model"
+            f"model.base: {section.base} at revision {section.revision or 'main'} is not in the local cache, and the Hub did "
+            f"not return it ({reason}): check the name, the network, and HF_TOKEN for a gated model"
         ) from error
 
 
 def base_source(base: Base, section: ModelSection) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` needs to find the base's files."""
+    """Return the name and the keyword arguments with which `from_pretrained` finds the base model."""
     folder = _local_base(section)
     if folder is not None:
         return str(folder), dict(LOCAL_ONLY)
-    # The code's revision too: a model may name code of another repository, which has no such commit.
+    # Pin the code as well. It may come from another repository, in which this commit does not exist.
     pinned = {"code_revision": base.revision} if section.trust_remote_code else {}
     return base.id, {"revision": base.revision, "trust_remote_code": section.trust_remote_code, **pinned}
 
 
 @contextlib.contextmanager
 def without_its_code(source: str) -> Iterator[None]:
-    """Turns what transformers says of a model that cannot be loaded without running its own code into an answer."""
+    """Turn the error of transformers about a model that needs its own code into a `UserError`."""
     try:
         yield
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
         raise UserError(
-            f"{source}: can only be loaded by running code that ships with it, which is refused: choose a model that transformers "
-            "knows, or, for one on the Hub whose code you have read, set model.trust_remote_code and pin model.revision"
+            f"{source}: loading needs code that ships with the model, which is not allowed: choose a model that transformers "
+            "supports, or, for a Hub model whose code you have read, set model.trust_remote_code and pin model.revision"
         ) from error

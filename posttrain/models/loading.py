@@ -1,4 +1,4 @@
-"""Loading weights: the base model, and a checkpoint on top of it, in the precision that the machine is good at."""
+"""Loading of the base model and of checkpoints, in the precision that suits the machine."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ from typing import Any, TypeAlias
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from posttrain.chat.template import Chat, prepare_chat
+from posttrain.compat.deepspeed_internals import choose_deepspeed_accelerator
+from posttrain.compat.glibc import keep_freed_memory
+from posttrain.compat.peft_internals import leave_casts_to_autocast
 from posttrain.config import LoraSection, ModelSection
 from posttrain.errors import UserError
 from posttrain.models.base import LOCAL_ONLY, base_source, without_its_code
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.models.precision import device, keep_freed_memory, uses_bf16
+from posttrain.models.precision import device, uses_bf16
+from posttrain.progress import disable_library_bars
 
 Model: TypeAlias = PreTrainedModel | PeftModel
 
 
 def load_chat(base: Base, section: ModelSection, checkpoint: Checkpoint | None = None) -> Chat:
-    """The tokenizer and template of a checkpoint, or of the base with the template that the config names."""
+    """Load tokenizer and template of a checkpoint, or of the base model with the template from the settings."""
     if checkpoint is not None:
         template = checkpoint.manifest.template
         if section.chat_template and Path(section.chat_template).name != template:
             raise UserError(
-                f"model.chat_template: {section.chat_template} is asked for, but {checkpoint.path} was trained with {template}: "
-                "drop the setting, or train SFT again"
+                f"model.chat_template: {section.chat_template} does not match {checkpoint.path}, which was trained with "
+                f"{template}: remove the setting, or train SFT again"
             )
         with without_its_code(str(checkpoint.path)):
             chat = prepare_chat(AutoTokenizer.from_pretrained(checkpoint.path, **LOCAL_ONLY), None)
@@ -42,27 +45,29 @@ def load_chat(base: Base, section: ModelSection, checkpoint: Checkpoint | None =
 def load_model(
     base: Base, section: ModelSection, checkpoint: Checkpoint | None = None, *, trainable: bool = False
 ) -> Model:
-    """A model ready for its stage, on the device it will run on.
+    """Load a model onto the device on which it runs.
 
     Args:
-        checkpoint: whose weights or adapter to load; None for the base itself.
-        trainable: with method lora or qlora, whether an adapter is to be trained: the checkpoint's own, so that
-            training starts exactly there, else a fresh one.
+        checkpoint: the checkpoint whose weights or adapter to load; None for the base model.
+        trainable: whether the adapter of method lora or qlora is trained. It is the checkpoint's adapter, so that training
+            starts exactly there, or else a new one.
 
     Raises:
-        UserError: the checkpoint belongs to another base, or the machine lacks what the method needs.
+        UserError: the checkpoint belongs to another base model, or the machine lacks what the method needs.
     """
+    disable_library_bars()
+    choose_deepspeed_accelerator()
     if checkpoint is not None and checkpoint.manifest.base.digest != base.digest:
         raise UserError(
             f"{checkpoint.path}: was trained from {checkpoint.manifest.base.id} ({checkpoint.manifest.base.digest[:16]}), but "
-            f"model.base is {base.id} ({base.digest[:16]}): name the base that it belongs to"
+            f"model.base is {base.id} ({base.digest[:16]}): set model.base to the model that it was trained from"
         )
     if device().type == "cpu":
         keep_freed_memory()
     full = checkpoint is not None and checkpoint.manifest.kind == "full"
     if checkpoint is not None and not full and section.method == "full":
         raise UserError(
-            f"model.method: full cannot train on from {checkpoint.path}, which holds an adapter: set it to lora"
+            f"model.method: full cannot continue from {checkpoint.path}, which is an adapter: set it to lora"
         )
     if full:
         assert checkpoint is not None
@@ -75,18 +80,18 @@ def load_model(
         own = model.peft_config["default"]
         if section.lora != LoraSection() and (own.r, own.lora_alpha) != (section.lora.rank, section.lora.alpha):
             raise UserError(
-                f"model.lora: rank {section.lora.rank} and alpha {section.lora.alpha:g} are asked for, but the adapter of "
-                f"{checkpoint.path} has {own.r} and {own.lora_alpha:g}: drop the settings, or train SFT again"
+                f"model.lora: rank {section.lora.rank} and alpha {section.lora.alpha:g} do not match the adapter of "
+                f"{checkpoint.path}, which has {own.r} and {own.lora_alpha:g}: remove the settings, or train SFT again"
             )
     elif trainable and section.method != "full":
         model = _with_adapter(model, section)
     if isinstance(model, PeftModel):
-        _leave_casts_to_autocast(model)
+        leave_casts_to_autocast(model)
     return model if section.method == "qlora" else model.to(device())
 
 
 def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -> PreTrainedModel:
-    # An optimiser step is far below the resolution of bf16, so weights that are trained stay in fp32.
+    # An optimizer step is far smaller than the resolution of bf16, so trained weights stay in fp32.
     dtype = torch.bfloat16 if uses_bf16(section) and section.method != "full" else torch.float32
     options = {**options, "dtype": dtype, "use_safetensors": True}
     if section.attention != "auto":
@@ -103,20 +108,6 @@ def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -
         options["device_map"] = {"": device()}
     with without_its_code(source):
         return AutoModelForCausalLM.from_pretrained(source, **options)
-
-
-class _OutsideOfAutocast:
-    """True where no `autocast` is on."""
-
-    def __bool__(self) -> bool:
-        return not torch.is_autocast_enabled(device().type)
-
-
-def _leave_casts_to_autocast(model: PeftModel) -> None:
-    """Keeps PEFT 0.21 from casting a layer's bf16 input to the fp32 of its adapter, where `autocast` casts it straight back."""
-    for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.cast_input_dtype_enabled = _OutsideOfAutocast()
 
 
 def _with_adapter(model: PreTrainedModel, section: ModelSection) -> PeftModel:
@@ -137,8 +128,8 @@ def _with_adapter(model: PreTrainedModel, section: ModelSection) -> PeftModel:
             {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
         )
         raise UserError(
-            f"model.lora.target_modules: the model has no layer named in {lora.target_modules}: it has {', '.join(names)}; name "
-            "some of these, or all-linear"
+            f"model.lora.target_modules: no layer of the model matches {lora.target_modules}: name some of "
+            f"{', '.join(names)}, or use all-linear"
         ) from error
     assert isinstance(adapted, PeftModel)
     return adapted

@@ -1,4 +1,4 @@
-"""The memory that a model and its batches need, estimated from the model's shape."""
+"""Estimates of the memory that a model and its batches need, from the model's shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
 
 from posttrain.config import ModelSection, TrainSection
@@ -20,17 +20,17 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Shape:
-    """As much of a model as memory depends on."""
+    """The sizes of a model on which memory depends."""
 
     n_parameters: int
     n_layers: int
     hidden_size: int
     n_adapter_parameters_per_rank: int
-    """Of LoRA on every linear layer: the sum of their inputs and outputs."""
+    """For LoRA on every linear layer: the sum of the layers' input and output sizes."""
 
 
 def read_shape(section: ModelSection) -> Shape | None:
-    """The shape of the base, from its config and the headers of its weights; None where they are not on this machine."""
+    """Return the shape of the base model from its config and the headers of its weights; None if it is not on this machine."""
     if section.base == "demo":
         return Shape(n_parameters=1_912_896, n_layers=4, hidden_size=192, n_adapter_parameters_per_rank=14_592)
     folder = local_base(section.base)
@@ -51,7 +51,7 @@ def read_shape(section: ModelSection) -> Shape | None:
                         n_per_rank += sum(shape)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
-            f"model.base: {section.base} is no whole transformers model: {error}: fetch it again"
+            f"model.base: {section.base} is not a complete transformers model ({error}): download it again"
         ) from error
     config = config.get("text_config", config)
     n_layers = config.get("num_hidden_layers", config.get("n_layer"))
@@ -62,10 +62,10 @@ def read_shape(section: ModelSection) -> Shape | None:
 
 
 def local_base(base: str) -> Path | None:
-    """The folder of a base that is on this machine, None for a Hub id.
+    """Return the folder of a local base model; None for a Hub id.
 
     Raises:
-        UserError: it can be neither.
+        UserError: the name is neither.
     """
     if (folder := Path(base).expanduser()).is_dir():
         return folder
@@ -75,14 +75,16 @@ def local_base(base: str) -> Path | None:
             return None
     except HFValidationError:
         pass
-    raise UserError(f"model.base: {base}: neither a folder, seen from {Path.cwd()}, nor a Hub id (`organisation/name`)")
+    raise UserError(
+        f"model.base: {base} is neither a folder, seen from {Path.cwd()}, nor a Hub id (`organisation/name`)"
+    )
 
 
 def weights_gib(section: TrainSection, model: ModelSection, shape: Shape, in_16_bit: bool) -> float:
-    """Estimated memory of weights, gradients and the optimizer's state in GiB, of one process."""
+    """Return the estimated memory of weights, gradients and optimizer state in GiB per process."""
     n_shards = 1 if section.sharding == "none" else 2 if section.processes == "auto" else section.processes
     n_weight_shards = 1 if section.sharding == "zero2" else n_shards
-    own_copy = 4 if section.sharding in ("zero2", "zero3") else 0  # DeepSpeed's, which it updates
+    own_copy = 4 if section.sharding in ("zero2", "zero3") else 0  # the fp32 copy that DeepSpeed updates
     trained_bytes = 4 / n_weight_shards + (4 + own_copy + (2 if section.optimizer == "adamw_8bit" else 8)) / n_shards
     if model.method == "full":
         return shape.n_parameters * trained_bytes / GIB
@@ -91,7 +93,7 @@ def weights_gib(section: TrainSection, model: ModelSection, shape: Shape, in_16_
 
 
 def loaded_gib(model: ModelSection, shape: Shape, in_16_bit: bool) -> float:
-    """Estimated memory of the base's weights in GiB, as they are loaded."""
+    """Return the estimated memory of the base model's weights in GiB as they are loaded."""
     bytes_each = {"full": 4.0, "lora": 2.0 if in_16_bit else 4.0, "qlora": 0.55}
     return shape.n_parameters * bytes_each[model.method] / GIB
 
@@ -99,9 +101,9 @@ def loaded_gib(model: ModelSection, shape: Shape, in_16_bit: bool) -> float:
 def activations_gib(
     section: TrainSection, shape: Shape, sequences_per_row: int, in_16_bit: bool, gradient_checkpointing: bool
 ) -> float:
-    """Estimated memory in GiB of what a step keeps for its gradients, every row at `max_length`.
+    """Return the estimated memory in GiB of the activations that a step keeps, if every row has `max_length` tokens.
 
-    34 bytes a token, layer and hidden unit in 16 bit, the double in 32; 2 with gradient checkpointing.
+    34 bytes per token, layer and hidden unit in 16 bit (2 with gradient checkpointing), twice as much in 32 bit.
 
     Source: Korthikanti et al. 2022, equation 2, without the attention matrix, which SDPA does not keep.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import math
 from pathlib import Path
@@ -16,58 +15,48 @@ from posttrain.config import ModelSection
 from posttrain.models.memory import GIB, read_shape
 
 MIN_AMX_WIDTH = 384
-"""Hidden size from which AMX gains more than the casts to bf16 cost: below, a step took up to twice as long in bf16."""
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+"""Smallest hidden size for bf16 with AMX. Smaller models took up to twice as long per step in bf16, because of the casts."""
 
 
 def device() -> torch.device:
-    """Where models run: the first GPU of this process, else the CPU."""
+    """Return where models run: the current GPU of this process, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-@functools.cache
-def keep_freed_memory() -> None:
-    """Lets this process keep what its tensors free, where the C library would return it and fetch it again in every step.
-
-    A page fault for each 4 KiB of every large tensor took up to an eighth of a step on two cores. Only glibc has the call.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            library.mallopt(option, 2**30)
-
-
 def free_gib() -> float:
-    """Memory that is free where models run: on the GPU, else on this machine within the limit of its container."""
+    """Return the free memory in GiB where models run: of the GPU, else of this machine within the limit of its container."""
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0]) / GIB
     free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # no control group, or one without limit
+    with contextlib.suppress(OSError, ValueError):  # no control group, or no limit
         limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
         free = min(free, limit - used)
     return free / GIB
 
 
 def uses_bf16(section: ModelSection) -> bool:
-    """Whether matrix products run in bfloat16: by itself only where that is faster, a GPU or a CPU with AMX and a wide model."""
+    """Return whether matrix products run in bfloat16. `auto` chooses it on a GPU, and on a CPU with AMX for wide models."""
     if section.precision == "auto":
         if torch.cuda.is_available():
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        return bool(torch.cpu._is_amx_tile_supported()) and _width(section.base, section.revision) >= MIN_AMX_WIDTH
+        return has_amx() and _width(section.base, section.revision) >= MIN_AMX_WIDTH
     return section.precision == "bf16"
+
+
+def has_amx() -> bool:
+    """Return whether this CPU multiplies bf16 matrices in hardware (AMX)."""
+    return bool(torch.cpu.get_capabilities().get("amx_tile", False))
 
 
 @functools.cache
 def _width(base: str, revision: str | None) -> float:
-    """The hidden size of a base; infinite where its shape is not on this machine."""
+    """Return the hidden size of a base model; infinity if it is not on this machine."""
     shape = read_shape(ModelSection(base=base, revision=revision))
     return shape.hidden_size if shape else math.inf
 
 
 def autocast(section: ModelSection) -> contextlib.AbstractContextManager[Any]:
-    """The precision context of a forward pass outside the trainer: the same as inside it."""
+    """Return the precision context for a forward pass outside the trainer, equal to the trainer's."""
     if uses_bf16(section):
         return torch.autocast(device().type, dtype=torch.bfloat16)
     return contextlib.nullcontext()

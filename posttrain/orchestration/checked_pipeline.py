@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from zenml.enums import ExecutionMode
 from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
+from posttrain import configure
 from posttrain.errors import UserError
 from posttrain.orchestration.cache_key import code_digest
 from posttrain.orchestration.run_file import check_run_file, schedule_name, settings_of_points
@@ -26,27 +28,38 @@ class CheckedPipeline(Pipeline):
     """A pipeline whose file is checked before any work, and that prints its outcome at the end."""
 
     def __init__(self, name: str, entrypoint: Any, default_config: Path) -> None:
+        configure()
         super().__init__(name=name, entrypoint=entrypoint, cache_policy=CachePolicy(cache_func=code_digest))
         self.default_config = default_config
+        self.run_file: str | None = None
 
     def with_options(self, config_path: str | None = None, **options: Any) -> Pipeline:  # type: ignore[override]
         """A copy that is told everything by one file.
 
         The default is taken here and not baked in: ZenML merges a second file into the first, key by key.
         """
+        self._make_steps_importable()
         path = config_path or os.path.relpath(self.default_config)
         with clean_errors():
             options.setdefault("run_name", check_run_file(path, self.default_config.parents[1]))
             options.setdefault("steps", settings_of_points(path))
-        return super().with_options(config_path=path, execution_mode=_execution_mode(), **options)
+        pipeline = super().with_options(config_path=path, execution_mode=_execution_mode(), **options)
+        pipeline.run_file = path
+        return pipeline
 
     def __call__(self, *args: Any, **kwargs: Any) -> PipelineRunResponse | None:
         """Runs the pipeline and prints what came out, or where that can be seen later."""
-        with clean_errors(), replacing(schedule_name(self._run_args.get("config_path"))):
+        self._make_steps_importable()
+        with clean_errors(), replacing(schedule_name(self.run_file)):
             run = super().__call__(*args, **kwargs)
         with clean_errors():
             _print_outcome(run)
         return run
+
+    def _make_steps_importable(self) -> None:
+        """Add the project's folder to the path: ZenML adds it only while it imports the pipeline, not for the steps."""
+        if (root := str(self.default_config.parents[1])) not in sys.path:
+            sys.path.append(root)
 
 
 def _execution_mode() -> ExecutionMode:

@@ -25,6 +25,7 @@ from zenml.models import (
     PipelineRunResponse,
 )
 
+from posttrain.compat.zenml_internals import link_run_record
 from posttrain.errors import UserError
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate import Champion, Promotion
@@ -205,6 +206,4 @@ def _link_run(version: ModelVersionResponse, run: PipelineRunResponse) -> None:
     client = Client()
     for artifact in get_artifacts_versions_of_pipeline_run(client.get_pipeline_run(run.id)):
         link_artifact_version_to_model_version(artifact, version)
-    client.zen_store.create_model_version_pipeline_run_link(
-        ModelVersionPipelineRunRequest(model_version=version.id, pipeline_run=run.id)
-    )
+    link_run_record(client, ModelVersionPipelineRunRequest(model_version=version.id, pipeline_run=run.id))

@@ -16,6 +16,7 @@ from zenml.enums import StackComponentType
 from zenml.models import PipelineRunResponse, ScheduleResponse, ScheduleUpdate
 from zenml.orchestrators import BaseOrchestrator
 
+from posttrain.compat.zenml_internals import archive_schedule_record, update_schedule_record
 from posttrain.errors import UserError
 from posttrain.orchestration.overlap import run_in_progress
 
@@ -37,14 +38,14 @@ def replacing(name: str | None) -> Iterator[None]:
     for schedule in standing:
         _end_no_run(schedule)
     if standing:
-        client.zen_store.update_schedule(standing[0].id, ScheduleUpdate(name=aside))
+        update_schedule_record(client, standing[0].id, ScheduleUpdate(name=aside))
     try:
         yield
     except BaseException:
         if half_made := _find(name):
             delete(half_made)
         if standing:
-            client.zen_store.update_schedule(standing[0].id, ScheduleUpdate(name=name))
+            update_schedule_record(client, standing[0].id, ScheduleUpdate(name=name))
         raise
     for schedule in standing:
         delete(schedule)
@@ -91,7 +92,7 @@ def set_active(schedule: ScheduleResponse, active: bool) -> None:
         _end_no_run(schedule)
     if trigger := _eventbridge(schedule, orchestrator):
         trigger.set_state("ENABLED" if active else "DISABLED")
-        Client().zen_store.update_schedule(schedule.id, ScheduleUpdate(active=active))
+        update_schedule_record(Client(), schedule.id, ScheduleUpdate(active=active))
     elif orchestrator and orchestrator.supports_schedule_updates:
         Client().update_schedule(schedule.id, active=active)
     else:
@@ -111,7 +112,7 @@ def delete(schedule: ScheduleResponse) -> None:
     _end_no_run(schedule)
     if trigger := _eventbridge(schedule, orchestrator):
         trigger.delete()
-        Client().zen_store.delete_schedule(schedule.id, soft=True)
+        archive_schedule_record(Client(), schedule.id)
     elif orchestrator is None or orchestrator.supports_schedule_deletion or not schedule.run_metadata:
         Client().delete_schedule(schedule.id)
     else:

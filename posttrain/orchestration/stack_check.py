@@ -15,10 +15,10 @@ import requests
 import yaml
 import zenml
 from zenml.client import Client
-from zenml.enums import StoreType
 from zenml.orchestrators import ContainerizedOrchestrator
 from zenml.stack import Stack
 
+from posttrain.compat.zenml_internals import server_version
 from posttrain.errors import UserError
 from posttrain.orchestration.project import project_root
 from posttrain.orchestration.stack_probes import (
@@ -71,17 +71,17 @@ def check_stack(name: str | None, steps: dict[str, Any]) -> Iterator[StackFindin
 
 def server(stack: Stack, steps: dict[str, Any]) -> str:
     """Where ZenML keeps its records."""
-    store = Client().zen_store
-    if store.type == StoreType.SQL:
+    address_and_version = server_version(Client())
+    if address_and_version is None:
         if stack.orchestrator.config.is_remote:
             raise UserError(
                 "ZenML's records are a file of this machine, which remote steps cannot reach: zenml login URL"
             )
         return "a file of this machine"
-    version = store.get_store_info().version
-    if str(version) != zenml.__version__:
-        raise UserError(f"{store.url} is version {version}, this is {zenml.__version__}: install the server's version")
-    return f"{store.url} answers, version {version}"
+    url, version = address_and_version
+    if version != zenml.__version__:
+        raise UserError(f"{url} is version {version}, this is {zenml.__version__}: install the server's version")
+    return f"{url} answers, version {version}"
 
 
 def composition(stack: Stack, steps: dict[str, Any]) -> str:

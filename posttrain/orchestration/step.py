@@ -9,6 +9,7 @@ from zenml import get_step_context
 from zenml.client import Client
 from zenml.steps.step_context import StepContext
 
+from posttrain import configure
 from posttrain.errors import UserError
 from posttrain.tracking import without_password
 
@@ -17,6 +18,7 @@ MISTAKE = f"{UserError.__module__}.{UserError.__name__}"
 
 def step(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """ZenML's `step`; but what the user must mend is not tried again, and a failure is told to the stack's alerters."""
+    configure()
     if function is None:
         return functools.partial(step, **options)
     # None of zenml.step's overloads takes options that are not spelled out.

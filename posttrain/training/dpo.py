@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
+from posttrain.compat.trl_internals import PreparedPairs
 from posttrain.config import DpoSection, ModelSection
 from posttrain.errors import UserError
 from posttrain.forward.logprobs import dpo_loss, score_pairs
@@ -27,21 +28,14 @@ N_START_PAIRS = 16
 """Pairs whose log-probabilities are compared with the reference before the first update."""
 
 
-class PairTrainer(ResumableTrainer, DPOTrainer):
-    """TRL's trainer over pairs that are tokenised and scored already, each pair weighing the same.
+class PairTrainer(PreparedPairs, ResumableTrainer, DPOTrainer):
+    """TRL's trainer for pairs that are tokenised and scored already. All pairs of a step have the same weight.
 
-    Written for TRL 1.16: TRL tokenises and scores for itself, with other cuts, and drops pairs without counting them; and
-    where the last of several micro-batches is smaller, its pairs weigh more.
+    With TRL alone, the pairs of a smaller last micro-batch have a larger weight.
     """
 
     pairs_per_batch: float
     """Mean number of pairs in the micro-batches of this step."""
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
         batches, n_items = super().get_batch_samples(*args, **kwargs)

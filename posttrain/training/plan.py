@@ -1,4 +1,4 @@
-"""What a config will cost, told before it costs anything: steps, batch and memory. Imports nothing heavy."""
+"""Estimates of what a config costs before it runs: steps, batch size and memory. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from posttrain.models.memory import Shape, activations_gib, loaded_gib, read_sha
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of training."""
+    """Estimated cost of one training stage."""
 
     effective_batch_size: int
     n_rows: int | None
-    """Training rows before checks drop any; None where they cannot be counted without a download."""
+    """Training rows before the data checks; None if they cannot be counted without a download."""
     n_steps: int | None
     memory_gib: float | None
-    """None where the model's shape is not on this machine."""
+    """None if the model is not on this machine."""
 
 
 def plan(config: RunConfig) -> dict[str, StagePlan]:
-    """The stages that a config runs, by name."""
+    """Return the stages of a config by name."""
     shape = read_shape(config.model)
     n_pairs = _n_train_pairs(config)
     stages = {}

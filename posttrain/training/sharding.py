@@ -1,7 +1,7 @@
-"""Weights, gradients and optimizer state shared out among a stage's processes: what each setting tells the libraries.
+"""Sharding of weights, gradients and optimizer state among the processes of a training stage.
 
-FSDP2 is torch's; ZeRO-2 and ZeRO-3 (Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054) are DeepSpeed's.
-Written for transformers 5.23, accelerate 1.15, torch 2.13 and DeepSpeed 0.19; tried with two and three processes on a CPU (gloo).
+FSDP2 is PyTorch's; ZeRO-2 and ZeRO-3 (Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054) are DeepSpeed's. Tested with
+transformers 5.23, accelerate 1.15, torch 2.13 and DeepSpeed 0.19, with two and three processes on a CPU (gloo).
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers import Trainer
 
+from posttrain.compat.deepspeed_internals import (
+    choose_deepspeed_accelerator,
+    is_partitioned,
+    own_optimizer_state,
+    own_share,
+)
 from posttrain.errors import UserError
 
-if not torch.cuda.is_available():
-    # Accelerate imports DeepSpeed wherever it is installed, which would wonder aloud.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps of every weight, by torch's names."""
+"""State of AdamW for each weight, as PyTorch names it."""
 _WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 _STEP = "step"
 
 
 def _zero(stage: int) -> dict[str, Any]:
-    """DeepSpeed's settings; where auto stands, transformers puts the training's own, or what suits the model's width."""
+    """Return DeepSpeed's settings. Transformers replaces `auto` by the training's settings or by a size that fits the model."""
     sizes = {2: ["reduce_bucket_size"]}
     sizes[3] = [*sizes[2], "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"]
     numbers = ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"]
@@ -53,39 +55,40 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "fsdp": True,
         "fsdp_config": {
             "version": 2,
-            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",  # one decoder layer at a time is whole
-            "reshard_after_forward": True,  # false keeps them whole until the backward pass: less traffic, more memory
-            "state_dict_type": "FULL_STATE_DICT",  # training checkpoints are of the whole model, in one file
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",  # gather one decoder layer at a time
+            "reshard_after_forward": True,  # False needs less communication and more memory
+            "state_dict_type": "FULL_STATE_DICT",  # one file with the whole model
         },
-        # Gradients are shared out after each micro-batch; else every process would keep whole ones until the last.
+        # Shard gradients after each micro-batch. Otherwise every process keeps whole gradients until the last one.
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
     },
     "zero2": {"deepspeed": _zero(2)},
     "zero3": {"deepspeed": _zero(3)},
 }
-"""By the setting: keyword arguments of transformers' TrainingArguments."""
+"""Keyword arguments of transformers' TrainingArguments for each value of the setting."""
 
 
 def sharding_arguments(sharding: str) -> dict[str, Any]:
-    """What a trainer is told, which may write into it.
+    """Return keyword arguments of TrainingArguments, which may be modified, and set what the libraries read elsewhere.
 
     Raises:
         UserError: DeepSpeed is not installed.
     """
+    choose_deepspeed_accelerator()
     arguments = copy.deepcopy(ARGUMENTS[sharding])
     if sharding == "fsdp":
-        # As `accelerate launch` does; on GPUs it puts gloo beside NCCL, for what lies in main memory.
+        # As `accelerate launch` does. On GPUs it adds gloo to NCCL, for tensors in main memory.
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
     if "deepspeed" in arguments:
         if not importlib.util.find_spec("deepspeed"):
             raise UserError(
-                f"sharding: {sharding} needs DeepSpeed, which is not here: set it to fsdp, or `pip install -e '.[deepspeed]'`"
+                f"sharding: {sharding} needs DeepSpeed, which is not installed: set it to fsdp, or `pip install -e '.[deepspeed]'`"
             )
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        # Torch 2.13 has new names for what DeepSpeed calls in every step.
+        # DeepSpeed 0.19 calls functions in every step that torch 2.13 has renamed.
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
         arguments |= {"use_cpu": False, "bf16": False}  # see keep_precision
-        if not torch.cuda.is_available():  # transformers would take it for the only process
+        if not torch.cuda.is_available():  # otherwise transformers assumes a single process
             os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
             PartialState(backend="gloo", timeout=timedelta(minutes=30))
             arguments["accelerator_config"] = {"use_configured_state": True}
@@ -93,12 +96,12 @@ def sharding_arguments(sharding: str) -> dict[str, Any]:
 
 
 def is_sharded(trainer: Trainer) -> bool:
-    """Whether processes keep shares of what is trained."""
+    """Return whether each process holds only a part of the trained weights or of their optimizer state."""
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def keep_precision(trainer: Trainer, bf16: bool) -> None:
-    """Leaves precision to autocast, as in one process: else weights, gradients and log-probabilities would be rounded to bf16."""
+    """Use autocast as in a single process. Otherwise weights, gradients and log-probabilities are rounded to bf16."""
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     if trainer.is_deepspeed_enabled and bf16:
@@ -107,16 +110,16 @@ def keep_precision(trainer: Trainer, bf16: bool) -> None:
 
 
 def save_shares(trainer: Trainer, folder: str) -> None:
-    """Writes a sharded training's weights and optimizer state, whole, in the first process. Called by every process."""
+    """Write the whole weights and optimizer state of a sharded training. Every process must call this; the first one writes."""
     model: Any = trainer.model
     if trainer.is_fsdp_enabled:
         plugin, accelerator = trainer.accelerator.state.fsdp_plugin, trainer.accelerator
         try:
             save_fsdp_model(plugin, accelerator, model, folder, adapter_only=True)
-        finally:  # which the others take part in also where the first has no room for the weights
+        finally:  # all processes take part, also if the first one could not write the weights
             save_fsdp_optimizer(plugin, accelerator, trainer.optimizer, model, folder)
         return
-    # DeepSpeed's own files are pickles that run code when they are read, and only as many processes can go on from them.
+    # DeepSpeed's own files are pickles, which can run code, and only the same number of processes can load them.
     first = trainer.is_world_process_zero()
     weights, optimizer = _copies(_trained(model), first), _optimizer_state(trainer, first)
     if first:
@@ -127,10 +130,10 @@ def save_shares(trainer: Trainer, folder: str) -> None:
 
 @torch.no_grad()
 def load_zero_shares(trainer: Trainer, folder: str) -> None:
-    """Takes up what `save_shares` wrote for ZeRO, whatever the number of processes. Called by every process."""
-    # Read one by one: each process needs a share of everything, and has no room for the whole.
+    """Load what `save_shares` wrote for ZeRO, with any number of processes. Every process must call this."""
+    # Read one tensor at a time: a process may not have enough memory for all.
     with safe_open(Path(folder) / _WEIGHTS, "pt") as weights, safe_open(Path(folder) / _OPTIMIZER, "pt") as optimizer:
-        for own in _own_state(trainer):
+        for own in _own_optimizer_state(trainer):
             own[_STEP].copy_(optimizer.get_tensor(_STEP))
         for name, parameter in _trained(trainer.model):
             whole = weights.get_tensor(name)
@@ -142,13 +145,11 @@ def load_zero_shares(trainer: Trainer, folder: str) -> None:
 
 
 def _set_share(parameter: Any, whole: torch.Tensor, key: str | None = None) -> None:
-    """Puts this process's share of a weight, or of what AdamW keeps of it, in its place."""
+    """Set this process's share of a weight, or of one moment of AdamW."""
     from deepspeed import utils
 
-    if _by_zero3(parameter):
-        size, world_size = parameter.ds_tensor.numel(), torch.distributed.get_world_size()
-        padded = torch.nn.functional.pad(whole.flatten(), (0, size * world_size - whole.numel()))
-        share = padded.view(world_size, size)[torch.distributed.get_rank()]
+    if is_partitioned(parameter):
+        share = own_share(parameter, whole)
         if key:
             utils.safe_set_local_optimizer_state(parameter, share, key)
         else:
@@ -160,10 +161,10 @@ def _set_share(parameter: Any, whole: torch.Tensor, key: str | None = None) -> N
 
 
 def _optimizer_state(trainer: Trainer, here: bool) -> dict[str, torch.Tensor]:
-    """ZeRO's, whole, in the main memory of the process that wants it here. Called by every process."""
+    """Return ZeRO's whole optimizer state in main memory, where `here` is true. Every process must call this."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    state = {_STEP: _own_state(trainer)[0][_STEP].to("cpu", copy=True)}
+    state = {_STEP: _own_optimizer_state(trainer)[0][_STEP].to("cpu", copy=True)}
     for name, parameter in _trained(trainer.model):
         for key in MOMENTS:
             whole = safe_get_full_optimizer_state(parameter, key)
@@ -172,20 +173,8 @@ def _optimizer_state(trainer: Trainer, here: bool) -> dict[str, torch.Tensor]:
     return state
 
 
-def _own_state(trainer: Trainer) -> list[dict[str, torch.Tensor]]:
-    """What AdamW keeps of this process's share, group by group, and ZeRO told which part of it is of which weight."""
-    sharded = trainer.model_wrapped.optimizer  # DeepSpeed's, around torch's
-    by_zero2 = hasattr(sharded, "single_partition_of_fp32_groups")
-    groups = sharded.single_partition_of_fp32_groups if by_zero2 else sharded.fp32_partitioned_groups_flat
-    for flat in groups:
-        if not sharded.optimizer.state[flat]:  # before the first step, in which AdamW would make it so
-            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
-            sharded.optimizer.state[flat] = {_STEP: torch.zeros((), device=flat.device), **moments}
-    if by_zero2:
-        # DeepSpeed does it once, when the first of several groups has been updated and the others have no state yet.
-        sharded._hp_optimizer_states_linked = False
-        sharded._lazy_init_hp_params_optimizer_state()
-    return [sharded.optimizer.state[flat] for flat in groups]
+def _own_optimizer_state(trainer: Trainer) -> list[dict[str, torch.Tensor]]:
+    return own_optimizer_state(trainer.model_wrapped, _STEP, MOMENTS)
 
 
 def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
@@ -193,10 +182,10 @@ def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def gather(trainer: Trainer) -> None:
-    """Makes a sharded model whole again, in the first process's main memory. Called by every process."""
+    """Gather a sharded model in the main memory of the first process. Every process must call this."""
     model: Any = trainer.model
     if trainer.is_fsdp_enabled:
-        weights = trainer.accelerator.get_state_dict(model)  # empty but in the first process
+        weights = trainer.accelerator.get_state_dict(model)  # empty except in the first process
     elif trainer.is_deepspeed_enabled:
         weights = _copies(model.named_parameters(), trainer.is_world_process_zero())
     else:
@@ -209,7 +198,7 @@ def gather(trainer: Trainer) -> None:
 
 
 def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of what is trained, by name, in main memory: sharded, in that of the first process. Called by every process."""
+    """Return a copy of the trained weights in main memory, only in the first process if sharded. Every process must call this."""
     if isinstance(model, FSDPModule):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         gathered: dict[str, Any] = get_model_state_dict(model, options=options)
@@ -218,12 +207,12 @@ def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def has_shares(model: torch.nn.Module) -> bool:
-    """Whether each process has a share of the weights only."""
-    return isinstance(model, FSDPModule) or any(_by_zero3(parameter) for parameter in model.parameters())
+    """Return whether each process holds only a part of the weights."""
+    return isinstance(model, FSDPModule) or any(is_partitioned(parameter) for parameter in model.parameters())
 
 
 def _copies(parameters: Iterable[tuple[str, torch.nn.Parameter]], here: bool) -> dict[str, torch.Tensor]:
-    """Whole weights in the main memory of each process that wants them here. Called by every process."""
+    """Return whole weights in main memory, where `here` is true. Every process must call this."""
     copies = {}
     for name, parameter in parameters:
         with _whole(parameter):
@@ -232,13 +221,9 @@ def _copies(parameters: Iterable[tuple[str, torch.nn.Parameter]], here: bool) ->
     return copies
 
 
-def _by_zero3(parameter: torch.nn.Parameter) -> bool:
-    return hasattr(parameter, "ds_id")
-
-
 def _whole(parameter: torch.nn.Parameter, writer: int | None = None) -> AbstractContextManager[Any]:
-    """Inside, what ZeRO-3 has shared out is whole; what the writer makes of it, all have afterwards."""
-    if not _by_zero3(parameter):
+    """Inside, a parameter divided by ZeRO-3 is whole. Changes by the process `writer` are sent to all others."""
+    if not is_partitioned(parameter):
         return nullcontext()
     import deepspeed
 
@@ -247,9 +232,11 @@ def _whole(parameter: torch.nn.Parameter, writer: int | None = None) -> Abstract
 
 
 def put_back(model: torch.nn.Module, weights: dict[str, Any]) -> None:
-    """Puts weights that `trained_weights` copied back into the model. Called by every process."""
+    """Restore weights that `trained_weights` copied. Every process must call this."""
     if isinstance(model, FSDPModule):
-        for module in model.modules():  # a validation leaves the outermost weights whole, which cannot be written to
+        for (
+            module
+        ) in model.modules():  # a validation leaves the outermost weights gathered, and those cannot be written
             if isinstance(module, FSDPModule):
                 module.reshard()
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
@@ -258,5 +245,5 @@ def put_back(model: torch.nn.Module, weights: dict[str, Any]) -> None:
     with torch.no_grad():
         for name, parameter in _trained(model):
             with _whole(parameter, writer=0):
-                if name in weights:  # of ZeRO-3, in the first process alone
+                if name in weights:  # with ZeRO-3, in the first process only
                     parameter.copy_(weights[name])

@@ -1,4 +1,4 @@
-"""Ends a training that gets no better, or that has gone wrong."""
+"""Callbacks that end a training which no longer improves or has diverged."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from posttrain.training.sharding import has_shares, put_back, trained_weights
 BEST = "best_so_far.safetensors"
 DIVERGED_TIMES = 3.0
 N_LOGS = 10
-"""Logged steps over which the loss is averaged before it is called diverged."""
+"""Number of logs over which the loss is averaged to detect divergence."""
 
 
 class EarlyStopping(KeptInCheckpoints):
-    """Stops after so many validations without a better loss, and ends with the weights that had the best one.
+    """Stop after `patience` validations without a lower loss, and restore the weights with the lowest loss.
 
-    Not transformers' own callback: that one needs a checkpoint with optimizer on disk at every validation. The best
-    weights that are trained (an adapter's, or all) are kept in main memory, by every process that has them whole or, where
-    each has a share, by the first; and they go into training checkpoints.
+    The callback of transformers needs a checkpoint with optimizer on disk at every validation. This one keeps the best
+    trained weights (the adapter's, or all) in main memory: in every process, or only in the first if they are sharded. They
+    are part of training checkpoints.
     """
 
     def __init__(self, patience: int, start: Path | None = None) -> None:
         self.patience = patience
-        self.start = start  # the training checkpoint to go on from
+        self.start = start  # the training checkpoint to resume from
         self.best_loss = math.inf
         self.best_step = 0
         self._n_worse = 0
@@ -47,7 +47,7 @@ class EarlyStopping(KeptInCheckpoints):
         model: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Keeps the weights if they are the best so far, else counts."""
+        """Keep the weights if the loss is the lowest so far, else count."""
         if self._is_best((metrics or {})["eval_loss"], state.global_step):
             self._best = trained_weights(model)
         control.should_training_stop |= self._n_worse >= self.patience
@@ -60,14 +60,14 @@ class EarlyStopping(KeptInCheckpoints):
         return False
 
     def keep_in(self, folder: Path) -> None:
-        """Adds the best weights to a training checkpoint."""
+        """Add the best weights to a training checkpoint."""
         if self._best:
             save_file(self._best, folder / BEST)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Where a training goes on: counts what was validated before, and takes back the best weights."""
+        """On resuming, repeat the earlier validations and load the best weights."""
         for entry in state.log_history:
             if "eval_loss" in entry:
                 self._is_best(entry["eval_loss"], entry["step"])
@@ -77,15 +77,17 @@ class EarlyStopping(KeptInCheckpoints):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Puts the best weights back."""
+        """Restore the best weights."""
         if self.best_step in (0, state.global_step):
             return
         put_back(model, self._best)
-        print(f"DPO keeps the weights of step {self.best_step}, whose validation loss {self.best_loss:.4f} is the best")
+        print(
+            f"DPO keeps the weights of step {self.best_step}, which has the lowest validation loss ({self.best_loss:.4f})"
+        )
 
 
 class StopOnDivergence(TrainerCallback):
-    """Ends the training, with nothing saved, once its loss is no number or far above where it began.
+    """End the training without saving when its loss is NaN or infinite, or far above its first value.
 
     Raises:
         UserError: at the log that shows it.
@@ -103,7 +105,7 @@ class StopOnDivergence(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Looks at a training step's log."""
+        """Check the log of a training step."""
         if not logs or "loss" not in logs:
             return
         for name in ("loss", "grad_norm"):
@@ -114,14 +116,14 @@ class StopOnDivergence(TrainerCallback):
         mean = sum(self._last) / len(self._last)
         if len(self._last) == N_LOGS and mean > DIVERGED_TIMES * max(abs(self._first), 1e-3):
             raise UserError(
-                f"dpo: the loss has diverged: {mean:.4g} over the last {N_LOGS} logs up to step {state.global_step}, "
-                f"{self._first:.4g} at first: {_REMEDY}"
+                f"dpo: the loss has diverged: its mean over the last {N_LOGS} logs up to step {state.global_step} is {mean:.4g}, "
+                f"the first was {self._first:.4g}: {_REMEDY}"
             )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Where a training goes on: looks at what was logged before."""
+        """On resuming, read the earlier logs."""
         for entry in state.log_history:
             if "loss" in entry:
                 self._see(entry["loss"])
@@ -131,26 +133,24 @@ class StopOnDivergence(TrainerCallback):
         self._first = loss if self._first is None else self._first
 
 
-_REMEDY = (
-    "nothing is saved; lower dpo.learning_rate, or raise dpo.warmup_steps (dpo.stop_on_divergence: false lets it go on)"
-)
+_REMEDY = "nothing is saved; lower dpo.learning_rate, or raise dpo.warmup_steps (dpo.stop_on_divergence: false disables this check)"
 
 
 def stopping_callbacks(dpo: DpoSection, *, has_validation: bool, start: Path | None = None) -> list[TrainerCallback]:
-    """The callbacks that the settings ask for.
+    """Return the callbacks for the settings.
 
     Args:
-        start: the training checkpoint to go on from.
+        start: the training checkpoint to resume from.
 
     Raises:
-        UserError: early stopping without validation pairs.
+        UserError: early stopping is set, but there are no validation pairs.
     """
     callbacks: list[TrainerCallback] = [StopOnDivergence()] if dpo.stop_on_divergence else []
     if dpo.early_stopping_patience is not None:
         if not has_validation:
             raise UserError(
-                f"dpo.early_stopping_patience {dpo.early_stopping_patience}: there are no validation pairs to stop by: raise "
-                "data.validation_size, or drop the setting"
+                f"dpo.early_stopping_patience {dpo.early_stopping_patience}: early stopping needs validation pairs, and there are "
+                "none: raise data.validation_size, or remove the setting"
             )
         callbacks.append(EarlyStopping(dpo.early_stopping_patience, start))
     return callbacks

@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 
 from posttrain.chat.template import Chat
+from posttrain.compat.transformers_internals import attention_implementation
 from posttrain.config import DpoSection, ModelSection, TrainSection
 from posttrain.errors import UserError
 from posttrain.forward.flat import FlatCollator, announce, use_flat_batches
@@ -24,7 +25,7 @@ from posttrain.models.precision import free_gib, uses_bf16
 from posttrain.training.resume.resumable_trainer import ResumableTrainer, Resume
 from posttrain.training.resume.training_checkpoints import Resumption, TrainingCheckpoints
 from posttrain.training.sharding import gather, keep_precision, sharding_arguments
-from posttrain.training.training_progress import follow
+from posttrain.training.training_progress import follow, silence_known_warnings
 
 FILL = 0.8
 """Share of the free memory that an estimate may fill before activations are computed again instead of kept."""
@@ -73,6 +74,7 @@ def training_arguments(section: TrainSection, stage: TrainingJob, model: Model, 
             "optimizer: adamw_8bit needs a CUDA GPU and bitsandbytes, which this machine lacks: set it to adamw, or run on a "
             "GPU with `pip install -e '.[gpu]'`"
         )
+    silence_known_warnings()
     return {
         "output_dir": str(stage.work),
         "learning_rate": section.learning_rate,
@@ -139,7 +141,7 @@ def use_flat_rows(trainer: Trainer, section: ModelSection) -> str:
     if padded:
         return f"padded: {padded}"
     trainer.data_collator = FlatCollator()
-    return f"flat, {trainer.model.config._attn_implementation.removeprefix('posttrain_')}"
+    return f"flat, {attention_implementation(trainer.model).removeprefix('posttrain_')}"
 
 
 def train_and_seal(

@@ -1,26 +1,19 @@
-"""Progress that a person can follow on a terminal, and that fills no log file."""
+"""Progress display of a training: one bar on a terminal, few lines in a log file."""
 
 from __future__ import annotations
 
 import warnings
 from typing import Any
 
-import datasets
-import transformers
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.progress import progress_bar as progress_bar
+from posttrain.progress import disable_library_bars, progress_bar
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "eval_loss": "validation loss"}
 
-transformers.utils.logging.disable_progress_bar()  # of loading and saving weights
-datasets.disable_progress_bars()  # of rows that are selected
-# TRL turns it on by default, so it must be turned off by the name that TRL knows, until TRL takes the new one.
-warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
-
 
 class TrainingProgress(ProgressCallback):
-    """One bar for a whole training, with the latest metrics behind it, where transformers prints a dict a step."""
+    """One bar for a whole training with the latest metrics, instead of a dict per log as in transformers."""
 
     def __init__(self, label: str) -> None:
         super().__init__()
@@ -34,7 +27,7 @@ class TrainingProgress(ProgressCallback):
         self.current_step = state.global_step
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-        """No second bar for validation."""
+        """Show no second bar for validation."""
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -44,7 +37,16 @@ class TrainingProgress(ProgressCallback):
             self.training_bar.set_postfix(shown, refresh=False)
 
 
+def silence_known_warnings() -> None:
+    """Ignore the warning about `gradient_checkpointing`, which the settings of TRL cause.
+
+    TRL turns it on by default, so it must be turned off by its old name until TRL uses the new one.
+    """
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
+
+
 def follow(trainer: Trainer, label: str) -> None:
-    """Gives a trainer this progress display in place of its own."""
+    """Replace a trainer's progress display by this one."""
+    disable_library_bars()
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(TrainingProgress(label))

@@ -79,7 +79,7 @@ def test_check_refuses_a_base_that_does_not_exist(base):
 def test_check_refuses_an_incomplete_base(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(UserError, match="is no whole transformers model"):
+    with pytest.raises(UserError, match="is not a complete transformers model"):
         read_shape(ModelSection(base=str(tmp_path)))
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities and the DPO loss: against values worked by hand, and TRL against them."""
+"""Log-probabilities and the DPO loss compared with values computed by hand, and TRL compared with them."""
 
 import math
 
@@ -38,13 +38,13 @@ def test_a_policy_at_its_reference_has_loss_ln_2(beta):
     assert margin.tolist() == [0.0, 0.0]
 
 
-def test_batches_hold_every_sequence_once_and_keep_the_budget():
+def test_batches_contain_every_sequence_once_within_the_budget():
     responses = [[0] * n for n in (5, 1, 9, 3, 3, 40, 2)]
     prompts = [[0]] * len(responses)
     batches = list(batches_by_length(prompts, responses, tokens_per_batch=14))
     assert sorted(i for batch in batches for i in batch) == list(range(len(responses)))
     assert all(len(batch) == 1 or len(batch) * max(len(responses[i]) + 1 for i in batch) <= 14 for batch in batches)
-    assert batches[0] == [5]  # too long for the budget: alone, not lost
+    assert batches[0] == [5]  # longer than the budget: in a batch of its own
 
 
 def test_batches_by_prompt_count_a_prompt_once():
@@ -62,7 +62,7 @@ def test_batches_by_prompt_count_a_prompt_once():
 
 @pytest.fixture(scope="module")
 def scored(tiny_base, pairs):
-    """A model, tokenised pairs, and the log-probabilities of each response computed alone and in plain torch."""
+    """Return a model, tokenised pairs, and the log-probability of each response computed alone in plain PyTorch."""
     base, section = tiny_base
     model = load_model(base, section)
     rows = tokenise_pairs(load_chat(base, section), pairs, 128, 96).rows
@@ -78,8 +78,8 @@ def scored(tiny_base, pairs):
 
 @pytest.mark.parametrize("layout", ["flat", "padded"])
 @pytest.mark.parametrize("tokens_per_batch", [1, 200, 100_000])
-def test_scores_are_those_of_each_response_alone(scored, tokens_per_batch, layout):
-    """Whatever the batches: sorting, sharing prompts, padding and the fused head change nothing."""
+def test_scores_equal_those_of_each_response_alone(scored, tokens_per_batch, layout):
+    """Sorting, sharing prompts, padding and the fused head change nothing."""
     model, section, rows, alone = scored
     section = section.model_copy(update={"layout": layout})
     result = score_pairs(model, rows, section, tokens_per_batch, "test")
@@ -89,7 +89,7 @@ def test_scores_are_those_of_each_response_alone(scored, tokens_per_batch, layou
 
 
 def test_trl_computes_the_papers_loss(scored, tmp_path):
-    """TRL's loss and rewards for a policy away from its reference equal equation 7 in plain torch."""
+    """TRL's loss and rewards for a policy that differs from its reference equal equation 7 in plain PyTorch."""
     model, _, rows, alone = scored
     shift = torch.linspace(-1, 3, len(rows))
     chosen, rejected = torch.tensor(alone["chosen"]), torch.tensor(alone["rejected"])
@@ -115,7 +115,7 @@ def test_trl_computes_the_papers_loss(scored, tmp_path):
     assert trainer._metrics[mode]["rewards/margins"][0] == pytest.approx(margins.mean().item(), rel=1e-4)
 
 
-def test_score_pairs_leaves_the_model_as_it_was(scored):
+def test_score_pairs_does_not_change_the_model(scored):
     model, section, rows, _ = scored
     model.train()
     score_pairs(model, rows, section, 1000, "test")

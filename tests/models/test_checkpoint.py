@@ -1,4 +1,4 @@
-"""A checkpoint is whole, unchanged and harmless, or it is not loaded."""
+"""Only complete, unchanged and harmless checkpoints are loaded."""
 
 import json
 
@@ -20,14 +20,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_what_was_sealed_is_loaded(folder):
+def test_a_sealed_checkpoint_can_be_loaded(folder):
     sealed = seal(folder, [{"loss": 2.0}], **ABOUT)
     loaded = Checkpoint.load(folder)
     assert loaded == sealed
     assert loaded.history == [{"loss": 2.0}]
 
 
-def test_the_digest_is_of_the_model_not_of_its_history(folder):
+def test_the_digest_does_not_depend_on_the_history(folder):
     first = seal(folder, [{"runtime": 1.0}], **ABOUT).digest
     (folder / "manifest.json").unlink()
     assert seal(folder, [{"runtime": 2.0}], **ABOUT).digest == first
@@ -39,7 +39,7 @@ def test_the_digest_is_of_the_model_not_of_its_history(folder):
 def test_a_changed_file_is_named(folder):
     seal(folder, [], **ABOUT)
     (folder / "model.safetensors").write_bytes(b"weightz")
-    with pytest.raises(UserError, match=r"model\.safetensors: was changed or torn"):
+    with pytest.raises(UserError, match=r"model\.safetensors: was changed or damaged"):
         Checkpoint.load(folder)
 
 
@@ -54,13 +54,13 @@ def test_a_missing_and_an_added_file_are_named(folder):
         Checkpoint.load(folder)
 
 
-def test_a_file_that_could_run_code_is_refused(folder):
+def test_a_file_that_can_run_code_is_refused(folder):
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(UserError, match=r"pytorch_model\.bin: may not be in a checkpoint"):
         seal(folder, [], **ABOUT)
 
 
-def test_a_manifest_cannot_reach_out_of_its_folder(folder):
+def test_a_manifest_with_a_path_outside_of_its_folder_is_refused(folder):
     seal(folder, [], **ABOUT)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["../secret.json"] = "0"
@@ -69,6 +69,6 @@ def test_a_manifest_cannot_reach_out_of_its_folder(folder):
         Checkpoint.load(folder)
 
 
-def test_a_folder_without_manifest_is_no_checkpoint(tmp_path):
+def test_a_folder_without_manifest_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a checkpoint"):
         Checkpoint.load(tmp_path)

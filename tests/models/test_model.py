@@ -1,4 +1,4 @@
-"""Which precision a model runs in where nobody names one."""
+"""The precision that `precision: auto` chooses."""
 
 import json
 
@@ -12,7 +12,7 @@ from posttrain.models.precision import MIN_AMX_WIDTH, uses_bf16
 
 @pytest.fixture
 def folder(tmp_path):
-    """Of a model with some hidden size."""
+    """Return a function that writes a model folder with a given hidden size."""
 
     def write(hidden_size: int) -> str:
         (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 1, "hidden_size": hidden_size}))
@@ -22,20 +22,20 @@ def folder(tmp_path):
     return write
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is asked instead")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the choice depends on the GPU then")
 @pytest.mark.parametrize(
     ("hidden_size", "amx", "expected"),
     [(MIN_AMX_WIDTH, True, True), (MIN_AMX_WIDTH, False, False), (MIN_AMX_WIDTH - 1, True, False)],
 )
-def test_a_cpu_takes_bf16_by_itself_with_amx_and_a_wide_model(folder, monkeypatch, hidden_size, amx, expected):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+def test_auto_is_bf16_on_a_cpu_with_amx_and_a_wide_model(folder, monkeypatch, hidden_size, amx, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": amx})
     section = ModelSection(base=folder(hidden_size))
     assert uses_bf16(section) == expected
     assert uses_bf16(section.model_copy(update={"precision": "bf16"}))
     assert not uses_bf16(section.model_copy(update={"precision": "fp32"}))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is asked instead")
-def test_the_demo_is_the_same_on_every_cpu(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the choice depends on the GPU then")
+def test_auto_is_fp32_for_the_demo_on_every_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": True})
     assert not uses_bf16(ModelSection(base="demo"))

@@ -1,4 +1,4 @@
-"""Nothing that is loaded can run code or reach out of its folder: no pickle, no archive, no link, no model's own code."""
+"""Loading never runs code or leaves a folder: no pickles, no archives, no links, no code that ships with a model."""
 
 import ast
 import importlib
@@ -42,7 +42,7 @@ SAFE_ONLY_WITH: dict[str, dict[str, bool]] = {
 
 
 def unsafe(source: str) -> list[str]:
-    """What in a module's source can run code that is loaded, or write files where an archive says."""
+    """Return the calls in a module's source that can run loaded code or extract archives."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -78,7 +78,7 @@ def test_no_module_unpickles_or_unpacks(path: Path) -> None:
         "eval(text)",
     ],
 )
-def test_the_search_finds_what_it_looks_for(source: str) -> None:
+def test_the_search_finds_unsafe_calls(source: str) -> None:
     assert unsafe(source)
     assert not unsafe("torch.load(path, weights_only=True); model.eval(); re.compile(a)")
 
@@ -93,7 +93,7 @@ def test_no_step_s_output_is_pickled(name: str) -> None:
 
 
 class Evil:
-    """Leaves a mark when it is unpickled."""
+    """An object that leaves a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -129,16 +129,16 @@ def test_a_model_s_own_code_is_not_run(tiny_folder: Path, tmp_path: Path, monkey
     ours = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "evil", "auto_map": ours}))
     section = ModelSection(base=str(folder))
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # nobody is asked either
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # an answer on the terminal must not matter
     base = resolve_base(section)
     load_chat(base, section)  # the tokenizer is one that transformers knows
-    with pytest.raises(UserError, match="can only be loaded by running code that ships with it"):
+    with pytest.raises(UserError, match="loading needs code that ships with the model"):
         load_model(base, section)
     assert not mark.exists()
 
 
-def test_a_model_s_own_code_is_of_the_pinned_revision() -> None:
-    """Also where the model names code of another repository, which transformers would take at its newest."""
+def test_a_model_s_own_code_has_the_pinned_revision() -> None:
+    """Also for code in another repository, of which transformers would use the newest revision."""
     commit = "a" * 40
     section = ModelSection(base="some/model", revision=commit, trust_remote_code=True)
     base = Base(id="some/model", revision=commit, digest="d")
@@ -168,7 +168,7 @@ def test_a_manifest_stays_in_its_folder(checkpoint: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "link to a folder", "folder"])
-def test_a_checkpoint_holds_files_alone(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+def test_a_checkpoint_with_a_link_or_folder_is_refused(checkpoint: Path, tmp_path: Path, kind: str) -> None:
     weights, outside = checkpoint / "model.safetensors", tmp_path / "outside"
     if kind == "folder":
         weights.unlink()

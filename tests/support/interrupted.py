@@ -1,11 +1,11 @@
-"""Trainings in a process of their own, to be killed. Imported by a fork server, so that each starts at once."""
+"""Trainings in processes of their own that tests kill. A fork server imports this module, so that each starts at once."""
 
 import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (so that no attempt has to)
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (imported once instead of in each attempt)
 import torch
 import torch._dynamo
 import transformers.models.llama.modeling_llama  # noqa: F401
@@ -30,7 +30,7 @@ trl.DPOTrainer, trl.SFTTrainer  # noqa: B018 (TRL imports its trainers when they
 
 @dataclass(frozen=True)
 class Training:
-    """What an attempt is told; the same for every attempt of a training."""
+    """A training. All attempts of it get the same values."""
 
     name: str
     section: SftSection | DpoSection
@@ -38,14 +38,14 @@ class Training:
     model: ModelSection
     preferences: Preferences
     folder: Path
-    """Holds the store and each attempt's result."""
+    """Folder of the store and of each attempt's result."""
     reference: ReferenceLogps | None = None
     sft: Checkpoint | None = None
     tracking_uri: str = ""
 
     @property
     def checkpoints(self) -> TrainingCheckpoints:
-        """Written after every step."""
+        """Checkpoints after every step."""
         return TrainingCheckpoints(local_files, str(self.folder / "store" / "training"), interval_s=0)
 
 
@@ -54,7 +54,7 @@ def local_files() -> AbstractFileSystem:
 
 
 def attempt(training: Training, dest: Path, trap: str = "") -> None:
-    """Trains, from the start or from where an earlier attempt was cut off."""
+    """Train from the start, or from the last checkpoint of an earlier attempt."""
     torch.set_num_threads(1)
     callbacks: list[TrainerCallback] = []
     if trap:
@@ -80,7 +80,7 @@ def die(number: int = signal.SIGKILL) -> None:
 
 
 class AtStep(TrainerCallback):
-    """Sends this process a signal at an event of a step."""
+    """Send this process a signal at an event of a step."""
 
     def __init__(self, event: str, step: int, number: int) -> None:
         def act(args, state, control, **kwargs):
@@ -148,7 +148,7 @@ def with_a_store_that_fails_half_an_upload(callbacks):
 
 
 def with_a_full_disk(callbacks):
-    """Files of more than 100 kB cannot be written: the adapter has 69 kB, the optimizer twice that."""
+    """Let no file of more than 100 kB be written: the adapter has 69 kB, the optimizer twice that."""
     import resource
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -163,7 +163,7 @@ def with_no_room_for_the_best(callbacks):
 
 
 def with_little_memory(callbacks):
-    """More than two rows at once do not fit."""
+    """Raise an out-of-memory error for more than two rows at once."""
     for kind in (PairTrainer, CompletionTrainer):
         whole = kind.training_step
 

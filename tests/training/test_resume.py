@@ -1,4 +1,4 @@
-"""A training that is cut off, wherever, ends with the weights and the metric history of one that was not."""
+"""An interrupted training ends with the same weights and metric history as an uninterrupted one."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ FORKS = multiprocessing.get_context("forkserver")
 
 @pytest.fixture(scope="module", autouse=True)
 def _fork_server():
-    """Has imported what attempts need; Python 3.11 does not tell it where to look, and it is silent about what it misses."""
+    """Set the path of the fork server, which imports what attempts need. Python 3.11 does not pass it on, without an error."""
     FORKS.set_forkserver_preload(["support.interrupted"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
@@ -48,7 +48,7 @@ def _fork_server():
 
 @pytest.fixture(scope="module")
 def trainings(tiny_base, preferences, tmp_path_factory):
-    """SFT with dropout in an adapter, and DPO of all weights, with what an undisturbed process makes of them."""
+    """Return SFT of an adapter with dropout, and DPO of all weights, with the results of uninterrupted processes."""
     base, section = tiny_base
     lora = section.model_copy(update={"method": "lora", "lora": section.lora.model_copy(update={"dropout": 0.1})})
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -74,7 +74,7 @@ def start(training: Training, trap: str = "") -> tuple[multiprocessing.process.B
 
 
 def logged(training: Training, dest: Path, trap: str) -> None:
-    """An attempt whose output goes into a file."""
+    """Start an attempt whose output goes into a file."""
     file = os.open(f"{dest}.log", os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -105,7 +105,7 @@ def steps_stored(training: Training) -> list[int]:
 
 
 def elsewhere(training: Training, folder: Path) -> Training:
-    """The same training with a store and an MLflow run of its own."""
+    """Return the same training with its own store and MLflow run."""
     return replace(training, name=f"{training.name}-{folder.name}", folder=folder)
 
 
@@ -117,7 +117,7 @@ def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def in_mlflow(training: Training) -> dict[str, list[tuple[int, float]]]:
-    """Every curve of the one nested run that the training has."""
+    """Return all metric histories of the training's only nested run."""
     client = MlflowClient(training.tracking_uri)
     experiment = client.get_experiment_by_name("resume")
     assert experiment
@@ -139,15 +139,15 @@ def assert_equal_to_undisturbed(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["sft", "dpo"])
-def test_killed_at_twenty_random_moments_it_ends_as_if_undisturbed(trainings, name, tmp_path):
-    """kill -9 after a random time, twenty times, whatever it was doing; then it is let go on to its end."""
+def test_training_killed_at_random_moments_ends_with_the_same_weights(trainings, name, tmp_path):
+    """kill -9 after a random time, twenty times; then the training runs to its end."""
     undisturbed, expected = trainings[0][name], trainings[1][name]
     training, clock = elsewhere(undisturbed, tmp_path / "killed"), random.Random(0)
     n_killed = 0
     while n_killed < 20:
         process, dest = start(training)
         process.join(clock.uniform(0.4, 2.4))
-        if process.exitcode == 0:  # it came to its end before: once more, from where it was
+        if process.exitcode == 0:  # it ended before the kill: start again from its last checkpoint
             assert Checkpoint.load(dest).digest == expected.digest
             training.checkpoints.delete()
             continue
@@ -159,7 +159,7 @@ def test_killed_at_twenty_random_moments_it_ends_as_if_undisturbed(trainings, na
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 @pytest.mark.parametrize("trap", ["in_a_step", "in_validation", "in_writing_a_checkpoint", "in_uploading_a_checkpoint"])
-def test_killed_at_a_bad_moment_it_ends_as_if_undisturbed(trainings, name, trap, tmp_path):
+def test_training_killed_at_a_bad_moment_ends_with_the_same_weights(trainings, name, trap, tmp_path):
     undisturbed, expected = trainings[0][name], trainings[1][name]
     training = elsewhere(undisturbed, tmp_path / trap)
     cut_off(training, trap)
@@ -170,8 +170,8 @@ def test_killed_at_a_bad_moment_it_ends_as_if_undisturbed(trainings, name, trap,
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 @pytest.mark.parametrize(("trap", "step"), [("preempted_in_a_step", 6), ("preempted_in_validation", 8)])
-def test_a_preempted_training_saves_first(trainings, name, trap, step, tmp_path):
-    """SIGTERM: the step is finished, a validation is not; nothing before is lost."""
+def test_sigterm_writes_a_checkpoint_first(trainings, name, trap, step, tmp_path):
+    """On SIGTERM the current step is finished, a validation is not. No earlier work is lost."""
     undisturbed, expected = trainings[0][name], trainings[1][name]
     training = elsewhere(undisturbed, tmp_path / trap)
     cut_off(training, trap, signal.SIGTERM)
@@ -181,39 +181,39 @@ def test_a_preempted_training_saves_first(trainings, name, trap, step, tmp_path)
     assert_equal_to_undisturbed(training, expected, found, undisturbed)
 
 
-def test_the_last_two_are_kept_and_all_deleted_at_the_end(cut_off_at_8, tmp_path):
+def test_two_checkpoints_are_kept_and_deleted_at_the_end(cut_off_at_8, tmp_path):
     shutil.copytree(cut_off_at_8.folder / "store", tmp_path / "kept" / "store")
     training = elsewhere(cut_off_at_8, tmp_path / "kept")
     assert len(list((training.folder / "store" / "training").glob(f"*/{MANIFEST}"))) == 2
     training.checkpoints.delete()
     assert not (training.folder / "store" / "training").exists()
-    training.checkpoints.delete()  # nothing is left to delete, and that is no error
+    training.checkpoints.delete()  # deleting nothing is no error
 
 
 @pytest.fixture(scope="module")
 def cut_off_at_8(trainings, tmp_path_factory):
-    """An SFT that has left two training checkpoints."""
+    """Return an SFT that left two training checkpoints."""
     training = elsewhere(trainings[0]["sft"], tmp_path_factory.mktemp("at-8"))
     cut_off(training, "in_validation")
     return training
 
 
 def flipped(content: bytes) -> bytes:
-    """With one bit the other way round."""
+    """Return the content with one bit flipped."""
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 DAMAGES = [
-    (lambda file: file.write_bytes(file.read_bytes()[:-7]), "optimizer.pt has another digest"),
-    (lambda file: file.write_bytes(flipped(file.read_bytes())), "optimizer.pt has another digest"),
+    (lambda file: file.write_bytes(file.read_bytes()[:-7]), "optimizer.pt does not match its digest"),
+    (lambda file: file.write_bytes(flipped(file.read_bytes())), "optimizer.pt does not match its digest"),
     (lambda file: file.unlink(), "optimizer.pt is missing"),
     (lambda file: (file.parent / MANIFEST).write_text('{"step": 8'), "validation error"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "says"), DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_loudly(cut_off_at_8, damage, says, tmp_path, caplog):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(cut_off_at_8, damage, says, tmp_path, caplog):
     shutil.copytree(cut_off_at_8.folder / "store", tmp_path / "damaged" / "store")
     training = elsewhere(cut_off_at_8, tmp_path / "damaged")
     older, newer = sorted((training.folder / "store" / "training").iterdir())[-2:]
@@ -221,21 +221,21 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(cut_off_at_8, damage, says, 
     found = training.checkpoints.fetch_newest(tmp_path / "fetched")
     assert found is not None
     assert found.name == older.name
-    assert f"{newer.name} is torn or was changed" in caplog.text
+    assert f"{newer.name} is damaged" in caplog.text
     assert says in caplog.text
 
 
-def test_a_training_goes_on_from_the_one_before_a_damaged_one(trainings, cut_off_at_8, tmp_path):
+def test_training_resumes_from_the_checkpoint_before_a_damaged_one(trainings, cut_off_at_8, tmp_path):
     shutil.copytree(cut_off_at_8.folder / "store", tmp_path / "damaged" / "store")
     training = replace(elsewhere(cut_off_at_8, tmp_path / "damaged"), tracking_uri="")
     newest = max((training.folder / "store" / "training").iterdir())
-    (newest / "adapter_model.safetensors").write_bytes(b"torn")
+    (newest / "adapter_model.safetensors").write_bytes(b"damaged")
     final = run_to_its_end(training)
     assert final.digest == trainings[1]["sft"].digest
-    assert "is torn or was changed" in said(final.path)
+    assert "is damaged" in said(final.path)
 
 
-def test_files_outside_of_the_folder_are_not_fetched(trainings, tmp_path, caplog):
+def test_files_outside_of_the_folder_are_not_downloaded(trainings, tmp_path, caplog):
     checkpoints = TrainingCheckpoints(interrupted.local_files, str(tmp_path / "store"))
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "weights").write_text("w")
@@ -246,11 +246,11 @@ def test_files_outside_of_the_folder_are_not_fetched(trainings, tmp_path, caplog
     about["files"]["../secret"] = about["files"].pop("weights")
     manifest.write_text(json.dumps(about))
     assert checkpoints.fetch_newest(tmp_path / "fetched") is None
-    assert "../secret lies outside of it" in caplog.text
+    assert "../secret is outside of the checkpoint" in caplog.text
     assert not (tmp_path / "fetched" / "secret").exists()
 
 
-def test_one_whose_upload_was_cut_off_is_none(tmp_path):
+def test_a_checkpoint_with_an_interrupted_upload_is_ignored(tmp_path):
     checkpoints = TrainingCheckpoints(interrupted.local_files, str(tmp_path / "store"))
     assert checkpoints.fetch_newest(tmp_path / "fetched") is None
     work = tmp_path / "work"
@@ -275,10 +275,10 @@ def test_one_whose_upload_was_cut_off_is_none(tmp_path):
     [
         ("with_a_store_that_refuses", "was not stored in .*Access Denied"),
         ("with_a_store_that_fails_half_an_upload", "was not stored in .*Connection reset"),
-        ("with_a_full_disk", "was not written to .*Training goes on"),
+        ("with_a_full_disk", "was not written to .*Training continues"),
     ],
 )
-def test_a_store_that_fails_costs_checkpoints_and_nothing_else(trainings, trap, says, tmp_path):
+def test_a_failing_store_does_not_stop_the_training(trainings, trap, says, tmp_path):
     undisturbed, expected = trainings[0]["sft"], trainings[1]["sft"]
     training = replace(elsewhere(undisturbed, tmp_path / trap), tracking_uri="")
     found = run_to_its_end(training, trap)
@@ -287,18 +287,18 @@ def test_a_store_that_fails_costs_checkpoints_and_nothing_else(trainings, trap, 
     assert training.checkpoints.fetch_newest(tmp_path / "fetched") is None
 
 
-def test_a_disk_without_room_for_the_best_weights_costs_checkpoints_and_nothing_else(trainings, tmp_path):
+def test_a_full_disk_does_not_stop_a_training_with_early_stopping(trainings, tmp_path):
     undisturbed, expected = trainings[0]["dpo"], trainings[1]["dpo"]
     training = replace(elsewhere(undisturbed, tmp_path / "best"), tracking_uri="")
     found = run_to_its_end(training, "with_no_room_for_the_best")
     assert found.digest == expected.digest
     assert "No space left on device" in said(found.path)
-    assert max(steps_stored(training)) < 5  # none of those after the first validation
+    assert max(steps_stored(training)) < 5  # no checkpoint after the first validation
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])
-def test_a_step_that_does_not_fit_is_taken_in_smaller_micro_batches(trainings, name, tmp_path):
-    """Four rows do not fit, two do: the same training as with two rows from the start, and so the same weights."""
+def test_out_of_memory_reduces_the_micro_batch(trainings, name, tmp_path):
+    """Four rows do not fit, two do. The weights equal those of a training with two rows from the start."""
     undisturbed, expected = trainings[0][name], trainings[1][name]
     wide = undisturbed.section.model_copy(update={"batch_size": 4, "gradient_accumulation_steps": 1})
     training = replace(elsewhere(undisturbed, tmp_path / "memory"), section=wide, tracking_uri="")
@@ -307,7 +307,7 @@ def test_a_step_that_does_not_fit_is_taken_in_smaller_micro_batches(trainings, n
     assert found.digest == expected.digest
 
 
-def test_what_never_fits_is_one_clear_error(trainings, tmp_path):
+def test_out_of_memory_with_one_row_is_an_error(trainings, tmp_path):
     training = replace(elsewhere(trainings[0]["sft"], tmp_path / "none"), tracking_uri="")
     process, dest = start(training, "with_no_memory")
     process.join()
@@ -325,8 +325,8 @@ def test_what_never_fits_is_one_clear_error(trainings, tmp_path):
 @pytest.mark.parametrize(
     ("name", "sharding"), [("sft", "none"), ("sft", "fsdp"), ("dpo", "fsdp"), ("sft", "zero2"), ("dpo", "zero3")]
 )
-def test_two_processes_write_one_checkpoint_and_go_on_from_it(trainings, name, sharding, tmp_path):
-    """SIGTERM to the process that started both: each is told, both write the same step, and the end is that of one go."""
+def test_two_processes_resume_from_one_checkpoint(trainings, name, sharding, tmp_path):
+    """SIGTERM to their parent reaches both processes. Both write the same step, and the result equals an uninterrupted training."""
     two = trainings[0][name].section.model_copy(update={"processes": 2, "sharding": sharding})
     whole = replace(elsewhere(trainings[0][name], tmp_path / "whole"), section=two, tracking_uri="")
     training = replace(elsewhere(whole, tmp_path / "interrupted"), section=two)
@@ -345,8 +345,8 @@ def test_two_processes_write_one_checkpoint_and_go_on_from_it(trainings, name, s
 
 @pytest.mark.soak
 @pytest.mark.parametrize("sharding", ["none", "fsdp", "zero3"])
-def test_a_full_disk_of_two_processes_costs_checkpoints_and_nothing_else(trainings, sharding, tmp_path):
-    """The first process alone has no room; the others neither wait for it nor leave half a checkpoint."""
+def test_a_full_disk_does_not_stop_two_processes(trainings, sharding, tmp_path):
+    """Only the first process has a full disk. The other one does not wait for it or leave a partial checkpoint."""
     two = trainings[0]["sft"].section.model_copy(update={"processes": 2, "sharding": sharding})
     whole = replace(elsewhere(trainings[0]["sft"], tmp_path / "whole"), section=two, tracking_uri="")
     training = replace(elsewhere(whole, tmp_path / "full"), section=two)
@@ -356,7 +356,7 @@ def test_a_full_disk_of_two_processes_costs_checkpoints_and_nothing_else(trainin
     assert found.digest == run_to_its_end(whole).digest
 
 
-def test_the_key_is_of_all_that_a_training_depends_on():
+def test_the_key_depends_on_every_value():
     assert training_key("a", 1, {"b": 2, "c": 3}) == training_key("a", 1, {"c": 3, "b": 2})
     assert len({training_key("a"), training_key("b"), training_key("a", "b"), training_key(["a", "b"])}) == 4
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Two processes that share a model out: the same training as one, and an ordinary checkpoint at its end."""
+"""Two processes that share a model train the same as one process, and write the same checkpoint."""
 
 import os
 from pathlib import Path
@@ -64,8 +64,8 @@ CASES = {
         ),
     ],
 )
-def test_a_sharded_training_is_that_of_one_process(tiny_base, preferences, tmp_path, case, sharding):
-    """SFT and DPO on two CPU processes: ten losses, the files, and what the model makes of pairs, are one process's."""
+def test_sharded_training_equals_training_in_one_process(tiny_base, preferences, tmp_path, case, sharding):
+    """SFT and DPO on two CPU processes: ten losses, the files, and the log-probabilities of pairs equal those of one process."""
     base, section = tiny_base
     sft_method, dpo_method, precision, gradient_checkpointing = CASES[case]
     for_sft, for_dpo = (
@@ -92,7 +92,7 @@ def test_a_sharded_training_is_that_of_one_process(tiny_base, preferences, tmp_p
             for stage in (sft, dpo)
         ]
         logps[n] = [found for pairs in scored for found in (*pairs.chosen_logps, *pairs.rejected_logps)]
-    # DeepSpeed adds gradients up in another order, and has its own linear layer: bf16 keeps three digits of either.
+    # DeepSpeed sums gradients in another order and has its own linear layer. In bf16 three digits agree.
     rounds = precision == "bf16" and sharding != "fsdp"
     assert len(histories[1][0]) == len(histories[1][3]) == 10
     for alone, shared in zip(histories[1], histories[2], strict=True):
@@ -102,7 +102,7 @@ def test_a_sharded_training_is_that_of_one_process(tiny_base, preferences, tmp_p
 
 
 def about(checkpoint: Checkpoint) -> dict[str, object]:
-    """What a checkpoint is, but for the numbers: kind, batches, the names of its files, the shape and type of each weight."""
+    """Return everything but the values of a checkpoint: kind, batches, names of files, shape and dtype of each weight."""
     shapes = {}
     for file in checkpoint.path.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
@@ -122,7 +122,7 @@ def about(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def best_weights_of_a_sharded_model(rank: int, store: str) -> None:
-    """Validations of which the second is the best; the weights at the n-th are all n."""
+    """Run validations of which the second is the best. At the n-th all weights are n."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     sizes = {
         "vocab_size": 8,
@@ -141,7 +141,7 @@ def best_weights_of_a_sharded_model(rank: int, store: str) -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(step)
-            model(torch.tensor([[0, 1]]))  # a validation leaves the outermost weights whole
+            model(torch.tensor([[0, 1]]))  # a validation leaves the outermost weights gathered
         callback.on_evaluate(None, state, control, metrics={"eval_loss": loss}, model=model)
     assert control.should_training_stop
     callback.on_train_end(None, state, control, model=model)
@@ -151,18 +151,18 @@ def best_weights_of_a_sharded_model(rank: int, store: str) -> None:
 
 
 @pytest.mark.slow
-def test_early_stopping_puts_the_best_weights_back(tmp_path):
+def test_early_stopping_restores_the_best_weights_of_a_sharded_model(tmp_path):
     torch.multiprocessing.spawn(best_weights_of_a_sharded_model, (str(tmp_path / "store"),), nprocs=2)
 
 
 def train_an_odd_layer_by_zero(rank: int, n: int, stage: int, folder: str) -> None:
-    """Three steps and two more by two processes; three processes take them up after the third."""
-    import deepspeed  # by spawned processes alone: it takes seconds
+    """Train three steps and two more in two processes. Three processes resume after the third step."""
+    import deepspeed  # in spawned processes only: the import takes seconds
 
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(rank)}
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store{n}", rank=rank, world_size=n)
-    torch.manual_seed(n)  # what is taken up is not what was there
-    layer = torch.nn.Linear(5, 7)  # 35 and 7 numbers: neither two nor three processes have equal shares of both
+    torch.manual_seed(n)  # the loaded weights differ from the initial ones
+    layer = torch.nn.Linear(5, 7)  # 35 and 7 weights: no equal shares for two or three processes
     sizes = {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})}
     engine, *_ = deepspeed.initialize(
         model=layer,
@@ -204,12 +204,12 @@ def train_an_odd_layer_by_zero(rank: int, n: int, stage: int, folder: str) -> No
 
 @pytest.mark.soak
 @pytest.mark.parametrize("stage", [2, 3])
-def test_another_number_of_processes_goes_on_from_what_zero_left(tmp_path, stage):
+def test_zero_resumes_with_another_number_of_processes(tmp_path, stage):
     for n in (2, 3):
         torch.multiprocessing.spawn(train_an_odd_layer_by_zero, (n, stage, str(tmp_path)), nprocs=n)
 
 
-def test_autocast_goes_with_a_model_that_deepspeed_has():
+def test_a_model_in_deepspeed_runs_under_autocast():
     layer, inputs = torch.nn.Linear(2, 2), torch.ones(1, 2)
     state = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=True, model=layer)
     state.args = SimpleNamespace(device=torch.device("cpu"))
@@ -219,13 +219,13 @@ def test_autocast_goes_with_a_model_that_deepspeed_has():
     assert layer(inputs).dtype == torch.bfloat16
 
 
-def test_a_machine_without_deepspeed_is_told(monkeypatch):
+def test_zero_without_deepspeed_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="sharding: zero3 needs DeepSpeed, which is not here: set it to fsdp"):
+    with pytest.raises(UserError, match="sharding: zero3 needs DeepSpeed, which is not installed: set it to fsdp"):
         sharding_arguments("zero3")
 
 
-def test_one_process_has_nobody_to_share_with():
+def test_sharding_with_one_process_is_refused():
     with pytest.raises(
         UserError, match="sharding: fsdp shares a model out among several processes, and processes auto is one"
     ):
@@ -248,7 +248,7 @@ SHAPE = Shape(n_parameters=8 * GIB, n_layers=1, hidden_size=1, n_adapter_paramet
         ("lora", "zero3", (8 * 2 + 20) / 8),
     ],
 )
-def test_memory_counts_a_processs_share(method, sharding, expected):
+def test_memory_is_estimated_per_process(method, sharding, expected):
     """8 Gi parameters, an adapter of 1 Gi (rank 16), 8 processes: weights 4 bytes or 2, gradients 4, optimizer 8, ZeRO's copy 4."""
     section = SftSection(sharding=sharding, processes=8)
     model = ModelSection(base="x", method=method, precision="bf16")

@@ -1,4 +1,4 @@
-"""A training that gets no better ends with its best weights, and one that has gone wrong ends at once."""
+"""Early stopping ends with the best weights, and a diverged training ends at once."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from posttrain.training.trainer import TrainingJob
 
 
 def losses(values, patience):
-    """Feeds validation losses to the callback, one a step; the step it stops at, the best step, and the weight it ends with."""
+    """Pass one validation loss per step to the callback, and return the last step, the best step, and the final weight."""
     model = torch.nn.Linear(1, 1, bias=False)
     callback, control, state = EarlyStopping(patience), TrainerControl(), TrainerState()
     for step, loss in enumerate(values, start=1):
@@ -30,19 +30,19 @@ def losses(values, patience):
     return state.global_step, callback.best_step, model.weight.item()
 
 
-def test_it_stops_after_so_many_worse_validations_with_the_best_weights():
+def test_training_stops_after_patience_validations_with_the_best_weights():
     assert losses([0.7, 0.5, 0.6, 0.55, 0.4], patience=2) == (4, 2, 2.0)
 
 
-def test_a_better_one_starts_the_count_again():
+def test_a_better_validation_resets_the_count():
     assert losses([0.7, 0.8, 0.6, 0.7, 0.5, 0.6, 0.6], patience=2) == (7, 5, 5.0)
 
 
-def test_weights_that_were_best_at_the_end_stay():
+def test_final_weights_are_kept_if_they_are_the_best():
     assert losses([0.7, 0.6, 0.5], patience=1) == (3, 3, 3.0)
 
 
-def test_a_validation_that_is_no_number_is_never_the_best():
+def test_a_nan_validation_loss_is_never_the_best():
     assert losses([0.7, float("nan"), float("nan")], patience=2) == (3, 1, 1.0)
 
 
@@ -53,7 +53,7 @@ def logs(*values, **others):
         callback.on_log(None, state, TrainerControl(), logs={"loss": loss, "grad_norm": 1.0, **others})
 
 
-def test_a_loss_that_is_no_number_ends_the_training():
+def test_a_nan_loss_or_infinite_gradient_ends_the_training():
     with pytest.raises(UserError, match=r"dpo: loss is nan at step 2: nothing is saved; lower dpo\.learning_rate"):
         logs(0.69, float("nan"), 0.5)
     with pytest.raises(UserError, match="grad_norm is inf at step 1"):
@@ -61,18 +61,20 @@ def test_a_loss_that_is_no_number_ends_the_training():
 
 
 def test_a_diverged_loss_ends_the_training_and_a_single_spike_does_not():
-    """Ten times 2.1 are above 3 x 0.69; nine are averaged with what came before."""
+    """The mean of ten losses of 2.1 is above 3 x 0.69; the mean of nine with an earlier one is not."""
     logs(0.69, *[2.1] * 9)
-    with pytest.raises(UserError, match=r"has diverged: 2\.1 over the last 10 logs up to step 11, 0\.69 at first"):
+    with pytest.raises(
+        UserError, match=r"has diverged: its mean over the last 10 logs up to step 11 is 2\.1, the first was 0\.69"
+    ):
         logs(0.69, *[2.1] * 10)
     logs(0.69, 10.0, *[0.69] * 20)
 
 
-def test_what_the_settings_ask_for():
+def test_callbacks_follow_the_settings():
     assert [type(c) for c in stopping_callbacks(DpoSection(), has_validation=False)] == [StopOnDivergence]
     both = stopping_callbacks(DpoSection(early_stopping_patience=3, stop_on_divergence=False), has_validation=True)
     assert [type(c) for c in both] == [EarlyStopping]
-    with pytest.raises(UserError, match=r"dpo\.early_stopping_patience 3: there are no validation pairs"):
+    with pytest.raises(UserError, match=r"dpo\.early_stopping_patience 3: early stopping needs validation pairs"):
         stopping_callbacks(DpoSection(early_stopping_patience=3), has_validation=False)
 
 
@@ -86,7 +88,7 @@ def start(request, tiny_base, preferences, tmp_path_factory):
         base, section.model_copy(update={"method": request.param}), 0, tmp_path_factory.mktemp("sft") / "sft"
     )
     sft = train_sft(preferences, None, SftSection(max_steps=2, max_length=96, learning_rate=1e-3), stage)
-    # Validation pairs the other way round: what is learned from the training pairs makes validation worse.
+    # With chosen and rejected swapped in validation, training makes the validation loss worse.
     swapped = preferences.train.rename_columns({"chosen": "rejected", "rejected": "chosen"})
     swapped = swapped.remove_columns("id").add_column("id", [f"v{i}" for i in range(len(swapped))])
     contrary = Preferences(preferences.train, swapped, preferences.test)
@@ -101,7 +103,7 @@ def train(start, folder, **settings):
 
 
 def test_the_checkpoint_holds_the_best_weights(start, tmp_path):
-    """Training against the validation pairs: the first step is the best, and the same as that of a run of one step."""
+    """Training makes validation worse, so the first step is the best. Its weights equal those of a run of one step."""
     stopped = train(start, tmp_path / "stopped", learning_rate=1e-2, max_steps=9, early_stopping_patience=2)
     assert stopped.manifest.metrics["n_steps"] == 3
     one = train(start, tmp_path / "one", learning_rate=1e-2, max_steps=1)
@@ -110,7 +112,7 @@ def test_the_checkpoint_holds_the_best_weights(start, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_a_training_that_explodes_ends_before_its_last_step(start, tmp_path):
+def test_a_diverging_training_ends_before_its_last_step(start, tmp_path):
     with pytest.raises(UserError, match=r"dpo: (the loss has diverged|loss is nan|grad_norm is)"):
         train(start, tmp_path / "exploded", learning_rate=1.0, max_steps=60)
     assert not (tmp_path / "exploded").exists()

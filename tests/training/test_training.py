@@ -282,7 +282,7 @@ def test_8_bit_adam_without_a_gpu_is_refused_with_the_remedy(after_sft, preferen
 def test_a_checkpoint_of_another_base_is_refused(after_sft, tiny_base):
     base, _ = tiny_base
     other = base.model_copy(update={"digest": "f" * 64})
-    with pytest.raises(UserError, match="name the base that it belongs to"):
+    with pytest.raises(UserError, match=r"set model\.base to the model that it was trained from"):
         load_model(other, after_sft.section, after_sft.checkpoint)
 
 
@@ -301,7 +301,7 @@ def test_evaluation_scores_all_models_on_the_same_pairs(after_sft, preferences, 
 def test_layers_that_do_not_exist_are_named_with_those_that_do(tiny_base):
     base, section = tiny_base
     wrong = section.model_copy(update={"method": "lora", "lora": LoraSection(target_modules=["nope"])})
-    with pytest.raises(UserError, match=r"no layer named in \['nope'\]: it has .*q_proj"):
+    with pytest.raises(UserError, match=r"no layer of the model matches \['nope'\]: name some of .*q_proj"):
         load_model(base, wrong, trainable=True)
 
 
@@ -311,9 +311,9 @@ def test_settings_that_contradict_the_checkpoint_are_refused(after_sft):
     with pytest.raises(UserError, match="set it to lora"):
         load_model(after_sft.base, after_sft.section.model_copy(update={"method": "full"}), after_sft.checkpoint)
     wider = after_sft.section.model_copy(update={"lora": LoraSection(rank=64)})
-    with pytest.raises(UserError, match=r"rank 64 and alpha 32 are asked for, but the adapter of .* has 16 and 32"):
+    with pytest.raises(UserError, match=r"rank 64 and alpha 32 do not match the adapter of .*, which has 16 and 32"):
         load_model(after_sft.base, wider, after_sft.checkpoint)
-    with pytest.raises(UserError, match=r"alpaca is asked for, but .* was trained with tokenizer"):
+    with pytest.raises(UserError, match=r"alpaca does not match .*, which was trained with tokenizer"):
         load_chat(
             after_sft.base, after_sft.section.model_copy(update={"chat_template": "alpaca"}), after_sft.checkpoint
         )

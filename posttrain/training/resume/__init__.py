@@ -1,1 +1,1 @@
-"""Training checkpoints: saving them, and continuing an interrupted training from them."""
+"""Training checkpoints: writing them, and continuing an interrupted training from them."""

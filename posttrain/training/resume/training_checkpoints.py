@@ -1,4 +1,4 @@
-"""Training checkpoints in the artifact store: written, found again, verified and deleted."""
+"""Training checkpoints in the artifact store: upload, search, verification and deletion."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ N_KEPT = 2
 
 
 class TrainingManifest(BaseModel):
-    """What a training checkpoint holds. Uploaded last, so a folder without one is none."""
+    """List of the files of a training checkpoint. Uploaded last, so a folder without a manifest is incomplete."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     files: dict[str, str]
-    """sha256 of every file beside the manifest, by its path."""
+    """sha256 of every file except the manifest, by its path."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class TrainingCheckpoints:
     """The training checkpoints of one training, in a file store.
 
     Attributes:
-        files: returns the store's file system; called for each use, as what a store hands out may hold keys that expire.
-        folder: where in the store; its last part names the training by what it depends on, so that no checkpoint of other
-            data, settings or code can lie there.
-        interval_s: between two checkpoints; 0: one after every step, as fast as they can be stored.
+        files: returns the store's file system. Called for each use, because a file system may hold keys that expire.
+        folder: path in the store. Its last part is a digest of everything the training depends on, so that it holds no
+            checkpoints of other data, settings or code.
+        interval_s: seconds between two checkpoints; 0 writes one after every step, as fast as they can be stored.
     """
 
     files: Callable[[], AbstractFileSystem]
@@ -53,7 +53,7 @@ class TrainingCheckpoints:
     interval_s: float = 600.0
 
     def store(self, written: Path, step: int) -> str:
-        """Uploads a folder as the checkpoint of a step, whole or not at all, and returns its name; the last two are kept."""
+        """Upload a folder as the checkpoint of a step, delete all but the last two, and return the new one's name."""
         files, name = self.files(), f"step-{step:08d}-{uuid.uuid4().hex[:8]}"
         digests = {}
         for path in sorted(path for path in written.rglob("*") if path.is_file()):
@@ -66,7 +66,7 @@ class TrainingCheckpoints:
         return name
 
     def fetch_newest(self, into: Path) -> Path | None:
-        """A copy of the newest whole checkpoint, every file compared with its digest; None where there is none.
+        """Download the newest complete checkpoint and compare every file with its digest; None if there is none.
 
         Raises:
             OSError: the store cannot be read.
@@ -76,20 +76,20 @@ class TrainingCheckpoints:
             try:
                 return self._fetch(files, name, into / name)
             except FileNotFoundError:
-                continue  # no manifest: its upload was cut off
+                continue  # no manifest: the upload was interrupted
             except (ValidationError, _Damaged) as error:
                 logger.warning(
-                    "The training checkpoint %s/%s is torn or was changed (%s): the one before is used.",
+                    "The training checkpoint %s/%s is damaged (%s). The previous one is used.",
                     self.folder, name, str(error).splitlines()[0],
                 )  # fmt: skip
         return None
 
     @contextmanager
     def in_use(self, work: Path) -> Iterator[tuple[Resumption, Upload]]:
-        """Inside, a training can go on from the newest and store further ones; a SIGTERM that it answered is passed on.
+        """Inside, a training can resume from the newest checkpoint and store new ones. SIGTERM is passed on at the end.
 
         Args:
-            work: where the trainer writes.
+            work: folder into which the trainer writes.
 
         Raises:
             OSError: the store cannot be read.
@@ -101,11 +101,11 @@ class TrainingCheckpoints:
             finally:
                 upload.wait()
         except Preempted:
-            os.kill(os.getpid(), signal.SIGTERM)  # to whoever handled it before
+            os.kill(os.getpid(), signal.SIGTERM)  # for the handler that was set before
             raise
 
     def delete(self) -> None:
-        """Removes all of them: what was trained is stored elsewhere."""
+        """Delete all checkpoints of this training, whose result is stored elsewhere."""
         files = self.files()
         if files.exists(self.folder):
             files.rm(self.folder, recursive=True)
@@ -114,7 +114,7 @@ class TrainingCheckpoints:
         manifest = TrainingManifest.model_validate_json(files.cat_file(f"{self.folder}/{name}/{MANIFEST}"))
         for relative, digest in manifest.files.items():
             if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts:
-                raise _Damaged(f"{relative} lies outside of it")
+                raise _Damaged(f"{relative} is outside of the checkpoint's folder")
             path = into / relative
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -122,11 +122,11 @@ class TrainingCheckpoints:
             except FileNotFoundError as error:
                 raise _Damaged(f"{relative} is missing") from error
             if file_digest(path) != digest:
-                raise _Damaged(f"{relative} has another digest than when it was written")
+                raise _Damaged(f"{relative} does not match its digest")
         return into
 
     def _names(self, files: AbstractFileSystem) -> list[str]:
-        """Of all that lie there, newest first."""
+        """Return the names of all checkpoints, incomplete ones included, newest first."""
         files.invalidate_cache()
         if not files.exists(self.folder):
             return []
@@ -138,42 +138,44 @@ class TrainingCheckpoints:
         whole = [name for name in names if files.exists(f"{self.folder}/{name}/{MANIFEST}")]
         for name in names[names.index(whole[N_KEPT - 1]) + 1 :] if len(whole) >= N_KEPT else ():
             if name in whole:
-                files.rm_file(f"{self.folder}/{name}/{MANIFEST}")  # first, so that half a deletion leaves none
+                files.rm_file(
+                    f"{self.folder}/{name}/{MANIFEST}"
+                )  # first: without it the checkpoint counts as incomplete
             files.rm(f"{self.folder}/{name}", recursive=True)
 
 
 class _Damaged(Exception):
-    """A checkpoint whose files are not those that were written."""
+    """The files of a checkpoint are not those that were written."""
 
 
 def training_key(*about: object) -> str:
-    """sha256 over what a training depends on, which must be plain values: names the folder of its checkpoints."""
+    """Return the sha256 of plain values that a training depends on, which names the folder of its checkpoints."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """What a training in progress is told of its checkpoints."""
+    """How a running training uses its checkpoints."""
 
     interval_s: float
     start: Path | None
-    """The checkpoint to go on from, on this machine."""
+    """Local folder of the checkpoint to resume from."""
 
     @property
     def start_step(self) -> int:
-        """How many steps were done before."""
+        """Number of steps before the checkpoint."""
         return int(self.start.name.split("-")[1]) if self.start else 0
 
 
 class Upload(TrainerCallback):
-    """Stores what the trainer has written, beside the training; a store that fails costs the checkpoint and nothing else."""
+    """Upload checkpoints in the background. A failed upload loses the checkpoint but does not stop the training."""
 
     def __init__(self, checkpoints: TrainingCheckpoints, work: Path) -> None:
         self._checkpoints, self._work = checkpoints, work
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training-checkpoint")
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Hands the folder of this step to the thread."""
+        """Start the upload of this step's folder."""
         written = self._work / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and written.exists():
             self._worker.submit(self._store, written, state.global_step)
@@ -181,19 +183,19 @@ class Upload(TrainerCallback):
     def _store(self, written: Path, step: int) -> None:
         try:
             self._checkpoints.store(written, step)
-        except Exception as error:  # noqa: BLE001 (whatever library the store is made of raises its own kind)
+        except Exception as error:  # noqa: BLE001 (each kind of store raises its own exceptions)
             logger.warning(
-                "The training checkpoint of step %d was not stored in %s (%s: %s). Training goes on; should it be cut off, it "
-                "begins again from the checkpoint before.",
+                "The training checkpoint of step %d was not stored in %s (%s: %s). Training continues. If it is interrupted, it "
+                "resumes from the previous checkpoint.",
                 step, self._checkpoints.folder, type(error).__name__, str(error).splitlines()[0] if str(error) else "",
             )  # fmt: skip
         finally:
             shutil.rmtree(written, ignore_errors=True)
 
     def wait(self) -> None:
-        """Returns once everything is stored, or has failed."""
+        """Wait until all uploads have ended."""
         self._worker.shutdown()
 
 
 class Preempted(BaseException):
-    """The machine is wanted back, and what the training needs to go on is written. Not for `except Exception`."""
+    """SIGTERM interrupted the training after a checkpoint was written. Not caught by `except Exception`."""

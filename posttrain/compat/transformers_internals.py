@@ -1,0 +1,93 @@
+"""Private parts of transformers: how Trainer writes and reads its checkpoints, and the loss between two logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import Trainer
+
+
+class OpenTrainer(Trainer):
+    """Trainer whose steps around a checkpoint are methods with public names, which a subclass can extend.
+
+    Reason: Trainer's callbacks run after a checkpoint is written. They cannot add to it, survive a full disk, or write the
+    optimizer of a sharded model in another format.
+    Read against: transformers 5.20 to 5.24 (`Trainer._save_checkpoint`, `_save_optimizer_and_scheduler`,
+    `_load_optimizer_and_scheduler`, `_prepare_for_training`) and TRL 1.15 and 1.16, whose `_save_checkpoint` only adds a
+    model card.
+    Remove when: Trainer takes an object that saves and loads its state.
+    """
+
+    def write_checkpoint(self, model: Any) -> None:
+        """Write model, optimizer, schedule, random states and trainer state; skips the model card that TRL adds."""
+        Trainer._save_checkpoint(self, model, None)
+
+    def write_optimizer(self, folder: str) -> None:
+        """Write the state of the optimizer and of the schedule."""
+        Trainer._save_optimizer_and_scheduler(self, folder)
+
+    def read_optimizer(self, folder: str) -> None:
+        """Load the state of the optimizer and of the schedule."""
+        self._load_optimizer_and_scheduler(folder)
+
+    def prepare_training(self, max_steps: int, loader: Any, start: Any) -> Any:
+        """Create optimizer and schedule, wrap the model, and load the checkpoint `start` if there is one."""
+        return super()._prepare_for_training(max_steps, loader, start)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.write_checkpoint(model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self.write_optimizer(output_dir)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        return self.prepare_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+
+@dataclass(frozen=True)
+class LossSoFar:
+    """The training loss in the parts in which Trainer keeps it."""
+
+    since_log: float
+    """Sum over the steps since the last log."""
+    until_log: float
+    """Sum over all steps up to the last log."""
+    last_logged_step: int
+
+
+def read_loss(trainer: Any) -> LossSoFar:
+    """Return the loss that a trainer has added up.
+
+    Reason: Trainer starts from 0 when it resumes, so the loss of the steps since the last log would be lost.
+    Read against: transformers 5.20 to 5.24 (`_tr_loss`, `_total_loss_scalar` and `_globalstep_last_logged`).
+    Remove when: Trainer saves the three in its checkpoints.
+    """
+    return LossSoFar(trainer._tr_loss.item(), trainer._total_loss_scalar, trainer._globalstep_last_logged)
+
+
+def restore_loss(trainer: Any, loss: LossSoFar) -> None:
+    """Set what `read_loss` returned. Reason, versions and condition for removal are the same."""
+    trainer._tr_loss.fill_(loss.since_log)
+    trainer._total_loss_scalar = loss.until_log
+    trainer._globalstep_last_logged = loss.last_logged_step
+
+
+def average_over_all_steps(trainer: Any) -> None:
+    """Make the training loss that Trainer returns at the end the mean over all steps, not only those since a resume.
+
+    Reason: the loss that `restore_loss` sets is of all steps, while Trainer divides by the steps of this process.
+    Read against: transformers 5.20 to 5.24 (`_initial_global_step`).
+    Remove when: `restore_loss` is removed.
+    """
+    trainer._initial_global_step = 0
+
+
+def attention_implementation(model: Any) -> str:
+    """Return the name of the model's attention function.
+
+    Reason: `set_attn_implementation` is public; reading the name back is not.
+    Read against: transformers 5.20 to 5.24 (`PreTrainedConfig._attn_implementation`).
+    Remove when: transformers has a public property for it.
+    """
+    return str(model.config._attn_implementation)

@@ -1,0 +1,105 @@
+"""Private parts of TRL: the fused LM head, the preparation of DPO's datasets, and the metrics between two logs."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+UNSCALED = {"logit_scale": 1.0, "temperature": 1.0, "cast_lm_head_to_fp32": False, "final_logit_softcapping": None}
+"""Variables of TRL's fused forward and their values where the head is a plain matrix product."""
+
+
+def forward_accepts(model: Any, parameter: str) -> bool:
+    """Return whether the model's current `forward` has a parameter of this name.
+
+    Reason: TRL replaces `model.forward` with a function that takes `fused_lm_head`, and keeps the old signature for
+    `inspect.signature`. Nothing else tells whether a model has the fused head, and adding it twice wraps it twice.
+    Read against: TRL 1.15 and 1.16 (`trl.trainer.utils.add_fused_lm_head`).
+    Remove when: TRL marks a model that has the fused head, or `add_fused_lm_head` can be called twice.
+    """
+    return parameter in inspect.signature(model.forward, follow_wrapped=False).parameters
+
+
+def replace_forward(model: Any, forward: Callable[..., Any]) -> None:
+    """Replace the model's `forward` with a function whose first argument is the model.
+
+    Reason: TRL's trainers call the model themselves, so another way to compute a batch must be the model's own `forward`.
+    TRL installs its fused head in the same way.
+    Read against: TRL 1.15 and 1.16 (`trl.trainer.utils.add_fused_lm_head`).
+    Remove when: TRL's trainers take a function that computes the log-probabilities.
+    """
+    model.forward = types.MethodType(forward, model)
+
+
+def plain_head_fields(fused_forward: Callable[..., Any]) -> frozenset[str] | None:
+    """Return the fields that TRL's fused head computes besides `log_probs`; None where it scales or caps the logits.
+
+    Also None where the settings are not found, so that TRL's own head is used.
+
+    Reason: the head's settings (scale, temperature, soft cap, fields) exist only as variables that the forward encloses.
+    Read against: TRL 1.15 and 1.16 (`trl.trainer.utils.add_fused_lm_head`).
+    Remove when: TRL stores the settings of the fused head on the model.
+
+    Args:
+        fused_forward: the function that `trl.trainer.utils.add_fused_lm_head` made.
+    """
+    settings = inspect.getclosurevars(fused_forward).nonlocals
+    if "outputs" not in settings or any(settings.get(name, ...) != value for name, value in UNSCALED.items()):
+        return None
+    return frozenset(settings["outputs"]) - {"log_probs"}
+
+
+def score_positions(fused_forward: Callable[..., Any], head: Any, hidden: Tensor, targets: Tensor) -> Any:
+    """Return TRL's `FusedCausalLMOutput` for given hidden states, with every scaling that TRL knows.
+
+    Reason: TRL's head can only be reached through the whole model's forward, which would run the padded backbone. The
+    forward is given a stand-in for the model whose backbone returns the hidden states.
+    Read against: TRL 1.15 and 1.16. The forward uses `self.base_model` and `self.get_output_embeddings` and nothing else.
+    Remove when: TRL has a public function from hidden states to `FusedCausalLMOutput`.
+
+    Args:
+        fused_forward: the function that `trl.trainer.utils.add_fused_lm_head` made.
+        head: the model's output embeddings.
+        hidden: (1, T, width).
+        targets: (1, T) token ids.
+    """
+    backbone_output = types.SimpleNamespace(last_hidden_state=hidden)
+    model = types.SimpleNamespace(base_model=lambda **_: backbone_output, get_output_embeddings=lambda: head)
+    return fused_forward(model, shift_labels=targets, fused_lm_head=True)
+
+
+class PreparedPairs:
+    """Mixin for `DPOTrainer`: the datasets are tokenised and hold the reference's log-probabilities already.
+
+    Reason: TRL tokenises and scores by itself, with other rules for truncation, and drops pairs without counting them.
+    `SFTConfig.dataset_kwargs` can switch the preparation off; `DPOConfig` has no such setting.
+    Read against: TRL 1.15 and 1.16 (`DPOTrainer.__init__` and `DPOTrainer.evaluate` call both methods).
+    Remove when: `DPOTrainer` leaves a dataset alone that has `prompt_ids` and `ref_chosen_logps`.
+    """
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+def read_metrics(trainer: Any) -> tuple[dict[str, list[float]], int]:
+    """Return the metrics that were measured since the last log, and the number of tokens trained so far.
+
+    Reason: TRL averages metrics over the steps between two logs and keeps them in memory only, so a checkpoint loses them.
+    Read against: TRL 1.15 and 1.16 (`_metrics` and `_total_train_tokens` of `SFTTrainer` and `DPOTrainer`).
+    Remove when: TRL saves them in its training checkpoints.
+    """
+    return trainer._metrics["train"], int(trainer._total_train_tokens)
+
+
+def restore_metrics(trainer: Any, metrics: dict[str, list[float]], n_tokens: int) -> None:
+    """Set what `read_metrics` returned. Reason, versions and condition for removal are the same."""
+    trainer._metrics = {"train": defaultdict(list, metrics), "eval": defaultdict(list)}
+    trainer._total_train_tokens = n_tokens

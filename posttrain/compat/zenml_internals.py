@@ -1,0 +1,57 @@
+"""Private parts of ZenML: records that its client cannot change.
+
+The client is passed in, so that the library does not import ZenML.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+
+def update_schedule_record(client: Any, schedule_id: UUID, update: Any) -> None:
+    """Change the record of a schedule, and nothing where it fires.
+
+    Reason: `Client.update_schedule` changes the schedule at the orchestrator too, cannot rename one, and refuses
+    orchestrators without support for updates, whose schedules are changed there directly.
+    Read against: ZenML 0.98 (`Client.zen_store.update_schedule`).
+    Remove when: `Client.update_schedule` can rename a schedule, and can be told to change the record only.
+
+    Args:
+        update: a `zenml.models.ScheduleUpdate`.
+    """
+    client.zen_store.update_schedule(schedule_id, update)
+
+
+def archive_schedule_record(client: Any, schedule_id: UUID) -> None:
+    """Delete the record of a schedule and keep its runs.
+
+    Reason: `Client.delete_schedule` asks the orchestrator to delete the schedule, which is already done.
+    Read against: ZenML 0.98 (`Client.zen_store.delete_schedule`).
+    Remove when: `Client.delete_schedule` can be told to delete the record only.
+    """
+    client.zen_store.delete_schedule(schedule_id, soft=True)
+
+
+def link_run_record(client: Any, link: Any) -> None:
+    """Link a model version to a pipeline run.
+
+    Reason: `Client` has functions to list and delete such links, and none to create one.
+    Read against: ZenML 0.98 (`Client.zen_store.create_model_version_pipeline_run_link`).
+    Remove when: `Client` can create the link.
+
+    Args:
+        link: a `zenml.models.ModelVersionPipelineRunRequest`.
+    """
+    client.zen_store.create_model_version_pipeline_run_link(link)
+
+
+def server_version(client: Any) -> tuple[str, str] | None:
+    """Return the address of the ZenML server and its version; None where the records are in a local database.
+
+    Reason: `Client` does not tell which kind of store it uses.
+    Read against: ZenML 0.98 (`Client.zen_store.type`, `url` and `get_store_info`).
+    Remove when: `Client` has a public function for it.
+    """
+    store = client.zen_store
+    return None if store.type.value == "sql" else (str(store.url), str(store.get_store_info().version))

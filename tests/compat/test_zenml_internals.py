@@ -1,0 +1,68 @@
+"""What posttrain/compat/zenml_internals.py relies on in ZenML."""
+
+import inspect
+
+import pytest
+from support.contracts import require
+from zenml.client import Client
+from zenml.enums import StoreType
+from zenml.models import ModelVersionPipelineRunRequest, ScheduleUpdate
+from zenml.zen_stores.rest_zen_store import RestZenStore
+from zenml.zen_stores.sql_zen_store import SqlZenStore
+
+from posttrain.compat.zenml_internals import (
+    archive_schedule_record,
+    link_run_record,
+    server_version,
+    update_schedule_record,
+)
+
+METHODS = [
+    ("update_schedule", ["self", "schedule_id", "schedule_update"], update_schedule_record),
+    ("delete_schedule", ["self", "schedule_id", "soft"], archive_schedule_record),
+    (
+        "create_model_version_pipeline_run_link",
+        ["self", "model_version_pipeline_run_link"],
+        link_run_record,
+    ),
+    ("get_store_info", ["self"], server_version),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "user"), METHODS)
+@pytest.mark.parametrize("store", [SqlZenStore, RestZenStore])
+def test_stores_have_the_methods_that_are_called(store, name, parameters, user):
+    found = inspect.signature(getattr(store, name)).parameters if hasattr(store, name) else {}
+    further = list(found.values())[len(parameters) :]
+    require(
+        list(found)[: len(parameters)] == parameters and all(one.default is not one.empty for one in further),
+        "zenml",
+        f"{store.__name__}.{name}({', '.join(parameters)})",
+        user,
+    )
+
+
+def test_client_has_a_store_and_models_have_the_fields():
+    require(isinstance(Client.zen_store, property), "zenml", "Client.zen_store is a property", update_schedule_record)
+    for model, fields, user in (
+        (ScheduleUpdate, {"name", "active"}, update_schedule_record),
+        (ModelVersionPipelineRunRequest, {"model_version", "pipeline_run"}, link_run_record),
+    ):
+        require(fields <= set(model.model_fields), "zenml", f"{model.__name__} has the fields {sorted(fields)}", user)
+    require(StoreType.SQL.value == "sql", "zenml", "the type of a local store is 'sql'", server_version)
+
+
+def test_client_cannot_do_it_itself():
+    """As soon as one of these fails, the function can go."""
+    parameters = inspect.signature(Client.update_schedule).parameters
+    require("name" not in parameters, "zenml", "Client.update_schedule cannot rename", update_schedule_record)
+    require(
+        not hasattr(Client, "create_model_version_pipeline_run_link"),
+        "zenml",
+        "Client cannot create the link of a run",
+        link_run_record,
+    )
+
+
+def test_a_local_database_has_no_server_version():
+    assert server_version(Client()) is None

@@ -19,8 +19,8 @@ from posttrain.config import EvaluationSection, Lengths, ModelSection
 from posttrain.data.demo import pairs as demo
 from posttrain.data.preferences import Preferences
 from posttrain.evaluation.intervals import Estimate, Result, bootstrap_mean, wilson
-from posttrain.evaluation.labels import ANSWERS
 from posttrain.evaluation.judge import Contest, Judgement, WinRate, judge_contests, win_rate
+from posttrain.evaluation.labels import ANSWERS
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model
 from posttrain.models.precision import autocast

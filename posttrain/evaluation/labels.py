@@ -95,8 +95,8 @@ ACCURACIES = ("likelihood_accuracy", "normalised_accuracy", "implicit_accuracy",
 STRATA = {"chosen_shorter": "chosen shorter", "same_length": "same length", "chosen_longer": "chosen longer"}
 
 TERMS = {
-    "ceiling": "the highest preference accuracy to expect: how often the true reward itself agrees with the noisy labels (demo only)",
-    "interval": "a range that holds the true value in {confidence:.0%} of such evaluations; resampling the pairs or Wilson's formula",
+    "ceiling": "highest preference accuracy to expect: how often the true reward itself agrees with the noisy labels (demo only)",
+    "interval": "range that contains the true value in {confidence:.0%} of such evaluations (Wilson for shares, else bootstrap)",
     "gain": "difference in preference accuracy on the same pairs, in percentage points",
     "p": "probability of a difference this large if both models were equally good (McNemar's exact test)",
     "nats": "natural-logarithm units: +1 nat is a probability e = 2.72 times as high",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,9 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """SFT, then DPO, then an honest answer to whether DPO helped."""
+    # ZenML writes its log to stdout, in colour even where that is a file.
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        os.environ.setdefault("ZENML_LOGGING_COLORS_DISABLED", "true")
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Two runs beside each other, and people between two answers."""
+"""Two runs compared, and people choosing between two answers."""
 
 import json
 
@@ -47,7 +47,13 @@ def test_other_pairs_are_no_contest():
 def test_it_prints_settings_figures_and_the_contest(capsys):
     print_difference(compare_runs(run("run-a", 0.0, seed=1), run("run-b", 8.0, seed=2)), Console(width=140))
     printed = capsys.readouterr().out
-    for part in ("run-a", "run-b", "seed", "preference accuracy", "On the same pairs the second orders +"):
+    for part in (
+        "run-a",
+        "run-b",
+        "seed",
+        "preference accuracy",
+        "over the first, on the same pairs: +",
+    ):
         assert part in printed
 
 

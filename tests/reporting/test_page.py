@@ -1,4 +1,4 @@
-"""A page shows whatever text there is, runs none of it and fetches nothing."""
+"""A page shows any text, runs none of it and fetches nothing."""
 
 import re
 from html.parser import HTMLParser
@@ -42,7 +42,7 @@ def part(call: str, **values) -> str:
     return environment().from_string(template).render(**values)
 
 
-def test_text_is_shown_and_never_run():
+def test_text_is_shown_and_never_runs():
     table = Table([NASTY], [[NASTY]], is_prose=True)
     parts = [
         part("{{ parts.paragraph(text) }}", text=NASTY),
@@ -81,7 +81,7 @@ def test_nothing_is_fetched():
     assert all(value.startswith("#") for value in references)
 
 
-def test_numbers_stand_to_the_right_and_have_their_thousands_marked():
+def test_figures_are_right_aligned_with_thousands_separated():
     rows = [["a", 1234, "84.4 (80.6-87.6)"], ["b", 5, "-"]]
     html = part("{{ parts.table(table) }}", table=Table(["what", "rows", "share"], rows))
     assert html.count('class="number"') == 6
@@ -93,7 +93,7 @@ def test_a_narrow_screen_has_the_name_of_each_cell():
     assert '<td data-label="finding">some text</td>' in html
 
 
-def test_figures_take_the_colour_of_the_page_and_share_no_id():
+def test_drawings_take_the_colour_of_the_page_and_share_no_id():
     first, second = figure_svg(figure(), "one"), figure_svg(figure(), "two")
     assert figure_svg(figure(), "one") == first
     assert INK not in first

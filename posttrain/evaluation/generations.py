@@ -265,7 +265,7 @@ def _contests(exchanges: Sequence[Exchange]) -> list[Contest]:
 
 
 def key_figures(generations: Generations) -> dict[str, float]:
-    """The figures without their intervals, as MLflow shows them: `stop/dpo`, `win_rate/true_reward`."""
+    """The figures without their intervals, as MLflow shows them: `stop/dpo`, `win/true_reward`."""
     flat = {
         f"{metric.chart}/{stage}": estimate.value
         for stage, figures in generations.stages.items()
@@ -274,4 +274,4 @@ def key_figures(generations: Generations) -> dict[str, float]:
     }
     judged = generations.by_judge.win_rate if generations.by_judge else None
     by = {"true_reward": generations.by_true_reward, "judge": judged}
-    return flat | {f"win_rate/{name}": rate.share.value for name, rate in by.items() if rate}
+    return flat | {f"win/{name}": rate.share.value for name, rate in by.items() if rate}

@@ -9,10 +9,10 @@ from posttrain.evaluation.labels import ANSWERS, METRICS
 KEPT_OF_SETS = ("likelihood_accuracy", "normalised_accuracy", "implicit_accuracy")
 OTHERS = {
     "gain": "difference in preference accuracy of two models on the same pairs",
-    "p_value": "McNemar's exact test of that difference",
+    "p": "McNemar's exact test of that difference",
     "length": "accuracy of always choosing the longer response",
-    "calibration": "expected calibration error and Brier score of DPO's confidence",
-    "win_rate": "share of prompts on which DPO's answer beats SFT's",
+    "cal": "expected calibration error and Brier score of DPO's confidence",
+    "win": "share of prompts on which DPO's answer beats SFT's",
 }
 
 
@@ -24,10 +24,10 @@ def key_figures(figures: Figures) -> dict[str, float]:
     """
     flat = _of_stages(figures)
     for name, comparison in figures.comparisons.items():
-        flat |= {f"gain/{name}": comparison.gain.value, f"p_value/{name}": comparison.p_value}
+        flat |= {f"gain/{name}": comparison.gain.value, f"p/{name}": comparison.p_value}
     flat["length/prefer_longer"] = figures.length.prefer_longer.value
     if figures.calibration:
-        flat |= {"calibration/ece": figures.calibration.ece, "calibration/brier": figures.calibration.brier.value}
+        flat |= {"cal/ece": figures.calibration.ece, "cal/brier": figures.calibration.brier.value}
     for name, of_set in figures.sets.items():
         label = f"set_{name.replace('/', '_')}"
         flat |= {f"{label}/{key.replace('/', '_')}": value for key, value in _of_stages(of_set, KEPT_OF_SETS).items()}

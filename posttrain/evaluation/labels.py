@@ -42,7 +42,7 @@ METRICS = {
     "likelihood_accuracy": Metric(
         "preference accuracy", "preference accuracy", "acc",
         "share of pairs in which the model gives the chosen response the higher log-probability, summed over its tokens; "
-        "0.5 is chance",
+        "chance gives one half",
     ),
     "normalised_accuracy": Metric(
         "preference accuracy per token", "per token", "nacc",

@@ -169,7 +169,7 @@ def test_every_artifact_has_metadata(tmp_path: Path) -> None:
     assert stored(CheckpointMaterializer, sft).extract_metadata(sft)["n_steps"] == 1.0
     figures = stored(EvaluationMaterializer, evaluation()).extract_metadata(evaluation())
     assert figures["acc/sft"] == 0.5
-    assert figures["p_value/sft_vs_base"] == 1.0
+    assert figures["p/sft_vs_base"] == 1.0
 
 
 def test_a_preview_shows_the_first_rows() -> None:

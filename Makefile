@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export BENCH_PEER ?= $(or $(POSTTRAIN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/posttrain)/benchmarks/llamafactory-0.9.5
 
 .PHONY: run test test-fast test-soak test-services test-remote wheel-test compat lint docs lock audit setup clean \
-    bench bench-quick bench-peer bench-table
+    bench bench-quick bench-peer bench-table screenshots
 
 run: setup
 	$(BIN)/zenml pipeline run dpo_pipeline
@@ -94,6 +94,10 @@ bench-peer: setup
 	$(BENCH_PEER)/bin/python -m pip install --disable-pip-version-check torch==$(TORCH) llamafactory==0.9.5 'transformers<5'
 	$(BENCH_PEER)/bin/python -m pip uninstall --yes torchvision torchaudio
 	touch "$$($(BENCH_PEER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchaudio.py"
+
+# The pictures in docs/, from the last `make run`; needs Chromium.
+screenshots: setup
+	$(BIN)/python docs/screenshots.py
 
 setup: $(VENV)/installed
 

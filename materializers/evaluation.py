@@ -8,7 +8,8 @@ from zenml.metadata.metadata_types import MetadataType
 
 from posttrain.evaluation.key_figures import key_figures
 from posttrain.evaluation.scoring import Evaluation
-from posttrain.orchestration.folder_materializer import FolderMaterializer, html_table
+from posttrain.orchestration.folder_materializer import FolderMaterializer
+from posttrain.reporting.html import Table, tables_page
 
 
 class EvaluationMaterializer(FolderMaterializer):
@@ -22,7 +23,8 @@ class EvaluationMaterializer(FolderMaterializer):
 
     def save_visualizations(self, data: Evaluation) -> dict[str, VisualizationType]:
         """A page with every figure."""
-        return self.save_page(html_table(["", "value"], key_figures(data.figures).items()))
+        rows = [[name, f"{value:.4g}"] for name, value in key_figures(data.figures).items()]
+        return self.save_page(tables_page("Evaluation", {"": Table(["figure", "value"], rows)}))
 
     def compute_content_hash(self, data: Evaluation) -> str:
         """sha256 of the figures."""

@@ -7,7 +7,8 @@ from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from posttrain.data.preferences import Instructions, Preferences
-from posttrain.orchestration.folder_materializer import FolderMaterializer, html_table
+from posttrain.orchestration.folder_materializer import FolderMaterializer
+from posttrain.reporting.html import Table, tables_page
 
 N_SHOWN = 5
 
@@ -24,11 +25,8 @@ class PreferencesMaterializer(FolderMaterializer):
     def save_visualizations(self, data: Preferences) -> dict[str, VisualizationType]:
         """A page with the first pairs of each split."""
         columns = ["prompt", "chosen", "rejected"]
-        return self.save_page(
-            "".join(
-                f"<h3>{name}: {len(rows)} pairs</h3>{_preview(rows, columns)}" for name, rows in data.splits().items()
-            )
-        )
+        tables = {f"{name}: {len(rows)} pairs": _preview(rows, columns) for name, rows in data.splits().items()}
+        return self.save_page(tables_page("Preference pairs", tables))
 
     def compute_content_hash(self, data: Preferences) -> str:
         """The digest of all rows."""
@@ -46,16 +44,17 @@ class InstructionsMaterializer(FolderMaterializer):
 
     def save_visualizations(self, data: Instructions) -> dict[str, VisualizationType]:
         """A page with the first rows."""
-        return self.save_page(f"<h3>{len(data.rows)} rows</h3>{_preview(data.rows, ['prompt', 'completion'])}")
+        tables = {f"{len(data.rows)} rows": _preview(data.rows, ["prompt", "completion"])}
+        return self.save_page(tables_page("Instructions", tables))
 
     def compute_content_hash(self, data: Instructions) -> str:
         """The digest of all rows."""
         return data.digest
 
 
-def _preview(rows: Dataset, columns: list[str]) -> str:
+def _preview(rows: Dataset, columns: list[str]) -> Table:
     first = rows.select(range(min(N_SHOWN, len(rows))))
-    return html_table(columns, ([_text(row[column]) for column in columns] for row in first))
+    return Table(columns, [[_text(row[column]) for column in columns] for row in first], is_prose=True)
 
 
 def _text(messages: list[dict[str, str]]) -> str:

@@ -1,6 +1,5 @@
 """Sweeps: each point's scores, and the outcome with its picture."""
 
-from html import escape
 from typing import Any, ClassVar
 
 from zenml.enums import VisualizationType
@@ -9,7 +8,7 @@ from zenml.metadata.metadata_types import MetadataType
 from materializers.records import RecordMaterializer
 from posttrain.config import point_label
 from posttrain.evaluation.sweep import SweepOutcome, SweepPoint
-from posttrain.orchestration.folder_materializer import html_table
+from posttrain.reporting.html import Table, tables_page
 from posttrain.reporting.sweep_report import sweep_picture, sweep_rows
 
 
@@ -32,9 +31,9 @@ class SweepOutcomeMaterializer(RecordMaterializer):
     def save_visualizations(self, data: Any) -> dict[str, VisualizationType]:
         """One page with picture and table."""
         uri = f"{self.uri}/preview.html"
-        svg = sweep_picture(data)
+        page = tables_page("Sweep", {"": Table(*sweep_rows(data))}, [data.reason], [sweep_picture(data)])
         with self.artifact_store.open(uri, "w") as file:
-            file.write(f"{svg[svg.index('<svg') :]}<p>{escape(data.reason)}</p>{html_table(*sweep_rows(data))}")
+            file.write(page)
         return {uri: VisualizationType.HTML}
 
     def extract_metadata(self, data: Any) -> dict[str, MetadataType]:

@@ -13,8 +13,9 @@ from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.cache_key import code_digest
 from posttrain.orchestration.step import step
 from posttrain.orchestration.step_tracking import tracked
-from posttrain.reporting.plots import file_name, svg_file
-from posttrain.reporting.run_page import draw, report_page
+from posttrain.reporting.drawing import file_name
+from posttrain.reporting.plots import draw
+from posttrain.reporting.run_page import report_page
 from posttrain.reporting.run_report import Lineage, RunReport
 from posttrain.tracking import package_versions
 
@@ -53,5 +54,5 @@ def report(
         tracking.log_text(report_page(result, pictures), "report/report.html")
         tracking.log_text(result.model_dump_json(indent=1), "report/report.json")
         for caption, picture in pictures.items():
-            tracking.log_text(svg_file(picture), f"figures/{file_name(caption)}.svg")
+            tracking.log_text(str(picture), f"figures/{file_name(caption)}.svg")
     return result

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import click
 
 from posttrain import __version__, configure
@@ -21,6 +24,9 @@ from posttrain.cli.stack_commands import stack
 def main() -> None:
     """Train SFT, then DPO from that SFT model, and measure on held-out data whether DPO helped."""
     configure()
+    # ZenML writes its log to stdout, in colour even where that is a file.
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        os.environ.setdefault("ZENML_LOGGING_COLORS_DISABLED", "true")
 
 
 for command in (

@@ -20,6 +20,7 @@ from posttrain.data.demo import pairs as demo
 from posttrain.data.preferences import Preferences
 from posttrain.evaluation.intervals import Estimate, Result, bootstrap_mean, wilson
 from posttrain.evaluation.judge import Contest, Judgement, WinRate, judge_contests, win_rate
+from posttrain.evaluation.labels import ANSWERS
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model
 from posttrain.models.precision import autocast
@@ -264,13 +265,13 @@ def _contests(exchanges: Sequence[Exchange]) -> list[Contest]:
 
 
 def key_figures(generations: Generations) -> dict[str, float]:
-    """The figures without their intervals, as MLflow shows them: `answers_stop_rate/dpo`, `win_rate/true_reward`."""
+    """The figures without their intervals, as MLflow shows them: `stop/dpo`, `win/true_reward`."""
     flat = {
-        f"answers_{name}/{stage}": estimate.value
+        f"{metric.chart}/{stage}": estimate.value
         for stage, figures in generations.stages.items()
-        for name in ("stop_rate", "n_tokens", "repetition", "true_reward")
+        for name, metric in ANSWERS.items()
         if (estimate := getattr(figures, name)) is not None
     }
     judged = generations.by_judge.win_rate if generations.by_judge else None
     by = {"true_reward": generations.by_true_reward, "judge": judged}
-    return flat | {f"win_rate/{name}": rate.share.value for name, rate in by.items() if rate}
+    return flat | {f"win/{name}": rate.share.value for name, rate in by.items() if rate}

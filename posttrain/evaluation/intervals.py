@@ -27,15 +27,6 @@ class Estimate(Result):
     low: float
     high: float
 
-    def in_percent(self, digits: int = 1) -> str:
-        """The figure and its interval: `84.4 (80.6-87.6)`.
-
-        Args:
-            digits: of the interval's ends after the point.
-        """
-        low, high = (f"{100 * end:.{digits}f}".replace("100.0", "100") for end in (self.low, self.high))
-        return f"{100 * self.value:.1f} ({low}-{high})".replace("100.0 ", "100 ")
-
 
 def wilson(n_correct: float, n: int, confidence: float) -> Estimate:
     """A share with Wilson's score interval, which holds at 0 and 1 and for few pairs too.

@@ -4,41 +4,47 @@ from __future__ import annotations
 
 from posttrain.evaluation.figures import Figures, SetFigures
 from posttrain.evaluation.intervals import Estimate
+from posttrain.evaluation.labels import ANSWERS, METRICS
 
-NAMES = {
-    "likelihood_accuracy": "accuracy",
-    "normalised_accuracy": "accuracy_per_token",
-    "implicit_accuracy": "accuracy_implicit",
+KEPT_OF_SETS = ("likelihood_accuracy", "normalised_accuracy", "implicit_accuracy")
+OTHERS = {
+    "gain": "difference in preference accuracy of two models on the same pairs",
+    "p": "McNemar's exact test of that difference",
+    "length": "accuracy of always choosing the longer response",
+    "cal": "expected calibration error and Brier score of DPO's confidence",
+    "win": "share of prompts on which DPO's answer beats SFT's",
 }
 
 
 def key_figures(figures: Figures) -> dict[str, float]:
-    """The figures without their intervals, under names such as `accuracy/dpo` and `gain/dpo_vs_sft`.
+    """Return the figures without their intervals, under names such as `acc/dpo` and `gain/dpo_vs_sft`.
 
-    MLflow makes a section of charts of what stands before the slash, in alphabetical order: the accuracies come first, the
-    models side by side.
+    MLflow makes a section of charts of what comes before the slash, so the models stand side by side. In a window of 1500
+    pixels with its assistant open it cuts titles after about eight characters: the short names leave room for the model.
     """
     flat = _of_stages(figures)
     for name, comparison in figures.comparisons.items():
-        flat |= {f"gain/{name}": comparison.gain.value, f"p_value/{name}": comparison.p_value}
+        flat |= {f"gain/{name}": comparison.gain.value, f"p/{name}": comparison.p_value}
     flat["length/prefer_longer"] = figures.length.prefer_longer.value
     if figures.calibration:
-        flat |= {"calibration/ece": figures.calibration.ece, "calibration/brier": figures.calibration.brier.value}
+        flat |= {"cal/ece": figures.calibration.ece, "cal/brier": figures.calibration.brier.value}
     for name, of_set in figures.sets.items():
         label = f"set_{name.replace('/', '_')}"
-        flat |= {
-            f"{label}/{key.replace('/', '_')}": value
-            for key, value in _of_stages(of_set).items()
-            if key.startswith("accuracy")
-        }
+        flat |= {f"{label}/{key.replace('/', '_')}": value for key, value in _of_stages(of_set, KEPT_OF_SETS).items()}
         flat |= {f"{label}/gain_{versus}": c.gain.value for versus, c in of_set.comparisons.items()}
     return flat
 
 
-def _of_stages(figures: SetFigures) -> dict[str, float]:
+def legend() -> str:
+    """Return what the names mean, as Markdown for the description of a run in MLflow."""
+    metrics = {metric.chart: f"{metric.name}: {metric.meaning}" for metric in (*METRICS.values(), *ANSWERS.values())}
+    return "\n".join(f"- **{name}** {meaning}" for name, meaning in (metrics | OTHERS).items())
+
+
+def _of_stages(figures: SetFigures, names: tuple[str, ...] = tuple(METRICS)) -> dict[str, float]:
     return {
-        f"{NAMES.get(name, name)}/{stage}": estimate.value
+        f"{METRICS[name].chart}/{stage}": estimate.value
         for stage, of_stage in figures.stages.items()
-        for name, estimate in (of_stage or ())
-        if isinstance(estimate, Estimate)
+        for name in names
+        if isinstance(estimate := getattr(of_stage, name, None), Estimate)
     }

@@ -12,6 +12,7 @@ from posttrain.config import DpoSection, EvaluationSection, SweepSection, point_
 from posttrain.errors import UserError
 from posttrain.evaluation.figures import Comparison
 from posttrain.evaluation.intervals import Estimate, wilson
+from posttrain.evaluation.labels import METRICS
 from posttrain.evaluation.statistics import compare, correct
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint
@@ -20,7 +21,7 @@ from posttrain.training.dpo import train_dpo
 from posttrain.training.reference import ReferenceLogps
 from posttrain.training.trainer import TrainingJob
 
-MEASURES = {"likelihood_accuracy": "preference accuracy", "implicit_accuracy": "implicit reward"}
+MEASURES = ("likelihood_accuracy", "implicit_accuracy")
 
 
 class _Record(BaseModel):
@@ -106,7 +107,7 @@ class SweepOutcome(_Record):
                 f"({chosen.drift_nats:.2f} nats a response against {second.drift_nats:.2f})"
             )
         return (
-            f"{chosen.label}, which orders {100 * gain:.1f} points more pairs right by {MEASURES[self.chosen_by]} than "
+            f"{chosen.label}, which orders {100 * gain:.1f} points more pairs right by {METRICS[self.chosen_by].short} than "
             f"{second.label} (p = {self.comparison.p_value:.2g})"
         )
 

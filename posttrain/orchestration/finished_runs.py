@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pyarrow as pa
 from zenml.client import Client
+from zenml.config.global_config import GlobalConfiguration
 from zenml.models import PipelineRunResponse, StepRunResponse
 
 from posttrain.errors import UserError
@@ -67,9 +68,10 @@ def _finished(run: str | UUID | None) -> PipelineRunResponse:
 
 
 def _next_steps(run: str, training: StepRunResponse) -> Iterator[str]:
-    """Where to look next, in lines that work when pasted into the shell that ran this."""
+    """Yield where to look next, in lines that work when pasted into the shell that ran this."""
     metadata = first_run(training).run_metadata
-    yield f"Model:   {output(training, 'dpo_checkpoint' if training.name == 'choose_point' else None).uri}/files"
+    checkpoint = output(training, "dpo_checkpoint" if training.name == "choose_point" else None)
+    yield f"Model:   {shlex.quote(f'{checkpoint.uri}/files')}"
     yield f"Again:   {_command(f'posttrain report {run}')}"
     yield f"Page:    {_command(f'posttrain report {run} --html report.html')}"
     if "mlflow_serve" in metadata:
@@ -79,12 +81,13 @@ def _next_steps(run: str, training: StepRunResponse) -> Iterator[str]:
 
 
 def _command(line: str) -> str:
-    """A command of this environment as it can be typed here: with its path where PATH lacks it, and ZenML's folder."""
+    """Return a command of this environment as it can be pasted here: with its path if PATH lacks it, and ZenML's folder."""
     program, rest = line.split(" ", 1)
     scripts = Path(sys.executable).parent
     found = shutil.which(program)
     if found is None or Path(found).parent != scripts:
-        program = shlex.quote(os.path.relpath(scripts / program))
+        path = scripts / program
+        program = shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
     settings = f"ZENML_CONFIG_PATH={shlex.quote(config)} " if (config := os.environ.get("ZENML_CONFIG_PATH")) else ""
     return f"{settings if 'posttrain' in program else ''}{program} {rest}"
 
@@ -95,12 +98,24 @@ def find_run(run: str | UUID | None) -> PipelineRunResponse:
     if run is None:
         latest = client.list_pipeline_runs(pipeline=PIPELINE, sort_by="desc:created", size=1, hydrate=True)
         if not latest.items:
-            raise UserError(f"{PIPELINE} has not run here yet: start with `zenml pipeline run {PIPELINE}`")
+            raise UserError(f"no run of {PIPELINE}: start one with `zenml pipeline run {PIPELINE}`{_other_store()}")
         return latest.items[0]
     try:
         return client.get_pipeline_run(run)
     except KeyError as error:
-        raise UserError(f"{run}: no such run: list them with `zenml pipeline runs list`") from error
+        raise UserError(f"{run}: no such run: list them with `zenml pipeline runs list`{_other_store()}") from error
+
+
+def _other_store() -> str:
+    """Return which ZenML store was searched, and which store here was not: that of `make`, or that of a plain `zenml`."""
+    searched = Path(GlobalConfiguration().config_directory).resolve()
+    text = f". The ZenML store that was searched is {searched}"
+    of_make = Path(".zenml").resolve()
+    if of_make.is_dir() and of_make != searched:
+        text += ". Runs that were started with `make` are in .zenml: set ZENML_CONFIG_PATH=" + shlex.quote(str(of_make))
+    elif "ZENML_CONFIG_PATH" in os.environ:
+        text += ", as ZENML_CONFIG_PATH says; the runs of a shell without this variable are in another store"
+    return text
 
 
 def output(step: StepRunResponse, name: str | None = None) -> Any:

@@ -2,8 +2,6 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterable
-from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,14 +70,3 @@ def download(uri: str, folder: Path, store: BaseArtifactStore) -> None:
             raise UserError(f"{uri}: holds {name!r}, which is no name of a file in it: it was tampered with, delete it")
         with store.open(f"{uri}/{name}", "rb") as source, (folder / name).open("wb") as target:
             shutil.copyfileobj(source, target, PIECE_BYTES)
-
-
-def html_table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    """A table of plain text; whatever the cells hold is shown and never run."""
-    lines = [f"<tr>{_cells(header, 'th')}</tr>", *(f"<tr>{_cells(row, 'td')}</tr>" for row in rows)]
-    style = "border-collapse:collapse;font:14px sans-serif;text-align:left;vertical-align:top;white-space:pre-wrap"
-    return f'<table border="1" cellpadding="6" style="{style}">{"".join(lines)}</table>'
-
-
-def _cells(values: Iterable[Any], tag: str) -> str:
-    return "".join(f"<{tag}>{escape(str(value))}</{tag}>" for value in values)

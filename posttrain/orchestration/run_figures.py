@@ -4,7 +4,7 @@ from posttrain.evaluation import generations as generate
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate import Promotion
 from posttrain.evaluation.generations import Generations
-from posttrain.evaluation.key_figures import key_figures
+from posttrain.evaluation.key_figures import key_figures, legend
 from posttrain.tracking import TrackedStage
 
 
@@ -13,6 +13,7 @@ def log_evaluation(run: TrackedStage, figures: Figures) -> None:
     run.log_metrics(key_figures(figures))
     run.log_dict(figures.model_dump(), "evaluation.json")
     run.set_tags({f"finding.{finding.rule}": f"{finding.severity}: {finding.title}" for finding in figures.findings})
+    run.set_tags({"mlflow.note.content": f"Metrics of the evaluation:\n\n{legend()}"})
     run.set_tags({"findings": ", ".join(f"{f.severity} {f.rule}" for f in figures.findings) or "none"})
 
 

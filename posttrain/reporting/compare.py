@@ -1,4 +1,4 @@
-"""Two runs beside each other: which settings differ, and whether one's model is better."""
+"""Compare two runs: which settings differ, and whether the model of one is better."""
 
 from __future__ import annotations
 
@@ -15,41 +15,37 @@ from rich.text import Text
 from posttrain.config import EvaluationSection
 from posttrain.config.flatten import flatten
 from posttrain.evaluation.figures import Comparison
+from posttrain.evaluation.labels import ABSENT, ACCURACIES, ANSWERS, METRICS, percent, plain, points
 from posttrain.evaluation.statistics import compare, correct
-from posttrain.reporting.run_page import percent, plain
 from posttrain.reporting.run_report import RunReport
 
 FIGURES = {
-    "likelihood_accuracy": ("preference accuracy, %", percent),
-    "normalised_accuracy": ("  per token, %", percent),
-    "implicit_accuracy": ("  implicit reward, %", percent),
-    "true_agreement": ("true agreement, %", percent),
-    "chosen_perplexity": ("perplexity on chosen", plain),
-    "kl_nats_per_token": ("KL to SFT, nats a token", plain),
+    **{name: (f"{METRICS[name].name}, %", percent) for name in ACCURACIES},
+    **{name: (METRICS[name].name, plain) for name in ("chosen_perplexity", "kl_nats_per_token")},
 }
-ABSENT = "-"
+"""By the field of `StageFigures`: name and format."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What two runs do not have in common."""
+    """How two runs differ."""
 
     runs: tuple[str, str]
     settings: dict[str, tuple[str, str]]
-    """By the setting's key: its values in the first and the second run; `-` where it has none."""
+    """By key: the values in the first and the second run; `-` where a run has none."""
     origins: dict[str, bool]
     """Of `data`, `code`, `base`, `packages`: whether they are the same."""
     figures: dict[str, tuple[str, str]]
     """Of the newest model of each run."""
     findings: tuple[list[str], list[str]]
-    """Rules that spoke in one of the runs alone."""
+    """Findings of only one of the runs."""
     decisions: tuple[str, str]
     contest: Comparison | None
-    """The second run's newest model against the first's, on the same pairs; None where the pairs are not the same."""
+    """The second run's newest model against the first's on the same pairs; None if the pairs differ."""
 
 
 def compare_runs(first: tuple[RunReport, pa.Table], second: tuple[RunReport, pa.Table]) -> Difference:
-    """How the second run differs from the first.
+    """Return how the second run differs from the first.
 
     Args:
         first, second: a report, and the rows of its evaluation.
@@ -61,9 +57,8 @@ def compare_runs(first: tuple[RunReport, pa.Table], second: tuple[RunReport, pa.
         label: (show(getattr(stages[0], name)), show(getattr(stages[1], name)))
         for name, (label, show) in FIGURES.items()
     }
-    for name in ("stop_rate", "n_tokens", "repetition", "true_reward"):
-        label = f"answers: {name.replace('_', ' ').removeprefix('n ')}"
-        figures[label] = (_answers(a, name), _answers(b, name))
+    for name, metric in ANSWERS.items():
+        figures[f"answers: {metric.short}"] = (_answers(a, name), _answers(b, name))
     return Difference(
         runs=(a.lineage.run, b.lineage.run),
         settings=_settings(a.lineage.config, b.lineage.config),
@@ -81,11 +76,11 @@ def compare_runs(first: tuple[RunReport, pa.Table], second: tuple[RunReport, pa.
 
 
 def print_difference(found: Difference, console: Console | None = None) -> None:
-    """Prints it as tables."""
+    """Print the difference as tables."""
     console = console or Console()
     same = [name for name, is_same in found.origins.items() if is_same]
     other = [name for name, is_same in found.origins.items() if not is_same]
-    console.print(Text(f"\nthe same: {', '.join(same) or 'nothing'}; different: {', '.join(other) or 'nothing'}"))
+    console.print(Text(f"\nSame: {', '.join(same) or 'nothing'}. Different: {', '.join(other) or 'nothing'}."))
     for title, rows in (("setting", found.settings), ("newest model", found.figures)):
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for header in (title, *found.runs):
@@ -100,13 +95,13 @@ def print_difference(found: Difference, console: Console | None = None) -> None:
     for run, decision in zip(found.runs, found.decisions, strict=True):
         console.print(Text(f"{run}: {decision}"))
     if found.contest is None:
-        console.print("The test pairs are not the same, so nothing can be said of one model against the other.")
+        console.print("The test pairs are not the same, so the models cannot be compared.")
     else:
-        gain, contest = found.contest.gain, found.contest
+        contest = found.contest
         console.print(
             Text(
-                f"On the same pairs the second orders {100 * gain.value:+.1f} points more right ({100 * gain.low:+.1f} to "
-                f"{100 * gain.high:+.1f}; {contest.n_gained} gained, {contest.n_lost} lost, p = {contest.p_value:.2g})"
+                f"Gain in preference accuracy of the second model over the first, on the same pairs: {points(contest.gain)} "
+                f"points; {contest.n_gained} pairs gained, {contest.n_lost} lost, p = {contest.p_value:.2g}"
             )
         )
 
@@ -124,7 +119,7 @@ def _answers(report: RunReport, name: str) -> str:
 
 
 def _contest(a: RunReport, a_pairs: pa.Table, b: RunReport, b_pairs: pa.Table) -> Comparison | None:
-    """McNemar's test of the two newest models; a pair that one run left out for its length is left out here."""
+    """Return McNemar's test of the two newest models, on the pairs that neither run left out for their length."""
     if a.figures.digests["preferences"] != b.figures.digests["preferences"]:
         return None
     scored = [

@@ -3,86 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from posttrain.chat.token_report import TokenReport
 from posttrain.config.check_policies import DELIBERATE, REASONS
-from posttrain.data.profile import CountHistogram, Share
+from posttrain.data.profile import CountHistogram
 from posttrain.data.report import DataReport
-from posttrain.reporting.html import (
-    PageSection,
-    bullets,
-    figure_svg,
-    folded,
-    new_figure,
-    page,
-    paragraph,
-    preformatted,
-    table,
-)
+from posttrain.evaluation.labels import ABSENT, percent, words
+from posttrain.reporting.drawing import INK, OUTSIDE, WIDE, figure_svg, new_figure
+from posttrain.reporting.html import Picture, Table, render
 
 ADVICE = {
-    "unparsable": "Look at the first lines named below: a download may have been cut short, or a file has another format.",
-    "not_text": "Map the right columns with `columns`, or fill in what is missing.",
-    "broken_encoding": "Read the originals again as what they were written in (often cp1252) and save them as UTF-8.",
-    "control_characters": "Line breaks are made line feeds and other control characters go; mend the export that adds them.",
-    "unknown_role": "Map the roles to system, user and assistant before the export.",
-    "empty": "Responses without text are often refusals or failed generations: ask the source for them.",
-    "turn_order": "Join the turns of one speaker before the export, if the conversations are worth it.",
-    "prompt_differs": "A pair must answer one prompt: check how the source joins its two columns.",
-    "overlong": "Raise data.max_chars if such long texts are meant to be learned from.",
-    "identical": "Equal responses hold no preference: nothing to mend.",
-    "disputed": "Annotators disagree: `data.checks: {disputed: drop}` trains on clear labels only, on fewer rows.",
-    "prompt_in_test": "The source holds its test prompts in its training rows too: the test would have been too easy.",
-    "near_test": "These would have let the model see test prompts. Raise data.near_threshold only if they are other questions.",
-    "near_validation": "As for near copies of the test: the validation loss would have been too low.",
-    "contaminated": "The evaluation sets named would have been trained on. Nothing to mend.",
-    "conflicting": "The same two responses are ranked both ways: ask how the labels were made.",
-    "duplicate": "Exact repetitions weigh pairs more than others. Nothing to mend.",
-    "near_duplicate": "Near repetitions weigh pairs more than others; `keep` them if the small differences are the point.",
-    "length_bias": "DPO learns length from such labels: compare dpo.loss_type sigmoid_norm, and watch the per-token accuracy.",
+    "unparsable": "Look at the first lines listed below. The download may be incomplete, or a file has another format.",
+    "not_text": "Set `columns` to the right column names, or fill in the missing values.",
+    "broken_encoding": "Decode the original files with their real encoding (often cp1252) and save them as UTF-8.",
+    "control_characters": "Line breaks become line feeds and other control characters are removed. Fix the export that adds them.",
+    "unknown_role": "Map the roles to system, user and assistant before you export the data.",
+    "empty": "Responses without text are often refusals or failed generations. Check the source.",
+    "turn_order": "Merge consecutive turns of one speaker before you export the data, if you need these conversations.",
+    "prompt_differs": "Both responses of a pair must answer the same prompt. Check how the source joins its two columns.",
+    "overlong": "Raise data.max_chars if the model should learn from such long texts.",
+    "identical": "Equal responses express no preference. No action needed.",
+    "disputed": "Annotators disagree. `data.checks: {disputed: drop}` trains on fewer rows with clear labels.",
+    "prompt_in_test": "The source has some test prompts in its training rows too. With them the test would be too easy.",
+    "near_test": "With these rows the model would have seen test prompts. Raise data.near_threshold if they differ enough.",
+    "near_validation": "With these rows the validation loss would be too low. Raise data.near_threshold if they differ enough.",
+    "contaminated": "These rows contain prompts of the evaluation sets in data.contamination. No action needed.",
+    "conflicting": "The same two responses are ranked both ways. Find out how the labels were made.",
+    "duplicate": "Repeated pairs would have a higher weight than others. No action needed.",
+    "near_duplicate": "Near-duplicates would have a higher weight than others. `keep` them if the small differences matter.",
+    "length_bias": "DPO learns to prefer length from such labels. Try dpo.loss_type sigmoid_norm and compare accuracy per token.",
 }
-"""What a person can do about what a check has found."""
+"""What to do about the rows that a check finds."""
 
 MANY_CUT = 0.05
-"""Above this share of cut pairs the page speaks of it."""
+"""The page gives advice if more than this share of the pairs is cut."""
 
 
 def data_page(report: DataReport, tokens: TokenReport | None = None, title: str = "Data report") -> str:
-    """The report as one self-contained HTML page."""
-    lead = (
-        f"{report.n_read:,} pairs in {report.n_rows:,} rows read, {report.n_kept:,} kept "
-        f"({_percent(report.n_kept, report.n_read)}), {report.n_dropped:,} dropped. "
-        + ", ".join(f"{name} {n:,}" for name, n in report.splits.items())
-        + "."
+    """Return the report as one self-contained HTML page."""
+    splits = ", ".join(f"{name} {n:,}" for name, n in report.splits.items())
+    return render(
+        "data.html.jinja",
+        title=title,
+        lead=f"{report.n_read:,} pairs in {report.n_rows:,} rows read, {report.n_kept:,} kept "
+        f"({_share(report.n_kept, report.n_read)}), {report.n_dropped:,} dropped. {splits}.",
+        digest=report.digest,
+        advice=advice(report, tokens),
+        sources=_sources(report),
+        found=[
+            ("What was dropped, and why", _found(report, report.dropped)),
+            *([("What was corrected", _found(report, report.fixed))] if report.fixed else []),
+            *([("What was found and kept", _found(report, report.flagged))] if report.flagged else []),
+        ],
+        kept=_kept(report),
+        tokens=_tokens(tokens) if tokens else None,
     )
-    sections = [
-        PageSection("What to do", bullets(advice(report, tokens)) or paragraph("Nothing.")),
-        PageSection("What was read", _sources(report)),
-        PageSection("What was dropped, and why", _found(report, report.dropped)),
-    ]
-    if report.fixed:
-        sections.append(PageSection("What was mended", _found(report, report.fixed)))
-    if report.flagged:
-        sections.append(PageSection("What was found and kept", _found(report, report.flagged)))
-    sections.append(PageSection("What was kept", _kept(report)))
-    if tokens:
-        sections.append(PageSection("Tokens", _tokens(tokens)))
-    return page(title, sections, paragraph(lead) + paragraph(f"sha256 of what was kept: {report.digest}", quiet=True))
 
 
 def token_page(tokens: TokenReport) -> str:
-    """What the tokenizer makes of the pairs, as one self-contained HTML page."""
-    sections = [PageSection("Tokens", _tokens(tokens))]
-    if said := list(_token_advice(tokens)):
-        sections.insert(0, PageSection("What to do", bullets(said)))
-    return page("Token report", sections)
+    """Return what the tokenizer makes of the pairs as one self-contained HTML page."""
+    return render("tokens.html.jinja", title="Token report", advice=list(_token_advice(tokens)), tokens=_tokens(tokens))
 
 
 def advice(report: DataReport, tokens: TokenReport | None = None) -> list[str]:
-    """What a person can do, in sentences; the most frequent finding first."""
+    """Return what a person can do, in sentences, the most frequent finding first."""
     counts = {**report.flagged, **report.fixed, **report.dropped}
     found = sorted((reason for reason in counts if reason in ADVICE), key=lambda reason: (-counts[reason], reason))
-    said = [f"{_name(reason)} ({counts[reason]:,}): {ADVICE[reason]}" for reason in found]
+    said = [f"{words(reason)} ({counts[reason]:,}): {ADVICE[reason]}" for reason in found]
     if sum(report.dropped.values()) == 0:
         said.append("No row was dropped.")
     return [*said, *(_token_advice(tokens) if tokens else ())]
@@ -92,163 +80,135 @@ def _token_advice(tokens: TokenReport) -> Iterator[str]:
     n = tokens.n_counted
     if tokens.cut.get("prompt_cut", 0) > MANY_CUT * n:
         yield (
-            f"{_percent(tokens.cut['prompt_cut'], n)} of the prompts lose their beginning at dpo.max_prompt_length "
-            f"{tokens.max_prompt_length}: raise it if memory allows."
+            f"{_share(tokens.cut['prompt_cut'], n)} of the prompts lose their beginning at dpo.max_prompt_length "
+            f"{tokens.max_prompt_length}. Raise it if memory allows."
         )
     if (n_stops := max(tokens.n_stops_lost.values())) > MANY_CUT * n:
         yield (
-            f"Up to {_percent(n_stops, n)} of the responses lose their end of turn at dpo.max_length {tokens.max_length}, so the "
-            "model does not learn to end there: raise it, or drop long responses with data.max_chars."
+            f"Up to {_share(n_stops, n)} of the responses lose their end of turn at dpo.max_length {tokens.max_length}, so the "
+            "model does not learn to stop there. Raise it, or drop long responses with data.max_chars."
         )
     if n_gone := tokens.cut.get("no_room", 0) + tokens.cut.get("identical_after_cut", 0):
-        yield f"{n_gone:,} pairs are left out: no room for a response, or nothing differs within dpo.max_length."
+        yield f"{n_gone:,} pairs are left out: there is no room for a response, or both responses are equal within dpo.max_length."
 
 
 def summary_lines(report: DataReport, tokens: TokenReport | None = None) -> Iterator[str]:
-    """The report in lines of plain text."""
+    """Yield the report in lines of plain text."""
     yield f"{report.n_read:,} pairs in {report.n_rows:,} rows read, {report.n_kept:,} kept, {report.n_dropped:,} dropped"
     yield "splits: " + ", ".join(f"{name} {n:,}" for name, n in report.splits.items())
-    for kind, counts in (("dropped", report.dropped), ("mended", report.fixed), ("kept", report.flagged)):
+    for kind, counts in (("dropped", report.dropped), ("corrected", report.fixed), ("kept", report.flagged)):
         for reason, n in counts.items():
-            yield f"  {kind} {n:>8,}  {_name(reason)}: {REASONS[reason]}"
+            yield f"  {kind} {n:>8,}  {words(reason)}: {REASONS[reason]}"
     for name, figures in report.figures.by_source.items():
-        yield f"{name}: {figures.n_rows:,} pairs; the longer response is chosen in {_interval(figures.longer_is_chosen)}"
+        yield f"{name}: {figures.n_rows:,} pairs; the longer response is chosen in {percent(figures.longer_is_chosen)} %"
     if tokens:
         lengths = ", ".join(f"{part} {h.mean:.0f} (at most {h.max})" for part, h in tokens.lengths.items())
         yield f"tokens: {lengths}"
-        cut = ", ".join(f"{n:,} {_name(name)}" for name, n in tokens.cut.items() if n)
+        cut = ", ".join(f"{n:,} {words(name)}" for name, n in tokens.cut.items() if n)
         yield f"within {tokens.max_length} tokens, {tokens.max_prompt_length} of them for the prompt: {cut or 'nothing is cut'}"
     yield "what to do:"
     for line in advice(report, tokens):
         yield f"  {line}"
 
 
-def _sources(report: DataReport) -> str:
+def _sources(report: DataReport) -> Table:
     header = ["source", "layout", "rows", "pairs", "kept", "dropped", "version"]
-    return table(
-        header,
+    rows = [
         [
-            [
-                source.path, source.format, source.n_rows, source.n_read, source.n_kept, source.n_read - source.n_kept,
-                (source.revision or source.digest or "-")[:12],
-            ]
-            for source in report.sources
-        ],
-    )  # fmt: skip
+            source.path, source.format, source.n_rows, source.n_read, source.n_kept, source.n_read - source.n_kept,
+            (source.revision or source.digest or ABSENT)[:12],
+        ]
+        for source in report.sources
+    ]  # fmt: skip
+    return Table(header, rows)
 
 
-def _found(report: DataReport, counts: dict[str, int]) -> str:
-    if not counts:
-        return paragraph("Nothing.")
-    rows = [[_name(reason), n, _percent(n, report.n_read), REASONS[reason]] for reason, n in counts.items()]
-    examples = "".join(
-        folded(
-            f"{_name(reason)}: {len(report.examples[reason])} of {n:,}",
-            "".join(map(preformatted, report.examples[reason])),
-        )
+def _found(report: DataReport, counts: dict[str, int]) -> dict[str, Any]:
+    rows = [[words(reason), n, _share(n, report.n_read), REASONS[reason]] for reason, n in counts.items()]
+    examples = [
+        (f"{words(reason)}: {len(report.examples[reason])} of {n:,}", report.examples[reason])
         for reason, n in counts.items()
         if report.examples.get(reason)
-    )
-    note = paragraph("By design, or asked for: " + ", ".join(map(_name, design)) + ".", quiet=True) if (
-        design := [reason for reason in counts if reason in DELIBERATE]
-    ) else ""  # fmt: skip
-    return table(["finding", "rows", "share", "meaning"], rows) + note + examples
+    ]
+    return {
+        "figures": Table(["finding", "rows", "share", "meaning"], rows) if rows else None,
+        "deliberate": ", ".join(words(reason) for reason in counts if reason in DELIBERATE),
+        "examples": examples,
+    }
 
 
-def _kept(report: DataReport) -> str:
+def _kept(report: DataReport) -> dict[str, Any]:
     figures = report.figures
-    by_source = table(
-        ["source", "pairs", "longer is chosen (95%)", "annotators agree", "languages of the first rows"],
+    header = ["source", "pairs", "longer is chosen, %", "annotators agree", "languages of the first rows"]
+    by_source = [
         [
-            [
-                name,
-                of_source.n_rows,
-                _interval(of_source.longer_is_chosen),
-                "-" if of_source.agreement is None else f"{of_source.agreement:.1%} ({of_source.n_annotated:,} rows)",
-                ", ".join(
-                    f"{language} {share:.0%}"
-                    for language, share in list(of_source.languages.items())[:4]
-                    if share >= 0.01
-                ),
-            ]
-            for name, of_source in figures.by_source.items()
-        ],
-    )
-    ceiling = (
-        paragraph(f"The true reward itself is expected to agree with {report.ceiling:.1%} of the test labels.")
-        if report.ceiling is not None
-        else ""
-    )
-    lengths = _lengths(figures.characters, "characters", {})
-    turns = table(
-        ["user turns in the prompt", "pairs", "share"],
-        [
-            [str(turns), n, _percent(n, report.n_kept)]
-            for turns, n in sorted(figures.user_turns.items(), key=lambda item: -item[1])[:8]
-        ],
-    )
-    system = paragraph(f"{figures.n_with_system:,} prompts begin with a system message.")
-    note = paragraph(
-        "Longer is chosen: how often preferring the longer response, in characters, agrees with the label; pairs of equal "
-        "length do not count. Languages are guessed from question and answer, so short texts may be taken for another one.",
-        quiet=True,
-    )
-    return by_source + note + ceiling + lengths + turns + system
+            name,
+            of_source.n_rows,
+            percent(of_source.longer_is_chosen),
+            ABSENT if of_source.agreement is None else f"{of_source.agreement:.1%} ({of_source.n_annotated:,} rows)",
+            ", ".join(
+                f"{language} {share:.0%}" for language, share in list(of_source.languages.items())[:4] if share >= 0.01
+            ),
+        ]
+        for name, of_source in figures.by_source.items()
+    ]
+    turns = [
+        [str(turns), n, _share(n, report.n_kept)]
+        for turns, n in sorted(figures.user_turns.items(), key=lambda item: -item[1])[:8]
+    ]
+    return {
+        "by_source": Table(header, by_source),
+        "ceiling": ABSENT if report.ceiling is None else f"{report.ceiling:.1%}",
+        "lengths": _lengths(figures.characters, "characters", {}),
+        "turns": Table(["user turns in the prompt", "pairs", "share"], turns),
+        "n_with_system": figures.n_with_system,
+    }
 
 
-def _tokens(tokens: TokenReport) -> str:
+def _tokens(tokens: TokenReport) -> dict[str, Any]:
     limits = {"max_prompt_length": tokens.max_prompt_length, "max_length": tokens.max_length}
-    rows = [[_name(name), n, _percent(n, tokens.n_counted)] for name, n in tokens.cut.items()]
-    lost = table(
-        ["", "tokens in all", "tokens cut off", "without end of turn"],
+    lost = [
         [
-            [
-                part,
-                round(tokens.lengths[part].mean * tokens.lengths[part].n),
-                tokens.n_tokens_lost[part],
-                tokens.n_stops_lost.get(part, "-"),
-            ]
-            for part in tokens.lengths
-        ],
-    )
-    return (
-        paragraph(
-            f"{tokens.n_counted:,} of {tokens.n_pairs:,} pairs were tokenised. Chat template: {tokens.template}. "
-            f"Longer is chosen, in tokens: {_interval(tokens.longer_is_chosen)}."
-        )
-        + _lengths(tokens.lengths, "tokens", limits)
-        + table(["pairs", "count", "share"], rows)
-        + lost
-    )
+            part,
+            round(tokens.lengths[part].mean * tokens.lengths[part].n),
+            tokens.n_tokens_lost[part],
+            tokens.n_stops_lost.get(part, ABSENT),
+        ]
+        for part in tokens.lengths
+    ]
+    cut = [[words(name), n, _share(n, tokens.n_counted)] for name, n in tokens.cut.items()]
+    return {
+        "intro": f"{tokens.n_counted:,} of {tokens.n_pairs:,} pairs were tokenised. Chat template: {tokens.template}. The longer "
+        f"response, in tokens, is chosen in {percent(tokens.longer_is_chosen)} % of the pairs.",
+        "lengths": _lengths(tokens.lengths, "tokens", limits),
+        "cut": Table(["pairs", "count", "share"], cut),
+        "lost": Table(["", "tokens in total", "tokens cut off", "without end of turn"], lost),
+    }
 
 
-def _lengths(histograms: dict[str, CountHistogram], unit: str, limits: dict[str, int]) -> str:
-    figure, axes = new_figure(7.0, 2.8)
+def _lengths(histograms: dict[str, CountHistogram], unit: str, limits: dict[str, int]) -> dict[str, Any]:
+    figure, axes = new_figure(WIDE, 2.8)
     for n, (part, histogram) in enumerate(histograms.items()):
         edges = [2**i for i in range(len(histogram.counts))]
         # Bin 0, of texts without any length, has no place on a logarithmic axis.
         axes.stairs(histogram.counts[1:], edges, label=part, linewidth=1.8, linestyle=("-", "-", "--")[n % 3])
-    for name, limit in limits.items():
-        axes.axvline(limit, color="#8a8f98", linewidth=1, linestyle=":")
-        axes.annotate(name, (limit, 1), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="right", fontsize=8,
-                      color="#8a8f98")  # fmt: skip
+    for (name, limit), style in zip(limits.items(), (":", "-."), strict=False):
+        axes.axvline(limit, color=INK, linewidth=1, linestyle=style, label=f"{name}: {limit:,}")
     axes.set_xscale("log", base=2)
-    axes.margins(y=0.25)  # room for the names of the limits
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel(unit)
     axes.set_ylabel("pairs")
-    axes.legend(frameon=False)
+    axes.legend(**OUTSIDE | {"ncols": 2 if limits else 3})
+    caption = f"Lengths in {unit}"
+    note = "Each bin is twice as wide as the one before." + (
+        " Vertical lines: the limits in the config." if limits else ""
+    )
     rows = [[part, f"{h.mean:,.0f}", h.max] for part, h in histograms.items()]
-    return figure_svg(figure, f"Lengths in {unit}") + table(["", f"mean {unit}", "longest"], rows)
+    return {
+        "picture": Picture(caption, figure_svg(figure, caption), note),
+        "figures": Table(["", f"mean {unit}", "longest"], rows),
+    }
 
 
-def _interval(share: Share | None) -> str:
-    return "-" if share is None else f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%})"
-
-
-def _percent(n: int, of: int) -> str:
-    return f"{n / of:.1%}" if of else "-"
-
-
-def _name(reason: str) -> str:
-    return reason.replace("_", " ")
+def _share(n: int, of: int) -> str:
+    return f"{n / of:.1%}" if of else ABSENT

@@ -1,4 +1,4 @@
-"""Everything that a run found out, in one record: what the report shows and what scripts read."""
+"""All results of a run in one record, for the report and for scripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from posttrain.models.checkpoint import Base
 
 
 class Lineage(Result):
-    """The data, the code, the settings and the parents of a run's models: enough to make them again."""
+    """Data, code, settings and parents of a run's models: enough to train them again."""
 
     run: str
     """Name of the pipeline run."""
@@ -25,33 +25,33 @@ class Lineage(Result):
     code: str
     """sha256 of the project's code and its main packages' versions."""
     versions: dict[str, str]
-    """Of those packages."""
+    """Versions of these packages."""
     base: Base
     models: dict[str, str]
-    """Digest of each stage's checkpoint; a stage's parent is the one before it, the first one's is the base."""
+    """Digest of each stage's checkpoint. The parent of SFT is the base, the parent of DPO is SFT."""
 
 
 class RunReport(Result):
-    """The outcome of a run with all that led to it."""
+    """The outcome of a run and everything it is based on."""
 
     lineage: Lineage
     data: DataReport
     histories: dict[str, list[dict[str, float]]]
-    """What each stage's trainer logged, one dict a logging step."""
+    """What the trainer of each stage logged, one dict for each logging step."""
     figures: Figures
     generations: Generations | None
     promotion: Promotion
 
     @property
     def verdict(self) -> str:
-        """The decision and its reasons, in a line."""
+        """Return the decision and its reasons in a line."""
         return f"{'Promoted' if self.promotion.promoted else 'Not promoted'}: {'; '.join(self.promotion.reasons)}"
 
     def save(self, folder: Path) -> None:
-        """Writes `report.json` into a folder."""
+        """Write `report.json` into a folder."""
         (folder / "report.json").write_text(self.model_dump_json(indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> RunReport:
-        """What `save` wrote."""
+        """Load what `save` wrote."""
         return cls.model_validate_json((folder / "report.json").read_text(encoding="utf-8"))

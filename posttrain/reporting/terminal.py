@@ -1,4 +1,4 @@
-"""What a person reads at the end of a run: a short table, the decision, and where to look next."""
+"""What is printed at the end of a run: a short table, the decision, and where to look next."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from posttrain.data.report import DataReport
-from posttrain.evaluation.figures import STAGES, Figures, StageFigures
+from posttrain.evaluation.figures import STAGES as ALL_STAGES
+from posttrain.evaluation.figures import Figures, SetFigures, StageFigures
 from posttrain.evaluation.gate import Promotion
 from posttrain.evaluation.intervals import Estimate
+from posttrain.evaluation.labels import ABSENT, ACCURACIES, METRICS, STAGES, percent, words
 from posttrain.evaluation.sweep import SweepOutcome
 from posttrain.reporting.sweep_report import render_sweep
 
-ROWS = {
-    "likelihood_accuracy": "preference accuracy",
-    "normalised_accuracy": "  per token",
-    "implicit_accuracy": "  implicit reward",
-    "true_agreement": "true agreement",
-}
+INDENTED = ("normalised_accuracy", "implicit_accuracy")
+"""Other ways to measure the preference accuracy, below which they stand."""
 HISTOGRAMS = {"margins", "implicit_margins"}
-NAMES = {"base": "base", "sft": "SFT", "dpo": "DPO", "champion": "champion"}
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+FORMATS = ((False, 1), (False, 0), (True, 1), (True, 0))
+"""From wide to narrow: whether the interval is on a line of its own, and its decimal places."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Report:
     promotion: Promotion
     data: DataReport
     unchanged_since: str | None = None
-    """The run whose figures these are, where this one has found nothing new to train or to judge."""
+    """The run that computed these figures, if this run had nothing new to train or to evaluate."""
     sweep: SweepOutcome | None = None
-    """How the DPO checkpoint was chosen, where it was."""
+    """How the DPO checkpoint was chosen, if there was a sweep."""
     next_steps: tuple[str, ...] = ()
-    """Commands and links for where to look next, each a line."""
+    """Commands and links, each a line."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The whole evaluation for scripts; None where a figure does not apply."""
+        """Return the whole evaluation for scripts; None where a figure does not apply."""
         nothing = {"value": None, "low": None, "high": None}
         stages = {}
         for stage in _shown(self.figures):
@@ -66,85 +66,95 @@ class Report:
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Prints a run's table, decision and next steps."""
+    """Print a run's table, decision and next steps."""
     console = console or Console()
     if report.sweep:
         console.print(render_sweep(report.sweep), soft_wrap=False)
-    console.print(_render(report), soft_wrap=False)
-    for line in report.next_steps:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)  # a link broken in two does not work
+    console.print(_table(report, console), soft_wrap=False)
+    for line in _lines(report):
+        console.print(line, soft_wrap=False)
+    for step in report.next_steps:
+        console.print(step, soft_wrap=True, highlight=False, markup=False)  # a broken link or command cannot be pasted
 
 
-def _render(report: Report) -> Group:
-    figures, data = report.figures, report.data
+def _table(report: Report, console: Console) -> Table:
+    """Return the table in the first format that fits, so that neither names nor figures are cut."""
+    unlimited = console.options.update(max_width=10_000)
+    for is_stacked, digits in FORMATS:
+        table = _formatted(report, is_stacked, digits)
+        if Measurement.get(console, unlimited, table).maximum <= console.width:
+            break
+    return table
+
+
+def _formatted(report: Report, is_stacked: bool, digits: int) -> Table:
+    figures = report.figures
     title = f"\n{report.run}: {figures.n_pairs} held-out pairs"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(f"in %, {figures.confidence:.0%} intervals")
+    table.add_column(f"in %, {figures.confidence:.0%} intervals", overflow="fold")
     shown = _shown(figures)
-    digits = 1 if len(shown) < 4 else 0  # of the intervals, so that a fourth column fits into 80 characters
     for stage in shown:
-        table.add_column(NAMES[stage], justify="right", no_wrap=True)
-    for name, label in ROWS.items():
-        cells = [_cell(_estimates(figures.stages[stage]).get(name), digits) for stage in shown]
-        if any(cell != "-" for cell in cells):
-            table.add_row(label, *cells)
-    for name, found in figures.sets.items():
-        cells = [_cell(_estimates(found.stages[stage]).get("likelihood_accuracy"), digits) for stage in shown]
-        table.add_row(f"{name} ({found.n_pairs} pairs)", *cells)
-    lines = [
-        *_unchanged(report),
-        Text(_beside(figures)),
-        Text(f"Data: {data.n_read} rows read, {data.n_kept} kept, {data.n_dropped} dropped{_reasons(data.dropped)}"),
-    ]
-    if any(figures.cut.values()):
-        lines.append(
-            Text("Test pairs: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in figures.cut.items() if n))
-        )
-    if data.ceiling is not None:
-        lines.append(
-            Text(f"Ceiling: the true reward itself is expected to agree with {data.ceiling:.1%} of these noisy labels")
-        )
-    for finding in figures.findings:
-        line = Text(f"{finding.severity.capitalize()}: ", style=STYLES[finding.severity])
-        line.append(f"{finding.title}. What to do: {finding.advice}", style="not bold default")
-        lines.append(line)
-    verdict = Text("Promoted: " if report.promotion.promoted else "Not promoted: ", style="bold")
-    verdict.append("; ".join(report.promotion.reasons), style="not bold")
-    return Group(table, *lines, verdict)
+        table.add_column(STAGES[stage], justify="right", no_wrap=True)
+
+    def cells(of: SetFigures, name: str) -> list[str]:
+        found = (_estimates(of.stages[stage]).get(name) for stage in shown)
+        texts = [percent(estimate, digits) for estimate in found]
+        return [text.replace(" (", "\n").rstrip(")") for text in texts] if is_stacked else texts
+
+    for name in ACCURACIES:
+        row = cells(figures, name)
+        if any(cell != ABSENT for cell in row):
+            table.add_row(f"{'  ' if name in INDENTED else ''}{METRICS[name].short}", *row)
+    for name, of_set in figures.sets.items():
+        table.add_row(f"{name} ({of_set.n_pairs} pairs)", *cells(of_set, "likelihood_accuracy"))
+    return table
 
 
-def _unchanged(report: Report) -> Iterator[Text]:
+def _lines(report: Report) -> Iterator[Text]:
+    figures, data = report.figures, report.data
     if report.unchanged_since:
         yield Text("Unchanged: ", style="bold").append(
             f"nothing was trained; the figures are those of run {report.unchanged_since}", style="not bold"
         )
+    yield Text(_other_metrics(figures))
+    yield Text(f"Data: {data.n_read} rows read, {data.n_kept} kept, {data.n_dropped} dropped{_reasons(data.dropped)}")
+    if any(figures.cut.values()):
+        yield Text("Test pairs: " + ", ".join(f"{n} {words(name)}" for name, n in figures.cut.items() if n))
+    if data.ceiling is not None:
+        yield Text(
+            f"Ceiling: the true reward itself is expected to agree with {data.ceiling:.1%} of these noisy labels"
+        )
+    for finding in figures.findings:
+        line = Text(f"{finding.severity.capitalize()}: ", style=STYLES[finding.severity])
+        yield line.append(f"{finding.title}. What to do: {finding.advice}", style="not bold default")
+    if not figures.findings:
+        yield Text("No issues found")
+    verdict = Text("Promoted: " if report.promotion.promoted else "Not promoted: ", style="bold")
+    yield verdict.append("; ".join(report.promotion.reasons), style="not bold")
 
 
 def _shown(figures: Figures) -> list[str]:
-    """The stages, the champion only where there is one."""
-    return [stage for stage in STAGES if stage != "champion" or figures.stages[stage]]
+    """Return the stages, with the champion only if there is one."""
+    return [stage for stage in ALL_STAGES if stage != "champion" or figures.stages[stage]]
 
 
 def _estimates(figures: StageFigures | None) -> dict[str, Estimate | None]:
     return {name: getattr(figures, name, None) for name in StageFigures.model_fields if name not in HISTOGRAMS}
 
 
-def _beside(figures: Figures) -> str:
-    """What stands beside accuracy, in a line."""
-    there = {NAMES[stage]: found for stage in _shown(figures) if (found := figures.stages[stage])}
-    parts = [f"perplexity on chosen {', '.join(f'{n} {f.chosen_perplexity.value:.3g}' for n, f in there.items())}"]
+def _other_metrics(figures: Figures) -> str:
+    """Return the metrics that are no accuracy, in a line."""
+    there = {STAGES[stage]: found for stage in _shown(figures) if (found := figures.stages[stage])}
+    perplexities = ", ".join(f"{name} {found.chosen_perplexity.value:.3g}" for name, found in there.items())
+    parts = [f"{METRICS['chosen_perplexity'].name} {perplexities}"]
     if (dpo := figures.stages["dpo"]) and dpo.kl_nats_per_token:
-        parts.append(f"KL to SFT {dpo.kl_nats_per_token.value:.2g} nats a token")
+        parts.append(f"KL to SFT {dpo.kl_nats_per_token.value:.2g} nats per token")
     if figures.calibration:
         parts.append(f"calibration error {figures.calibration.ece:.1%}")
-    parts.append(f"preferring the longer response is right on {figures.length.prefer_longer.value:.1%}")
-    return "Beside: " + "; ".join(parts)
-
-
-def _cell(estimate: Estimate | None, digits: int) -> str:
-    return estimate.in_percent(digits) if estimate else "-"
+    parts.append(f"always choosing the longer response {figures.length.prefer_longer.value:.1%}")
+    return "Other metrics: " + "; ".join(parts)
 
 
 def _reasons(dropped: dict[str, int]) -> str:
-    counted = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
+    counted = ", ".join(f"{count} {words(reason)}" for reason, count in dropped.items() if count)
     return f" ({counted})" if counted else ""

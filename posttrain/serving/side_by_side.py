@@ -1,4 +1,4 @@
-"""The same prompt to several models, their answers streamed side by side."""
+"""Send the same prompt to several models and stream their answers side by side."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from posttrain.models.precision import autocast
 
 @dataclass
 class Speaker:
-    """A model in a conversation of its own."""
+    """A model and its conversation."""
 
     name: str
     model: Model
@@ -33,11 +33,11 @@ class Speaker:
     section: ModelSection
     messages: Messages = field(default_factory=list)
     answer: str = ""
-    """As far as it has come."""
+    """The part of the current answer that has been generated."""
 
 
 def load_speaker(name: str, checkpoint: Checkpoint, section: ModelSection) -> Speaker:
-    """A checkpoint, ready to talk."""
+    """Load a checkpoint for a conversation."""
     full = checkpoint.manifest.kind == "full"
     base = checkpoint.manifest.base if full else resolve_base(section)
     return Speaker(name, load_model(base, section, checkpoint).eval(), load_chat(base, section, checkpoint), section)
@@ -46,9 +46,9 @@ def load_speaker(name: str, checkpoint: Checkpoint, section: ModelSection) -> Sp
 def converse(
     speakers: Sequence[Speaker], prompts: Iterable[str], console: Console, *, max_new_tokens: int, temperature: float
 ) -> None:
-    """Puts each prompt to every model; each keeps its own side of the conversation.
+    """Send each prompt to every model; each model sees only its own answers.
 
-    On a terminal the answers grow side by side; elsewhere each is printed when it is whole.
+    On a terminal the answers are streamed side by side; elsewhere each is printed when it is complete.
     """
     for prompt in prompts:
         for speaker in speakers:
@@ -71,7 +71,7 @@ def converse(
 
 
 def answer(speaker: Speaker, max_new_tokens: int, temperature: float) -> str:
-    """What a model says to its conversation; `speaker.answer` grows on the way."""
+    """Return a model's answer to its conversation; `speaker.answer` holds the part that has been generated."""
     chat = speaker.chat
     rendered = chat.tokenizer.apply_chat_template(
         speaker.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -84,7 +84,7 @@ def answer(speaker: Speaker, max_new_tokens: int, temperature: float) -> str:
 
 
 class _Growing(TextStreamer):
-    """Adds to a speaker's answer, word by word."""
+    """Appends to a speaker's answer, word by word."""
 
     def __init__(self, speaker: Speaker) -> None:
         super().__init__(speaker.chat.tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -111,7 +111,7 @@ def test_a_changed_row_runs_what_depends_on_it(
     assert not Client().get_pipeline_run(first.id).tags
     new, old = (next(r for r in mlflow_runs("rows") if r.info.run_name == done.name) for done in (again, first))
     assert new.data.metrics == old.data.metrics
-    assert "accuracy/dpo" in new.data.metrics
+    assert "acc/dpo" in new.data.metrics
     kept = {key: old.data.tags[key] for key in ("promoted", "reasons", "findings")}
     assert {"outcome": "unchanged", "figures_of": first.name, **kept}.items() <= new.data.tags.items()
 
@@ -226,7 +226,7 @@ def test_mlflow_keeps_a_parent_run_and_one_nested_run_a_stage(tmp_path: Path, ti
     assert {"train/accuracy", "train/margin", "train/reward_chosen", "train/reward_rejected"} <= set(dpo)
     assert parent.data.params["dpo.beta"] == "0.2"
     assert {"data.digest", "code.digest", "versions.trl", "versions.zenml"} <= set(parent.data.params)
-    assert parent.data.metrics["accuracy/dpo"] == pytest.approx(
+    assert parent.data.metrics["acc/dpo"] == pytest.approx(
         read_report(done.id).figures.stages["dpo"].likelihood_accuracy.value
     )
     assert {i.dataset.name for i in parent.inputs.dataset_inputs} == {

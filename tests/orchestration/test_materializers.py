@@ -32,7 +32,8 @@ from posttrain.evaluation.gate import Promotion
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.evaluation.statistics import summarise
 from posttrain.models.checkpoint import Base, Checkpoint, seal
-from posttrain.orchestration.folder_materializer import html_table, upload
+from posttrain.orchestration.folder_materializer import upload
+from posttrain.reporting.html import Table, tables_page
 from posttrain.training.reference import ReferenceLogps
 
 BASE = Base(id="some/base", revision=None, digest="b" * 64)
@@ -167,8 +168,8 @@ def test_every_artifact_has_metadata(tmp_path: Path) -> None:
     assert stored(PreferencesMaterializer, pairs).extract_metadata(pairs)["n_test"] == len(pairs.test)
     assert stored(CheckpointMaterializer, sft).extract_metadata(sft)["n_steps"] == 1.0
     figures = stored(EvaluationMaterializer, evaluation()).extract_metadata(evaluation())
-    assert figures["accuracy/sft"] == 0.5
-    assert figures["p_value/sft_vs_base"] == 1.0
+    assert figures["acc/sft"] == 0.5
+    assert figures["p/sft_vs_base"] == 1.0
 
 
 def test_a_preview_shows_the_first_rows() -> None:
@@ -178,7 +179,7 @@ def test_a_preview_shows_the_first_rows() -> None:
 
 
 def test_text_in_a_preview_cannot_run() -> None:
-    page = html_table(["prompt"], [["<script>alert('x')</script>"]])
+    page = tables_page("preview", {"": Table(["prompt"], [["<script>alert('x')</script>"]])})
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 

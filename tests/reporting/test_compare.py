@@ -1,4 +1,4 @@
-"""Two runs beside each other, and people between two answers."""
+"""Two runs compared, and people choosing between two answers."""
 
 import json
 
@@ -24,8 +24,8 @@ def test_only_what_differs_is_shown():
     assert found.findings == ([], [])
 
 
-def test_the_newest_models_meet_on_the_same_pairs():
-    """The second DPO is ahead by 8 nats more on every pair: it wins pairs and loses none."""
+def test_the_newest_models_are_compared_on_the_same_pairs():
+    """The second DPO has margins larger by 8 nats on every pair: it gains pairs and loses none."""
     found = compare_runs(run("a", gain=0.0), run("b", gain=8.0)).contest
     assert found.n_gained > 10
     assert found.n_lost == 0
@@ -34,7 +34,7 @@ def test_the_newest_models_meet_on_the_same_pairs():
     assert back.n_lost == found.n_gained
 
 
-def test_other_pairs_are_no_contest():
+def test_runs_with_other_pairs_are_not_compared():
     other, pairs = run("b")
     figures = other.figures.model_copy(update={"digests": {"preferences": "q"}})
     found = compare_runs(run("a"), (other.model_copy(update={"figures": figures}), pairs))
@@ -47,7 +47,13 @@ def test_other_pairs_are_no_contest():
 def test_it_prints_settings_figures_and_the_contest(capsys):
     print_difference(compare_runs(run("run-a", 0.0, seed=1), run("run-b", 8.0, seed=2)), Console(width=140))
     printed = capsys.readouterr().out
-    for part in ("run-a", "run-b", "seed", "preference accuracy", "On the same pairs the second orders +"):
+    for part in (
+        "run-a",
+        "run-b",
+        "seed",
+        "preference accuracy",
+        "over the first, on the same pairs: +",
+    ):
         assert part in printed
 
 
@@ -101,7 +107,7 @@ def test_choices_are_counted_by_hand(generations, tmp_path):
         ('{"answers": "x", "choices": {"a": "left"}}', "page of another run"),
     ],
 )
-def test_a_file_that_is_no_choice_is_one_line(text, message, generations, tmp_path):
+def test_a_file_without_choices_is_an_error_in_one_line(text, message, generations, tmp_path):
     (tmp_path / "file.json").write_text(text)
     with pytest.raises(UserError, match=message):
         ab_score(generations, [tmp_path / "file.json"])

@@ -1,4 +1,4 @@
-"""The data report as a page and on the terminal: all of it is there, and nothing in the data can run."""
+"""The data report as a page and on the terminal: complete, and no text of the data can run as script."""
 
 import json
 from html.parser import HTMLParser
@@ -37,7 +37,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def dirty(tmp_path_factory):
-    """A file of 60 pairs with two faults, each with text that would like to run."""
+    """A file of 60 good pairs, and rows with two kinds of faults that contain script tags."""
     rows = [{"prompt": f"question {i}", "chosen": "yes", "rejected": "nay"} for i in range(60)]
     rows += [{"prompt": SCRIPT, "chosen": f"{SCRIPT}{i}", "rejected": " "} for i in range(12)]
     rows += [{"prompt": f"{SCRIPT}\0", "chosen": "yes", "rejected": f"no {SCRIPT}\x1b"}]
@@ -73,12 +73,12 @@ def test_the_page_is_the_same_every_time(loaded):
     assert data_page(loaded[1]) == data_page(loaded[1].model_copy())
 
 
-def test_advice_is_about_what_was_found(loaded):
+def test_advice_is_given_for_what_was_found(loaded):
     assert [line.split(":")[0] for line in advice(loaded[1])] == ["empty (12)", "control characters (1)"]
     assert set(ADVICE) <= set(REASONS)
 
 
-def test_the_terminal_says_it_in_lines(loaded):
+def test_the_terminal_shows_the_report_in_lines(loaded):
     lines = list(summary_lines(loaded[1]))
     assert lines[0] == "73 pairs in 73 rows read, 61 kept, 12 dropped"
     assert f"  dropped       12  empty: {REASONS['empty']}" in lines
@@ -139,14 +139,14 @@ def test_lengths_by_hand(tiny_base):
     assert cut.examples == {"left_out": ["1"], "cut": []}
 
 
-def test_nothing_may_be_cut_where_the_config_says_so(tiny_base, preferences):
+def test_a_cut_pair_is_an_error_if_the_config_says_so(tiny_base, preferences):
     chat = load_chat(*tiny_base)
     with pytest.raises(UserError, match=r"truncated is fail, and of 56 pairs .* raise dpo\.max_length \(24\)"):
         report_tokens(chat, preferences, 24, 12, {"truncated": "fail"})
     report_tokens(chat, preferences, 1000, 500, {"truncated": "fail"})
 
 
-def test_the_token_page_says_what_is_cut(tiny_base, preferences):
+def test_the_token_page_shows_what_is_cut(tiny_base, preferences):
     report = report_tokens(load_chat(*tiny_base), preferences, 24, 12, {})
     page = Reader(token_page(report))
     assert "of the prompts lose their beginning at dpo.max_prompt_length 12" in page.text
@@ -175,7 +175,7 @@ def test_posttrain_data_reports_without_training(tmp_path, dirty, tiny_folder):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.html", "run.yaml"]
 
 
-def test_posttrain_data_answers_a_mistake_in_a_line(tmp_path):
+def test_posttrain_data_reports_a_mistake_in_one_line(tmp_path):
     config = config_file(
         tmp_path, json.dumps({"model": {"base": "gpt2"}, "data": {"sources": [{"path": "nowhere.jsonl"}]}})
     )

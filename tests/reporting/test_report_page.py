@@ -1,4 +1,4 @@
-"""The page of a run: everything is on it, nothing on it runs, and it needs nothing from elsewhere."""
+"""The page of a run is complete, runs no script and fetches nothing."""
 
 import re
 import shutil
@@ -11,8 +11,8 @@ from support.run_reports import make_report
 
 from posttrain.models.checkpoint import Base, Manifest
 from posttrain.reporting.model_card import model_card
-from posttrain.reporting.plots import label_text, svg_file
-from posttrain.reporting.run_page import draw, report_page
+from posttrain.reporting.plots import draw, label_text
+from posttrain.reporting.run_page import report_page
 from posttrain.reporting.run_report import RunReport
 
 HOSTILE = (
@@ -55,22 +55,22 @@ def test_a_run_without_dpo_has_a_page_too():
     })  # fmt: skip
     histories = {"sft": report.histories["sft"]}
     found = report_page(report.model_copy(update={"figures": figures, "histories": histories, "generations": None}))
-    assert "Nothing is amiss by any rule." in found
+    assert "No issues found." in found
     assert "<h2>Calibration</h2>" not in found
 
 
-def test_what_is_shown_is_what_was_stored(tmp_path):
+def test_a_report_is_loaded_as_it_was_saved(tmp_path):
     report = make_report()
     report.save(tmp_path)
     assert RunReport.load(tmp_path) == report
 
 
-def test_pictures_also_stand_alone():
+def test_each_picture_is_a_complete_svg_file():
     for picture in draw(make_report(text="$x^{$ <b>")).values():
-        assert ElementTree.fromstring(svg_file(picture)).tag == "{http://www.w3.org/2000/svg}svg"
+        assert ElementTree.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_a_label_is_short_and_no_formula():
+def test_a_label_is_short_and_not_read_as_a_formula():
     assert label_text("a$b\x00") == r"a\$b?"
     assert len(label_text("x" * 100)) == 40
 
@@ -84,7 +84,7 @@ def test_nothing_in_a_hostile_text_becomes_markup():
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to open the page with")
 def test_nothing_in_a_hostile_text_runs_in_a_browser(tmp_path):
-    """The second page has the script for real: so it is known that the browser would have run it."""
+    """The control page has the same text unescaped, which shows that the browser would run it."""
     (tmp_path / "page.html").write_text(report_page(make_report(text=HOSTILE)), encoding="utf-8")
     (tmp_path / "control.html").write_text("<!doctype html><html><body>" + HOSTILE, encoding="utf-8")
     ran = {}
@@ -109,7 +109,7 @@ def manifest(**about) -> Manifest:
     return Manifest.model_validate({**fields, **about})
 
 
-def test_a_model_card_says_what_is_known(tmp_path):
+def test_a_model_card_has_metadata_figures_and_verdict(tmp_path):
     report = make_report(data={"sources": [{"path": "/home/me/secret.jsonl"}]}, model={"base": "org/base"})
     card = model_card("demo-3", manifest(), report, adapter=False)
     card.save(tmp_path / "README.md")
@@ -135,3 +135,46 @@ def test_a_model_card_names_no_path_and_nothing_that_is_not_on_the_hub():
     assert card.data.library_name == "peft"
     assert "/home/me" not in card.content
     assert "mine" in card.content
+
+
+def test_folded_parts_are_not_printed_and_words_are_whole(page):
+    """Or the answers of a run take dozens of sheets."""
+    style = page[page.index("<style>") : page.index("</style>")]
+    printed = style[style.index("@media print") :]
+    assert "details:not([open]) { display: none; }" in printed
+    assert page.count("<details open") + page.count('class="answer" open') == 3
+    assert "anywhere" not in style.split("th, td {")[1].split("}")[0]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to print the page with")
+def test_a_report_with_200_answers_prints_to_at_most_15_pages(tmp_path):
+    report = make_report(text="some words " * 40)
+    generations = report.generations.model_copy(update={"exchanges": (report.generations.exchanges * 7)[:200]})
+    (tmp_path / "page.html").write_text(report_page(report.model_copy(update={"generations": generations})))
+    subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-pdf-header-footer",
+            f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={tmp_path / 'page.pdf'}", (tmp_path / "page.html").as_uri(),
+        ],
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert 3 <= len(re.findall(rb"/Type */Page\b", (tmp_path / "page.pdf").read_bytes())) <= 15
+
+
+@pytest.mark.parametrize(
+    "term", ["per token", "implicit reward", "ceiling", "interval", "gain", "KL to SFT, nats per token"]
+)
+def test_each_term_is_explained_in_a_line(term):
+    report = make_report()
+    shown = report_page(report.model_copy(update={"data": report.data.model_copy(update={"ceiling": 0.9})}))
+    assert re.search(rf"<dt>{term}:</dt> <dd>.{{20,}}</dd>", shown)
+
+
+def test_each_figure_says_how_to_read_it(page):
+    assert len(re.findall(r'<figcaption>[^<]+<br><span class="quiet">[^<]{20,}</span>', page)) == page.count("<figure")
+
+
+def test_text_in_a_model_card_stays_in_its_cell():
+    card = model_card("a | <b>\n# c", manifest(), make_report(run="run | <script>\n# x"), adapter=False)
+    assert "# a \\| &lt;b> # c\n" in card.text
+    assert "| run | run \\| &lt;script> # x |" in card.text

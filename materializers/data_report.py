@@ -1,4 +1,4 @@
-"""What became of the data, as JSON for programs and as a page for people."""
+"""Materializer of data reports: JSON, and an HTML page for the dashboard."""
 
 from typing import Any, ClassVar
 
@@ -13,12 +13,12 @@ from posttrain.reporting.data_page import data_page, token_page
 
 
 class ReportMaterializer(RecordMaterializer):
-    """Stores a report on data; its page is what the dashboard shows."""
+    """Stores a data report as JSON. The dashboard shows it as an HTML page."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (DataReport, TokenReport)
 
     def save_visualizations(self, data: BaseModel) -> dict[str, VisualizationType]:
-        """The page."""
+        """Write the HTML page and return its location."""
         uri = f"{self.uri}/report.html"
         with self.artifact_store.open(uri, "w") as file:
             file.write(
@@ -27,5 +27,5 @@ class ReportMaterializer(RecordMaterializer):
         return {uri: VisualizationType.HTML}
 
     def extract_metadata(self, data: BaseModel) -> dict[str, MetadataType]:
-        """The counts; rows are shown on the page alone."""
+        """Return the counts. Example rows are shown on the page only."""
         return data.model_dump(exclude_none=True, exclude={"examples", "figures", "lengths"})

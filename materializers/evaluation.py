@@ -1,4 +1,4 @@
-"""Evaluations: the figures, and the rows behind them."""
+"""Materializer of evaluations: the metrics and the rows they are computed from."""
 
 import hashlib
 from typing import Any, ClassVar
@@ -13,12 +13,12 @@ from posttrain.reporting.html import Table, tables_page
 
 
 class EvaluationMaterializer(FolderMaterializer):
-    """Stores an evaluation; its content hash covers all figures and the digests of what was evaluated."""
+    """Stores an evaluation. Its content hash covers all metrics and the digests of the evaluated data and models."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Evaluation,)
 
     def extract_metadata(self, data: Evaluation) -> dict[str, MetadataType]:
-        """How many pairs, and each model's accuracy."""
+        """Return the number of pairs and the key metrics of each model."""
         return {"n_pairs": data.figures.n_pairs, **key_figures(data.figures)}
 
     def save_visualizations(self, data: Evaluation) -> dict[str, VisualizationType]:
@@ -27,5 +27,5 @@ class EvaluationMaterializer(FolderMaterializer):
         return self.save_page(tables_page("Evaluation", {"": Table(["figure", "value"], rows)}))
 
     def compute_content_hash(self, data: Evaluation) -> str:
-        """sha256 of the figures."""
+        """Return the sha256 of the metrics."""
         return hashlib.sha256(data.figures.model_dump_json().encode()).hexdigest()

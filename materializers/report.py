@@ -1,4 +1,4 @@
-"""Reports: the record, and the page that shows it."""
+"""Materializer of run reports: the record and its HTML page."""
 
 import hashlib
 from typing import Any, ClassVar
@@ -12,18 +12,18 @@ from posttrain.reporting.run_report import RunReport
 
 
 class RunReportMaterializer(FolderMaterializer):
-    """Stores a run's report; the dashboard shows its page."""
+    """Stores the report of a run. The dashboard shows it as an HTML page."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (RunReport,)
 
     def extract_metadata(self, data: RunReport) -> dict[str, MetadataType]:
-        """The verdict."""
+        """Return the verdict."""
         return {"verdict": data.verdict}
 
     def save_visualizations(self, data: RunReport) -> dict[str, VisualizationType]:
-        """The page."""
+        """Write the HTML page and return its location."""
         return self.save_page(report_page(data))
 
     def compute_content_hash(self, data: RunReport) -> str:
-        """sha256 of everything in it."""
+        """Return the sha256 of the whole report."""
         return hashlib.sha256(data.model_dump_json().encode()).hexdigest()

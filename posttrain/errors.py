@@ -1,5 +1,5 @@
-"""The one error that is meant for the user: it is printed as it is, without a stack trace."""
+"""The error for mistakes that the user can fix. It is printed as one message, without a traceback."""
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the thing, the value, the consequence and the remedy."""
+    """A mistake that the user can fix. The message says what happened, why, and how to fix it."""

@@ -1,7 +1,7 @@
-"""RunConfig: everything a run can be told, one section a step, checked before any work starts.
+"""The config of a run: one section for each step, validated before any work starts.
 
-A section is the whole input of the steps that take it, so changing `dpo.beta` re-runs DPO and what follows, and nothing
-before it. Every validator raises; none repairs.
+A section is the only config that its steps receive, so changing `dpo.beta` re-runs DPO and the steps after it, and nothing
+before it. Validators raise; none of them changes a value.
 """
 
 from posttrain.config.data_section import DataSection, Source

@@ -1,54 +1,54 @@
-"""The checks of the data: their names, what each finds, and what may be done about it."""
+"""The data checks: their names, what each finds, and the policies that each allows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 REASONS = {
-    "unparsable": "the line, or the transcript in it, cannot be read",
-    "not_text": "what should be text, or a list of messages, is null or something else",
-    "broken_encoding": "the text holds bytes that were not UTF-8: a lone surrogate or U+FFFD",
-    "control_characters": "the text holds NUL, a carriage return or another control character",
-    "unknown_role": "a message is by neither system, user nor assistant",
-    "empty": "the prompt, a turn or a response is blank",
-    "turn_order": "user and assistant do not take turns, beginning with the user",
-    "unanswered": "a conversation ends with the user",
-    "prompt_differs": "chosen and rejected do not answer the same prompt",
-    "parts_early": "chosen and rejected part before their last turn, so a response would hold turns by the user",
-    "overlong": "the prompt or a response has more characters than data.max_chars",
-    "identical": "chosen and rejected are the same",
-    "disputed": "fewer of the annotators than data.min_agreement agree with the label",
-    "prompt_in_test": "the prompt is also in the test split, which keeps it",
-    "prompt_in_validation": "the prompt is also in the validation split, which keeps it",
+    "unparsable": "the line or its transcript cannot be parsed",
+    "not_text": "a field that must be text or a list of messages is null or has another type",
+    "broken_encoding": "the text has invalid UTF-8: a lone surrogate or U+FFFD",
+    "control_characters": "the text contains NUL, a carriage return or another control character",
+    "unknown_role": "the role of a message is not system, user or assistant",
+    "empty": "the prompt, a turn or a response is empty or only whitespace",
+    "turn_order": "user and assistant turns do not alternate, starting with the user",
+    "unanswered": "the conversation ends with a user turn",
+    "prompt_differs": "chosen and rejected answer different prompts",
+    "parts_early": "chosen and rejected differ before their last turn, so a response would contain user turns",
+    "overlong": "the prompt or a response has more than data.max_chars characters",
+    "identical": "chosen and rejected are identical",
+    "disputed": "the share of annotators who agree with the label is below data.min_agreement",
+    "prompt_in_test": "the prompt is also in the test split and is kept there",
+    "prompt_in_validation": "the prompt is also in the validation split and is kept there",
     "held_out": "the prompt is also in the validation or test split of the preferences",
     "trained_on": "the prompt is also in the training or validation split of the preferences",
-    "conflicting": "elsewhere the same two responses are ranked the other way round; both rows go",
+    "conflicting": "another row ranks the same two responses the other way round; both rows are removed",
     "duplicate": "an earlier row has the same prompt and responses",
-    "near_test": "the prompt is nearly one of the test split",
-    "near_validation": "the prompt is nearly one of the validation split",
-    "near_held_out": "the prompt is nearly one of the validation or test split of the preferences",
-    "contaminated": "the row holds a prompt of an evaluation set that data.contamination names",
-    "near_duplicate": "an earlier row has nearly the same prompt and responses",
-    "unknown_label": "the label, rank or score is none that the layout knows",
-    "tool_call": "a message calls a tool, which cannot be trained on yet",
-    "bad_tools": "the column `tools` is neither a list of tools nor JSON of one",
+    "near_test": "the prompt is a near copy of one in the test split",
+    "near_validation": "the prompt is a near copy of one in the validation split",
+    "near_held_out": "the prompt is a near copy of one in the validation or test split of the preferences",
+    "contaminated": "the row contains a prompt from an evaluation set listed in data.contamination",
+    "near_duplicate": "the prompt and responses are near copies of an earlier row",
+    "unknown_label": "the label, rank or score is not valid for the layout",
+    "tool_call": "a message calls a tool; training on tool calls is not supported yet",
+    "bad_tools": "the column `tools` is neither a list of tools nor JSON of such a list",
     "tie": "no answer is ranked above another",
-    "too_close": "the answers' scores are nearer to each other than min_score_ratio or min_score_difference",
-    "over_max_pairs": "the prompt has max_pairs_per_prompt pairs without it",
-    "other_language": "the row is in none of `languages`",
-    "deleted": "the message was deleted by those who collected it",
-    "parent_missing": "a message that this one follows was deleted, cannot be used or is not there",
-    "no_rival": "no other answer was ranked beside it, nor beside one that follows",
-    "not_sampled": "left out for the source to have the share that its weight says",
-    "length_bias": "in a source, preferring the longer response is right more often than data.max_length_bias",
-    "truncated": "tokens of a prompt or a response do not fit into dpo.max_length and dpo.max_prompt_length",
+    "too_close": "the scores of the answers differ by less than min_score_ratio or min_score_difference",
+    "over_max_pairs": "the prompt already has max_pairs_per_prompt pairs",
+    "other_language": "the language of the row is not in `languages`",
+    "deleted": "the message was marked as deleted by the authors of the dataset",
+    "parent_missing": "an earlier message of the conversation was deleted, is unusable or is missing",
+    "no_rival": "there is no other ranked answer to compare it with, here or further down the conversation",
+    "not_sampled": "left out so that the source has the share given by its weight",
+    "length_bias": "the longer response is the chosen one in a larger share of a source's pairs than data.max_length_bias",
+    "truncated": "a prompt or a response does not fit into dpo.max_length and dpo.max_prompt_length",
 }
-"""Everything that is checked, and what it means of a row (the last two: of a source, of the tokens)."""
+"""Each check and what it finds in a row. `length_bias` applies to a source, `truncated` to the tokens."""
 
 DELIBERATE = frozenset(
     "tie too_close over_max_pairs other_language deleted parent_missing no_rival not_sampled".split()
 )
-"""Reasons that are a dataset's design, or asked for: they say nothing against the source, whatever their share."""
+"""Reasons that follow from a dataset's design or from the settings; they do not count towards data.max_drop_share."""
 
 DROP_OR_FAIL = ("drop", "fail")
 POLICIES = {
@@ -61,14 +61,14 @@ POLICIES = {
     ),
     **dict.fromkeys(("length_bias", "truncated"), ("keep", "fail")),
 }
-"""What may be done about a row with a fault, the default first; for those not named here it is `DROP_OR_FAIL`."""
+"""The policies that each check allows, the default first. Checks that are not listed allow `DROP_OR_FAIL`."""
 
 
 def allowed_policies(check: str) -> tuple[str, ...]:
-    """What may be done about what a check finds, the default first."""
+    """Return the policies that a check allows, the default first."""
     return POLICIES.get(check, DROP_OR_FAIL)
 
 
 def policy_of(check: str, chosen: Mapping[str, str]) -> str:
-    """What is to be done about what a check finds: as chosen (`data.checks`), else its default."""
+    """Return the policy of a check: the one chosen in `data.checks`, or its default."""
     return chosen.get(check, allowed_policies(check)[0])

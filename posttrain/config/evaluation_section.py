@@ -1,4 +1,4 @@
-"""How the models are judged, and what one must show to be promoted."""
+"""Settings of the evaluation and of the promotion gate."""
 
 from __future__ import annotations
 
@@ -12,102 +12,117 @@ from posttrain.config.section import Section
 
 
 class GenerationsSection(Section):
-    """What SFT and DPO answer to the same test prompts."""
+    """Generation of answers to test prompts, the same prompts for every model."""
 
     n: int = Field(
-        64, ge=0, description="test prompts that are answered; higher: narrower intervals, more time; 0: none"
+        64, ge=0, description="number of test prompts to answer; more give narrower intervals and take longer; 0: none"
     )
-    max_new_tokens: int = Field(128, ge=1, description="an answer that has not stopped by then is cut, and counted")
-    temperature: float = Field(0.0, ge=0, description="0: the likeliest token each time; higher: answers vary more")
+    max_new_tokens: int = Field(
+        128, ge=1, description="maximum number of tokens per answer; longer answers are cut off and counted"
+    )
+    temperature: float = Field(0.0, ge=0, description="sampling temperature; 0: greedy decoding")
 
 
 class JudgeSection(Section):
-    """Who says which of two answers is better: a function, an OpenAI-compatible endpoint, or nobody."""
+    """The judge of pairs of answers: a function or an OpenAI-compatible endpoint. Without either, no judge is used."""
 
     function: str | None = Field(
         None,
         pattern=r"^[\w.]+:\w+$",
-        description="`module:function` that takes prompt, first and second and says `first`, `second` or `tie`",
+        description="judge as `module:function`; called with prompt, first and second, returns `first`, `second` or `tie`",
     )
     base_url: str | None = Field(
         None,
         pattern=r"^https?://",
-        description="of an OpenAI-compatible endpoint, up to `/v1`; prompts and answers are sent there",
+        description="URL of an OpenAI-compatible endpoint, up to `/v1`; prompts and answers are sent there",
     )
-    model: str | None = Field(None, min_length=1, description="name of the model behind base_url")
+    model: str | None = Field(None, min_length=1, description="name of the judge model at base_url")
     api_key_env: str | None = Field(
-        None, min_length=1, description="environment variable that holds the key; null: none is sent"
+        None, min_length=1, description="name of the environment variable with the API key; null: send no key"
     )
     criteria: str = Field(
         "the helpfulness, relevance, accuracy, depth and harmlessness of the responses",
-        description="what the judge is to look at",
+        description="criteria by which the judge compares answers",
     )
-    temperature: float | None = Field(0.0, ge=0, description="of the judge; null: not sent, for models that refuse it")
+    temperature: float | None = Field(
+        0.0, ge=0, description="sampling temperature of the judge; null: not sent, for models that do not accept it"
+    )
     concurrency: int = Field(
-        4, ge=1, le=64, description="questions asked at once; higher: faster, until the endpoint refuses"
+        4, ge=1, le=64, description="number of parallel requests; higher is faster, up to the endpoint's rate limit"
     )
-    timeout_s: float = Field(60.0, gt=0, description="for one answer of the judge")
+    timeout_s: float = Field(60.0, gt=0, description="timeout of one request to the judge, in seconds")
     n_retries: int = Field(
-        5, ge=0, le=20, description="where the endpoint is busy or cannot be reached, ever longer apart"
+        5, ge=0, le=20, description="retries, with exponential backoff, if the endpoint is busy or unreachable"
     )
 
     @model_validator(mode="after")
-    def one_judge_is_named_in_full(self) -> JudgeSection:
+    def validate_judge(self) -> JudgeSection:
         if self.function and self.base_url:
-            raise ValueError("function and base_url are two judges: name one")
+            raise ValueError("function and base_url are both set, but only one judge is used: remove one")
         if bool(self.base_url) != bool(self.model):
-            raise ValueError("an endpoint needs both base_url and model: name both, or neither")
+            raise ValueError("an endpoint needs both base_url and model: set both or neither")
         return self
 
     @model_validator(mode="after")
-    def no_password_in_the_address(self) -> JudgeSection:
+    def validate_base_url(self) -> JudgeSection:
         if "@" in urlsplit(self.base_url or "").netloc:
             raise ValueError(
-                "base_url holds a user or a password, and settings are shown in MLflow and reports: put a key into an environment "
-                "variable, and name that in api_key_env"
+                "base_url contains a user or password, and settings are shown in MLflow and reports: put the key into an "
+                "environment variable and set api_key_env to its name"
             )
         return self
 
 
 class EvaluationSection(Section):
-    """How the test pairs are scored."""
+    """Scoring of the test pairs and generation of answers."""
 
-    tokens_per_batch: int = Field(8192, ge=1, description="padded tokens scored at once; higher: faster, more memory")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval")
-    n_bootstrap: int = Field(2000, ge=100, description="resamples for the interval of a mean")
-    seed: int = Field(0, ge=0, description="of the resampling, and of the places where KL is measured")
+    tokens_per_batch: int = Field(
+        8192,
+        ge=1,
+        description="maximum number of tokens per scoring batch, padding included; higher is faster and takes more memory",
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="confidence level of all intervals")
+    n_bootstrap: int = Field(2000, ge=100, description="number of bootstrap resamples per interval")
+    seed: int = Field(0, ge=0, description="seed of the bootstrap and of the sample of pairs for KL")
     n_kl_pairs: int = Field(
         128,
         ge=0,
-        description="test pairs on which KL to the reference is measured; 0: not at all, and SFT is not loaded",
+        description="number of test pairs used to measure the KL divergence from the reference; 0: not measured, and SFT is not "
+        "loaded for it",
     )
-    n_wrong_pairs: int = Field(20, ge=0, description="how many of the surest wrong pairs are shown with their texts")
+    n_wrong_pairs: int = Field(
+        20, ge=0, description="number of wrongly ranked pairs to show with their texts, the most confident errors first"
+    )
     sets: list[Source] = Field(
         [],
-        description="further pairs to judge by, such as LLMBar or PandaLM, each as `data.sources[]`; all rows of any split",
+        description="additional evaluation sets, such as LLMBar or PandaLM, each as in `data.sources[]`; rows of all splits are "
+        "used",
     )
     generations: GenerationsSection = GenerationsSection()
     judge: JudgeSection = JudgeSection()
 
 
 class GateSection(Section):
-    """What a model must show to be promoted to production."""
+    """Conditions for promoting a model to production."""
 
     min_gain: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="the whole interval of the gain in accuracy over the champion must lie above; a first model is held "
-        "against SFT, or SFT against the base",
+        description="lower bound of the accuracy gain's confidence interval must exceed this; the gain is over the champion, or, "
+        "if there is none, of DPO over SFT or of SFT over the base",
     )
-    max_p_value: float = Field(0.05, gt=0, lt=1, description="of McNemar's exact test (two-sided); lower: stricter")
+    max_p_value: float = Field(
+        0.05, gt=0, lt=1, description="maximum p-value of McNemar's exact test (two-sided); lower is stricter"
+    )
     max_slice_loss: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="no slice may be surely worse by more, again by the interval; 1: slices do not matter",
+        description="maximum loss of accuracy in a slice; refused if a slice's interval lies entirely below minus this; 1: "
+        "ignore slices",
     )
-    min_slice_pairs: int = Field(20, ge=1, description="smaller slices are not looked at")
+    min_slice_pairs: int = Field(20, ge=1, description="minimum number of pairs in a slice for max_slice_loss to apply")
     block_severity: Literal["warning", "error", "never"] = Field(
-        "error", description="a finding of this severity, or a graver one, keeps a model from production"
+        "error", description="minimum severity of a finding that blocks promotion"
     )

@@ -1,4 +1,4 @@
-"""What is wrong with a config, in words."""
+"""Turns pydantic's errors into messages for users."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from posttrain.config.equivalents.hints import hint
 
 
 def merge(messages: list[str]) -> str:
-    """One message of several about the same value."""
+    """Return one message that combines several about the same value."""
     first, *others = dict.fromkeys(messages)
     return ", or ".join([first, *(other.split(": must be ")[-1] for other in others)])
 
 
 def explain(item: Any, section: type[BaseModel]) -> tuple[str, str]:
-    """The key path of a pydantic error, and what is wrong with its value and how to mend it.
+    """Return the dotted key of a pydantic error and a message with the problem and its fix.
 
     Args:
         item: one of `ValidationError.errors()`.
-        section: what was validated.
+        section: the model that was validated.
     """
     location = [part for part in item["loc"] if not _is_union_branch(part)]
     key = ".".join(str(part) for part in location) or "config"
@@ -31,25 +31,25 @@ def explain(item: Any, section: type[BaseModel]) -> tuple[str, str]:
         place = ".".join(str(part) for part in location[:-1] if not isinstance(part, int))
         return key, f"unknown key ({hint(place, name, fields, item['input']) or nearest(name, fields)})"
     if item["type"] == "missing":
-        return key, "missing: give it a value"
+        return key, "missing: set a value"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return key, message
     if item["input"] is None:
-        return key, "has no value: give it one, or drop the key for its default"
+        return key, "has no value: set one, or remove the key to use the default"
     rule = message.replace("Input should be", "must be").replace("List should", "the list should")
     return key, f"{item['input']!r} is not allowed: {rule}"
 
 
 def _is_union_branch(part: Any) -> bool:
-    """Whether pydantic put the name of a type, not of a key, into an error's location."""
+    """Return whether a part of an error's location is the name of a union branch and not a key."""
     return isinstance(part, str) and (
         part.startswith(("constrained-", "list[", "literal[", "function-")) or part in ("int", "float", "str")
     )
 
 
 def _fields_at(location: list[Any], section: type[BaseModel]) -> set[str]:
-    """The keys that may stand at a place in a section."""
+    """Return the keys that are allowed at a location in a section."""
     model: Any = section
     for part in location:
         if isinstance(part, int):
@@ -61,6 +61,6 @@ def _fields_at(location: list[Any], section: type[BaseModel]) -> set[str]:
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """What may have been meant by an unknown key."""
+    """Return a suggestion for an unknown key: the most similar known key, or all known keys."""
     near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"

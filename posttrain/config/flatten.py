@@ -1,25 +1,22 @@
-"""Nested settings as flat names and texts, as MLflow's parameters and comparisons show them."""
+"""Flattens nested settings, for MLflow's parameters and for comparisons of runs."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
-
-
-MAX_VALUE_CHARS = 500  # of a parameter: the limit of servers before MLflow 2.8; later ones take more
+MAX_VALUE_CHARS = 500
+"""Maximum length of a parameter's value in servers before MLflow 2.8; later ones allow more."""
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow parameters: `{"dpo": {"beta": 0.1}}` is `{"dpo.beta": "0.1"}`.
+    """Return nested settings as MLflow parameters: `{"dpo": {"beta": 0.1}}` becomes `{"dpo.beta": "0.1"}`.
 
-    A list of plain values stays one parameter, a list of mappings is numbered (`data.sources.0.path`). Text stays as
-    it is, other values are written as JSON (`null`, `true`). Characters that MLflow forbids in names become `_`, and
-    values are cut to 500 characters.
+    A list of plain values stays one parameter; the items of a list of mappings are numbered (`data.sources.0.path`).
+    Strings are unchanged, other values are written as JSON (`null`, `true`). Characters that MLflow does not allow in
+    names become `_`, and values are truncated to `MAX_VALUE_CHARS`.
     """
     flat: dict[str, str] = {}
     for key, value in values.items():

@@ -1,6 +1,6 @@
-"""The layouts that a row can have: their names and the columns that each needs.
+"""The layouts of rows: their names and the columns that each requires.
 
-The parser of a layout is the module of the same name in `posttrain.data.formats`.
+Each layout has a parser in `posttrain.data.formats`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PreferenceFormat = Literal[
 InstructionFormat = Literal["messages", "sharegpt", "self_instruct", "prompt_completion", "alpaca"]
 PREFERENCE_FORMATS = get_args(PreferenceFormat)
 INSTRUCTION_FORMATS = get_args(InstructionFormat)
-"""In the order in which `auto` tries them: specific layouts before general ones."""
+"""Layouts in the order in which `auto` tries them: specific ones before general ones."""
 
 REQUIRED_COLUMNS: dict[str, tuple[str, ...]] = {
     "shp": ("history", "human_ref_A", "human_ref_B", "labels"),
@@ -38,10 +38,10 @@ REQUIRED_COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
 }
-"""The columns without which a row does not have a layout."""
+"""The columns that a row must have for each layout."""
 
 OPTIONAL_COLUMNS = frozenset({"input", "system", "tools", "lang", "language", "score_A", "score_B"})
-"""Columns that are read where a row has them."""
+"""Columns that are read if a row has them."""
 
 COLUMNS = OPTIONAL_COLUMNS.union(*REQUIRED_COLUMNS.values())
-"""Every column that a layout reads, and so every name that `columns` may map."""
+"""All columns that the layouts read. The setting `columns` may map each of these names."""

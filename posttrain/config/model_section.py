@@ -1,4 +1,4 @@
-"""What is trained."""
+"""Settings of the base model and its adapter."""
 
 from __future__ import annotations
 
@@ -11,62 +11,69 @@ from posttrain.config.section import Section
 
 
 class LoraSection(Section):
-    """Low-rank adapters (Hu et al. 2021)."""
+    """Low-rank adaptation (Hu et al. 2021)."""
 
-    rank: int = Field(16, ge=1, description="higher: more capacity, more memory")
-    alpha: float = Field(32.0, gt=0, description="the adapter's output is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="higher: less overfitting, slower learning")
+    rank: int = Field(16, ge=1, description="rank of the adapter; higher has more capacity and takes more memory")
+    alpha: float = Field(32.0, gt=0, description="scaling: the adapter's output is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability on the adapter's input")
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
-        "all-linear", description="which layers get an adapter; never lm_head, which TRL would not train"
+        "all-linear",
+        description="names of the layers that get an adapter; lm_head is not allowed, because TRL would not train it",
     )
 
     @field_validator("target_modules")
     @classmethod
-    def the_head_is_not_adapted(cls, value: str | list[str]) -> str | list[str]:
+    def validate_target_modules(cls, value: str | list[str]) -> str | list[str]:
         if "lm_head" in value:
-            raise ValueError("names lm_head, whose adapter TRL 1.16 would never train; leave it out")
+            raise ValueError("contains lm_head, whose adapter TRL 1.16 does not train: remove it")
         return value
 
 
 class ModelSection(Section):
-    """The base model and how it is adapted, for every stage."""
+    """The base model and how it is adapted, the same for all stages."""
 
-    base: str = Field("demo", min_length=1, description="`demo`, a folder, or a Hub model id")
-    revision: str | None = Field(None, description="Hub only: branch, tag or commit; what it resolved to is recorded")
+    base: str = Field("demo", min_length=1, description="base model: `demo`, a folder or a Hub model id")
+    revision: str | None = Field(None, description="Hub only: branch, tag or commit; the resolved commit is recorded")
     method: Literal["full", "lora", "qlora"] = Field(
-        "full", description="train all weights, an adapter, or an adapter over a 4-bit base (qlora needs CUDA)"
+        "full",
+        description="train all weights (full), a LoRA adapter (lora), or a LoRA adapter on a 4-bit base (qlora, needs CUDA)",
     )
-    lora: LoraSection = Field(LoraSection(), description="used with method lora and qlora")
+    lora: LoraSection = Field(LoraSection(), description="adapter settings, for method lora and qlora")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="auto: bf16 on a GPU, or for a wide model on a CPU with AMX, else fp32; log-probabilities are fp32 in any case",
+        description="precision of matrix products; auto: bf16 on a GPU and for large models on a CPU with AMX, else fp32; "
+        "log-probabilities are always fp32",
     )
     chat_template: str | None = Field(
         None,
-        description="null: the tokenizer's own, or `plain` if it has none; else plain, chatml, alpaca or a .jinja file",
+        description="chat template: plain, chatml, alpaca or a .jinja file; null: the tokenizer's own, or plain if it has none",
     )
     layout: Literal["auto", "flat", "padded"] = Field(
         "auto",
-        description="of batches; flat: each prompt once and no padding; padded: TRL's own; auto: flat where the model can",
+        description="batch layout; flat: each prompt once and no padding; padded: TRL's; auto: flat if the model supports it",
     )
     attention: Literal["auto", "sdpa", "flex", "eager", "flash_attention_2"] = Field(
         "auto",
-        description="flat: sdpa or flex (auto: flex on a GPU, else sdpa); padded: any but flex (auto: what transformers has)",
+        description="attention kernel; layout flat: sdpa or flex (auto: flex on a GPU, else sdpa); padded: any but flex (auto: "
+        "transformers' default)",
     )
-    trust_remote_code: bool = Field(False, description="run Python code that ships with the model; needs a revision")
+    trust_remote_code: bool = Field(
+        False, description="run Python code from the model repository; needs revision to be a commit"
+    )
 
     @model_validator(mode="after")
-    def remote_code_is_pinned(self) -> ModelSection:
+    def validate_remote_code(self) -> ModelSection:
         if self.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
             raise ValueError(
-                "trust_remote_code runs code of the model's authors: pin it in `revision`, by a commit's 40 digits (a branch moves)"
+                "trust_remote_code runs code of the model's authors, and a branch can change: set `revision` to a commit of 40 "
+                "hex digits"
             )
         return self
 
     @model_validator(mode="after")
-    def lora_settings_have_an_adapter(self) -> ModelSection:
+    def validate_lora(self) -> ModelSection:
         if self.lora != LoraSection() and self.method == "full":
             raise ValueError(
-                "lora is set but method is full, which trains no adapter: set method to lora, or drop lora"
+                "lora is set but method is full, which trains no adapter: set method to lora, or remove lora"
             )
         return self

@@ -1,4 +1,4 @@
-"""The whole config, and which of its settings go together."""
+"""The whole config, and the rules that involve several sections."""
 
 from __future__ import annotations
 
@@ -25,19 +25,23 @@ class CheckpointsSection(Section):
 
 
 class TrackingSection(Section):
-    """Where the curves go: the active stack's MLflow tracker, else MLFLOW_TRACKING_URI, else a local store."""
+    """MLflow tracking. The server is the active stack's tracker, else MLFLOW_TRACKING_URI, else a local store."""
 
-    experiment: str = Field("dpo_pipeline", min_length=1, description="MLflow experiment")
+    experiment: str = Field("dpo_pipeline", min_length=1, description="name of the MLflow experiment")
 
 
 class RunConfig(Section):
-    """Everything a run can be told."""
+    """All settings of a run."""
 
-    name: str = Field("dpo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the model in the registry")
-    finetuning_type: Literal["sft", "dpo", "both"] = Field(
-        "both", description="SFT alone, DPO alone from dpo.sft_checkpoint, or SFT and then DPO"
+    name: str = Field(
+        "dpo",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="name of the model in ZenML's and MLflow's registries",
     )
-    seed: int = Field(42, ge=0, le=2**32 - 1, description="of initial weights, data order and dropout")
+    finetuning_type: Literal["sft", "dpo", "both"] = Field(
+        "both", description="stages to train: SFT, DPO from dpo.sft_checkpoint, or both"
+    )
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="random seed of initial weights, data order and dropout")
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     sft: SftSection = SftSection()
@@ -46,13 +50,13 @@ class RunConfig(Section):
     gate: GateSection = GateSection()
     checkpoints: CheckpointsSection = CheckpointsSection()
     tracking: TrackingSection = TrackingSection()
-    sweep: SweepSection | None = Field(None, description="for sweep_pipeline: settings of dpo to be tried and compared")
+    sweep: SweepSection | None = Field(None, description="settings of sweep_pipeline: DPO trainings to run and compare")
 
     def sweep_points(self) -> list[tuple[dict[str, Any], DpoSection]]:
-        """Every combination of the grid's values, with the whole section that it makes of `dpo`; empty without a sweep.
+        """Return each combination of the grid's values and the `dpo` section with these values; empty without a sweep.
 
         Raises:
-            ValidationError: the values of a point exclude each other.
+            ValidationError: the values of a point cannot be combined.
         """
         if self.sweep is None:
             return []
@@ -61,13 +65,15 @@ class RunConfig(Section):
         return [(point, DpoSection.model_validate({**self.dpo.model_dump(), **point})) for point in points]
 
     @model_validator(mode="after")
-    def every_point_of_the_sweep_can_be_trained(self) -> RunConfig:
+    def validate_sweep(self) -> RunConfig:
         if self.sweep is None:
             return self
         if self.finetuning_type == "sft":
-            raise ValueError("sweep is set but finetuning_type is sft, which trains no DPO: set it to both, or to dpo")
+            raise ValueError(
+                "sweep is set but finetuning_type is sft, which trains no DPO: set finetuning_type to both or dpo"
+            )
         if self.data.validation_size == 0:
-            raise ValueError("sweep chooses on validation pairs, of which data.validation_size 0 leaves none: raise it")
+            raise ValueError("sweep compares points on validation pairs, and data.validation_size is 0: raise it")
         try:
             self.sweep_points()
         except ValidationError as error:
@@ -78,36 +84,38 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def dpo_alone_has_a_start(self) -> RunConfig:
+    def validate_sft_checkpoint(self) -> RunConfig:
         if self.finetuning_type == "dpo" and not self.dpo.sft_checkpoint:
-            raise ValueError("finetuning_type dpo needs dpo.sft_checkpoint: the SFT checkpoint that DPO starts from")
+            raise ValueError("finetuning_type dpo needs an SFT checkpoint to start from: set dpo.sft_checkpoint")
         if self.finetuning_type != "dpo" and self.dpo.sft_checkpoint:
             raise ValueError(
-                f"dpo.sft_checkpoint is set but finetuning_type is {self.finetuning_type}, which trains its own: "
-                "set finetuning_type to dpo, or drop dpo.sft_checkpoint"
+                f"dpo.sft_checkpoint is set but finetuning_type is {self.finetuning_type}, which trains its own SFT checkpoint: "
+                "set finetuning_type to dpo, or remove dpo.sft_checkpoint"
             )
         return self
 
     @model_validator(mode="after")
-    def sft_settings_are_used(self) -> RunConfig:
+    def validate_sft(self) -> RunConfig:
         if self.finetuning_type == "dpo" and self.sft != SftSection():
-            raise ValueError("sft is set but finetuning_type is dpo, which runs no SFT: drop the section, or say both")
+            raise ValueError(
+                "sft is set but finetuning_type is dpo, which runs no SFT: remove sft, or set finetuning_type to both"
+            )
         return self
 
     @model_validator(mode="after")
-    def a_base_in_4_bit_is_not_sharded(self) -> RunConfig:
+    def validate_sharding(self) -> RunConfig:
         for name, section in (("sft", self.sft), ("dpo", self.dpo)):
             if section.sharding != "none" and self.model.method == "qlora":
                 raise ValueError(
-                    f"{name}.sharding {section.sharding} leaves the 4-bit base of model.method qlora whole in every process: set "
-                    "model.method to lora, or sharding to none"
+                    f"{name}.sharding {section.sharding} does not shard the 4-bit base of model.method "
+                    "qlora: set model.method to lora, or sharding to none"
                 )
         return self
 
     @model_validator(mode="after")
-    def the_demo_is_whole(self) -> RunConfig:
+    def validate_demo(self) -> RunConfig:
         if self.model.base == "demo" and any(source.location != "demo" for source in self.data.sources):
             raise ValueError(
-                "model.base is demo, a tiny model that only knows the demo's words: name a model for your own data"
+                "model.base is demo, a tiny model whose vocabulary covers only the demo data: set model.base to another model"
             )
         return self

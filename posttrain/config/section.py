@@ -1,4 +1,4 @@
-"""What every section of the config is."""
+"""The base class of all config sections."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ Interval = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A group of settings. Unknown keys are errors, values cannot be changed once checked."""
+    """A group of settings. Unknown keys are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def a_number_is_not_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
+    def validate_booleans(cls, value: Any, info: ValidationInfo) -> Any:
         annotation = cls.model_fields[str(info.field_name)].annotation
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, bool) and not _takes_yes_or_no(annotation):
-                raise ValueError(f"is {str(item).lower()}, which is a yes or no")
+                raise ValueError(
+                    f"is {str(item).lower()}, but the setting does not take a boolean: set a value of another type"
+                )
         return value
 
 

@@ -1,1 +1,1 @@
-"""From files, the Hub or the built-in demo to checked, split and counted rows."""
+"""Reads data from files, S3, the Hub or the built-in demo, checks it and splits it."""

@@ -1,4 +1,4 @@
-"""What a row can have wrong with it, and what may be done about it: every fault is counted and shown by example."""
+"""Checks of single rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Turn = dict[str, str]
 
 
 class Unusable(Exception):
-    """A row that cannot be used, for one of `REASONS`."""
+    """A row cannot be used, for one of `REASONS`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason}: {REASONS[reason]}")
@@ -19,15 +19,15 @@ class Unusable(Exception):
 
 
 def check_row(prompt: list[Turn], responses: list[list[Turn]], max_chars: int) -> None:
-    """Nothing, if the prompt and each response to it can be trained on.
+    """Check that a prompt and its responses can be trained on.
 
     Args:
-        prompt: turns up to and including the user's last one.
+        prompt: turns up to and including the last user turn.
         responses: one for an instruction; chosen and rejected for a pair.
-        max_chars: the most characters that the prompt, or one response, may have.
+        max_chars: maximum number of characters of the prompt and of each response.
 
     Raises:
-        Unusable: the first reason that applies.
+        Unusable: with the first reason that applies.
     """
     parts = [prompt, *responses]
     for turn in (turn for part in parts for turn in part):
@@ -54,19 +54,19 @@ def check_row(prompt: list[Turn], responses: list[list[Turn]], max_chars: int) -
 
 
 _BROKEN = re.compile("[\ud800-\udfff\ufffd]")
-# All of Unicode's category Cc but tab and line feed.
+# Unicode category Cc, except tab and line feed.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def find_bad_characters(text: str) -> list[str]:
-    """Which checks a text fails: `broken_encoding`, `control_characters`, both or none."""
-    if text.isprintable():  # much faster than to search, and mostly so
+    """Return the checks that a text fails: `broken_encoding`, `control_characters`, both or none."""
+    if text.isprintable():  # the usual case, and much faster than a search
         return ["broken_encoding"] if "\ufffd" in text else []
     return [name for name, pattern in _BAD_CHARACTERS.items() if pattern.search(text)]
 
 
 def fix_characters(text: str, check: str) -> str:
-    """Text without the characters that a check finds; a line break of any kind becomes a line feed."""
+    """Return the text without the characters that a check finds. Carriage returns become line feeds."""
     if check == "control_characters":
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _BAD_CHARACTERS[check].sub("", text)

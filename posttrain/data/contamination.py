@@ -1,4 +1,4 @@
-"""Whether rows hold the prompts of evaluation sets: trained on, they would make a model look better than it is."""
+"""Detects prompts of evaluation sets in the training data, which would inflate the results on these sets."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from posttrain.errors import UserError
 
 N_WORDS = 8
 MIN_SHARE = 0.5
-"""A row holds a prompt if at least this share of the prompt's runs of `N_WORDS` words are in one of its texts."""
+"""A row contains a prompt if one of its texts has at least this share of the prompt's n-grams of `N_WORDS` words."""
 N_HEAD_ROWS = 64
 
 
 class EvaluationPrompts:
-    """The prompts of evaluation sets, to be looked for in rows.
+    """An index of the prompts of evaluation sets.
 
-    Source: runs of 8 words and the share of one half are those of Lambert et al. 2024 (Tulu 3), section 3.2.
+    Source: Lambert et al. 2024 (Tulu 3), section 3.2, for 8-grams and the share of one half.
     """
 
     def __init__(self, sources: Iterable[Source]) -> None:
-        """Reads the sets.
+        """Read the evaluation sets.
 
         Raises:
-            UserError: one is missing or has no column that a prompt could be in.
+            UserError: a set is missing or has no prompts.
         """
         self._runs: defaultdict[int, list[int]] = defaultdict(list)
         self._n_runs: list[int] = []
@@ -54,7 +54,7 @@ class EvaluationPrompts:
                 self._n_runs.append(len(runs))
 
     def are_in(self, texts: Iterable[str]) -> bool:
-        """Whether one of the texts holds one of the prompts; a prompt under 8 words must be the whole text."""
+        """Return whether one of the texts contains a prompt. A prompt of fewer than 8 words must match the whole text."""
         for text in texts:
             found = words([text])
             if tuple(found) in self._short:
@@ -70,12 +70,14 @@ def _runs(found: Sequence[str]) -> set[int]:
 
 
 def _read_prompts(source: Source) -> Iterator[str]:
-    """The last thing that the user says in each row that can be read."""
+    """Yield the last user turn of each readable row."""
     records = open_source(source).read()
     head = list(islice(records, N_HEAD_ROWS))
     rows = [rename(record.values, source.columns) for record in head if record.values is not None]
     if not rows:
-        raise UserError(f"{source.path}: has no readable row, so nothing can be looked for: correct data.contamination")
+        raise UserError(
+            f"{source.path}: has no readable row, so contamination cannot be checked: correct data.contamination"
+        )
     check_columns(source, [record.values for record in head if record.values is not None])
     every = (rename(record.values, source.columns) for record in chain(head, records) if record.values is not None)
     prompts: Iterator[list[Turn]]
@@ -92,7 +94,9 @@ def _read_prompts(source: Source) -> Iterator[str]:
             n_found += 1
             yield asked[-1]
     if not n_found:
-        raise UserError(f"{source.path}: holds no prompt, so nothing can be looked for: name its column with `columns`")
+        raise UserError(
+            f"{source.path}: has no prompts, so contamination cannot be checked: set the column of prompts in `columns`"
+        )
 
 
 def _as_prompt(value: Any) -> list[Turn]:

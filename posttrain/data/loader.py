@@ -1,4 +1,4 @@
-"""Reads the sources of a config into checked and split preferences or instructions, with a report on every row."""
+"""Loads the sources of a config as checked and split preferences or instructions, with a report that covers every row."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from posttrain.errors import UserError
 from posttrain.progress import progress_bar
 
 N_HEAD_ROWS = 64
-"""Rows from which a source's layout is recognised."""
+"""Number of rows from which the layout of a source is detected."""
 
 
 def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
-    """The preference pairs of all sources, and the report on them.
+    """Load the preference pairs of all sources and return them with their report.
 
     Raises:
-        UserError: a source is missing or has no known layout, too many rows cannot be used, a row was found that
-            `data.checks` says to fail for, or a split is empty.
+        UserError: a source is missing or has no known layout, too many rows cannot be used, a row fails a check with policy
+            `fail`, or a split is empty.
     """
     tally = Tally(data.checks)
     evaluation_prompts = EvaluationPrompts(data.contamination) if data.contamination else None
@@ -83,12 +83,12 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
 
 
 def load_instructions(source: Source, held_out: Preferences, data: DataSection) -> tuple[Instructions, DataReport]:
-    """The training rows of an instruction set, and the report on them.
+    """Load the training rows of an instruction set and return them with their report.
 
     Args:
         source: the instruction set; only its training split is read.
-        held_out: preferences whose validation and test prompts must not be trained on.
-        data: its checks and limits hold here too.
+        held_out: preferences whose validation and test prompts are removed from the rows.
+        data: its checks and limits apply here too.
 
     Raises:
         UserError: the source is missing or has no known layout, or too many rows cannot be used.
@@ -112,19 +112,21 @@ def load_instructions(source: Source, held_out: Preferences, data: DataSection) 
     tally.check_share(data.max_drop_share)
     instructions = Instructions(_dataset(tables["train"]))
     if not len(instructions.rows):
-        raise UserError(f"{source.path}: no row is left to train on, of {tally.n_read}:\n{tally.summary()}")
+        raise UserError(
+            f"{source.path}: none of {tally.n_read} rows is left for training: correct the rows or data.checks\n{tally.summary()}"
+        )
     return instructions, tally.report({"train": len(instructions.rows)}, instructions.digest, figures)
 
 
 def load_pairs(source: Source, trained_on: set[bytes], data: DataSection) -> tuple[Dataset, DataReport]:
-    """All pairs of a source, of whatever split, to judge by; and the report on them.
+    """Load the pairs of all splits of a source for evaluation and return them with their report.
 
     Args:
         trained_on: keys of prompts (`prompt_key`) whose pairs are dropped.
-        data: its `max_chars` and `max_drop_share` hold here too.
+        data: its `max_chars` and `max_drop_share` apply here too.
 
     Raises:
-        UserError: the source is missing or has no known layout, too many rows cannot be used, or none is left.
+        UserError: the source is missing or has no known layout, too many rows cannot be used, or no pair is left.
     """
     tally = Tally(data.checks)
     with _scratch_folder() as folder:
@@ -138,7 +140,9 @@ def load_pairs(source: Source, trained_on: set[bytes], data: DataSection) -> tup
     tally.check_policies()
     pairs = _dataset(tables["test"])
     if not len(pairs):
-        raise UserError(f"{source.path}: no pair is left to judge by, of {tally.n_read}:\n{tally.summary()}")
+        raise UserError(
+            f"{source.path}: none of {tally.n_read} pairs is left for evaluation: correct the rows or the source\n{tally.summary()}"
+        )
     tally.check_share(data.max_drop_share)
     return pairs, tally.report({"test": len(pairs)}, _digest({"test": pairs}), figures)
 
@@ -158,12 +162,12 @@ def _read(
     records = (record for record in opened.read() if record.split == "train" or not train_only)
     head = list(islice(records, N_HEAD_ROWS))
     if not head:
-        raise UserError(f"{source.path}: is empty: nothing can be learned from it; correct the path")
+        raise UserError(f"{source.path}: has no rows: correct the path")
     readable = [record.values for record in head if record.values is not None]
     if not readable:
         raise UserError(
-            f"{source.path}: not one of the first {len(head)} rows can be read, beginning with {head[0].where}: "
-            "it must hold JSON objects, a line each, or what its suffix says"
+            f"{source.path}: none of the first {len(head)} rows can be parsed, starting with {head[0].where}: the content must "
+            "match the suffix, e.g. one JSON object per line for .jsonl"
         )
     check_columns(source, readable)
     name, layout = find_layout(source, [rename(values, source.columns) for values in readable], layouts)
@@ -184,8 +188,8 @@ def _read(
                 try:
                     if isinstance(parsed, Unusable):
                         raise parsed
-                    assert values is not None, "a row that cannot be read gave a pair"
-                    usable = _mend(parsed, record, tally)
+                    assert values is not None, "a row that cannot be parsed gave a pair"
+                    usable = _fix(parsed, record, tally)
                     check_row(usable.prompt, list(usable[1:]), data.max_chars)
                     as_tools(values)
                 except Unusable as unusable:
@@ -201,8 +205,8 @@ def _count(source: Source, train_only: bool) -> int | None:
     return counts.get("train") if train_only else sum(counts.values())
 
 
-def _mend(parsed: Parsed, record: SourceRecord, tally: Tally) -> Parsed:
-    """The parsed row, without what its text should not hold where that is to be fixed."""
+def _fix(parsed: Parsed, record: SourceRecord, tally: Tally) -> Parsed:
+    """Apply the policies for bad characters to a parsed row and return it."""
     turns = [turn for part in parsed for turn in part]
     found = dict.fromkeys(name for turn in turns for name in find_bad_characters(turn["content"]))
     for name in found:
@@ -221,23 +225,25 @@ def _mend(parsed: Parsed, record: SourceRecord, tally: Tally) -> Parsed:
 def _check_filled(n_rows: dict[str, int], data: DataSection) -> None:
     n_kept = sum(n_rows.values())
     if not n_rows["train"]:
-        raise UserError(f"data: no pair is left to train on, of {n_kept} usable ones: add rows, or lower test_size")
+        raise UserError(
+            f"data: none of {n_kept} usable pairs is in the training split: add rows, or lower data.test_size"
+        )
     if not n_rows["test"]:
         raise UserError(
-            f"data: no pair is left for the test, of {n_kept} usable ones, so nothing could be said about the model: "
-            f"add rows, raise data.test_size ({data.test_size:g}), or give a source with a test split"
+            f"data: none of {n_kept} usable pairs is in the test split, so the model could not be evaluated: add rows, raise "
+            f"data.test_size ({data.test_size:g}), or use a source with a test split"
         )
 
 
 @contextmanager
 def _scratch_folder() -> Iterator[Path]:
-    # Files that are still mapped into memory cannot be deleted everywhere.
+    # Some platforms cannot delete files that are still memory-mapped.
     with TemporaryDirectory(prefix="posttrain-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 def _mark_not_sampled(pool: Pool, data: DataSection) -> None:
-    """Marks training pairs that stay so far, where their source has more of them than its weight says."""
+    """Mark the training pairs of each source that exceed the share given by its weight."""
     weights = [source.weight for source in data.sources if source.weight is not None]
     if weights:
         staying, sources, identities = pool.staying_to_train()

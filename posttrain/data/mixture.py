@@ -1,4 +1,4 @@
-"""Which training pairs stay, so that each source has the share of them that its weight says."""
+"""Subsamples the training pairs so that each source has the share given by its weight."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from posttrain.errors import UserError
 def find_left_out(
     sources: Sequence[int], keys: Sequence[bytes], weights: Sequence[float], names: Sequence[str], seed: int
 ) -> set[int]:
-    """The positions of the pairs that must go. As many stay as the weights allow, and none is repeated.
+    """Return the positions of the pairs to leave out. As many pairs as the weights allow are kept, and none is repeated.
 
-    Of a source those pairs stay whose hash with the seed is smallest, so which ones they are depends neither on their order nor
-    on the other sources, and more weight only adds some.
+    The pairs of a source with the smallest seeded hashes are kept. Which ones these are depends neither on their order nor on
+    the other sources, and a higher weight only adds pairs.
 
     Args:
-        sources: the source of each training pair that has passed every check.
-        keys: of each pair, different for different pairs.
-        weights: of each source, above 0.
-        names: of each source, for an error.
-        seed: another one chooses other pairs.
+        sources: index of the source of each training pair that passed all checks.
+        keys: a key for each pair, different for different pairs.
+        weights: weight of each source, above 0.
+        names: name of each source, for error messages.
+        seed: a different seed selects different pairs.
 
     Raises:
-        UserError: a source has no pair left, so it can have no share.
+        UserError: a source has no pair left.
     """
     places = defaultdict[int, list[int]](list)
     for i, source in enumerate(sources):
@@ -34,13 +34,13 @@ def find_left_out(
     for source, name in enumerate(names):
         if not places[source]:
             raise UserError(
-                f"{name}: no training pair of it is left, so it can have no share of the mixture: drop the source, or mend it"
+                f"{name}: has no training pairs left, so its weight cannot be applied: correct the source, or remove it"
             )
-    # How many pairs a weight of 1 stands for: the source that runs out first decides.
+    # Number of pairs for a weight of 1, limited by the source that runs out first.
     unit = min(len(found) / weights[source] for source, found in places.items())
     left_out = set[int]()
     for source, found in places.items():
-        n = math.floor(unit * weights[source] + 1e-6)  # 3 / 0.3 * 0.3 is 2.9999999999999996 or so
+        n = math.floor(unit * weights[source] + 1e-6)  # for rounding errors such as 3 / 0.3 * 0.3 = 2.9999999999999996
         found.sort(key=lambda i: hashlib.sha256(f"{seed}:".encode() + keys[i]).digest())
         left_out.update(found[max(n, 1) :])
     return left_out

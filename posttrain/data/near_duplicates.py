@@ -1,4 +1,7 @@
-"""Which texts are nearly the same: MinHash finds candidates, and their words decide."""
+"""Near-duplicate detection: MinHash proposes candidates, and the exact Jaccard similarity decides.
+
+Source: Broder 1997 (MinHash).
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,20 @@ import numpy as np
 from rensa import RMinHash
 
 N_BANDS, N_ROWS = 25, 5
-"""Two texts are candidates if all slots of a band are the same: at similarity s with probability 1 - (1 - s^5)^25, which
+"""Two texts are candidates if they agree in all slots of a band. At similarity s the probability is 1 - (1 - s^5)^25, which
 is 99.99% at 0.8 and 1% at 0.2."""
 N_SLOTS = 128
 N_BESIDE = 2
 SEED = 20
 
 _PUNCTUATION = str.maketrans(dict.fromkeys("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", " "))
-# Scripts that put no space between words: each character counts as one.
+# Scripts without spaces between words: each character counts as a word.
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def words(texts: Iterable[str]) -> list[str]:
-    """The words of texts without case and punctuation; texts without any word are one each."""
+    """Return the words of texts in lower case without punctuation. A text without words counts as one word."""
     found: list[str] = []
     for text in texts:
         if text.isascii():
@@ -34,7 +37,7 @@ def words(texts: Iterable[str]) -> list[str]:
 
 
 def similarity(first: Sequence[str], second: Sequence[str]) -> float:
-    """Jaccard similarity of the triples of words in two texts: 1 for the same words in the same order."""
+    """Return the Jaccard similarity of the word trigrams of two texts: 1 for the same words in the same order."""
     ours, theirs = _triples(first), _triples(second)
     return len(ours & theirs) / len(ours | theirs)
 
@@ -45,19 +48,19 @@ def _triples(found: Sequence[str]) -> set[tuple[str, ...]]:
 
 
 class Sketches:
-    """MinHash sketches of texts, as one key a band: 100 bytes a text."""
+    """MinHash sketches of texts, with one key per band: 100 bytes per text."""
 
     def __init__(self) -> None:
         self._batches: list[np.ndarray] = []
 
     def add(self, texts: Sequence[Sequence[str]]) -> None:
-        """Takes the words of some more texts."""
+        """Add texts, given as their words."""
         if not texts:
             return
         hashes = RMinHash.hash_token_sets([[*found, "", ""] for found in texts])
         ends = np.cumsum([len(row) for row in hashes])
         flat = np.fromiter(chain.from_iterable(hashes), np.uint64, ends[-1])
-        # A triple's hash; the last two of a text reach into the next one and are left out.
+        # Hashes of trigrams; the last two of each text overlap the next text and are left out.
         mixed = flat[:-2] * np.uint64(0x9E3779B97F4A7C15) + flat[1:-1] * np.uint64(0xC2B2AE3D27D4EB4F) + flat[2:]
         inside = np.ones(len(flat), bool)
         inside[ends - 1] = inside[ends - 2] = False
@@ -71,12 +74,12 @@ class Sketches:
         self._batches.append((keys >> np.uint64(32)).astype(np.uint32))
 
     def repeats(self, group: np.ndarray) -> np.ndarray:
-        """Pairs (text, earlier text) that may be near copies, ascending and each once, as an (n, 2) array of positions.
+        """Return candidate pairs (text, earlier text), sorted and unique, as an (n, 2) array of positions.
 
-        Among the texts of one group that share a band, the first is compared with all others.
+        Within a group, the first of the texts that share a band is paired with each of the others.
 
         Args:
-            group: of each text, a small number; below 0 for a text that is not to be compared.
+            group: a small number for each text; texts with a number below 0 are not compared.
         """
         compared = np.flatnonzero(group >= 0)
         found = [np.empty((0, 2), np.int64)]
@@ -90,13 +93,13 @@ class Sketches:
         return np.unique(np.concatenate(found), axis=0)
 
     def copies(self, originals: np.ndarray) -> np.ndarray:
-        """Pairs (text, original) that may be near copies, ascending and each once, as an (n, 2) array of positions.
+        """Return candidate pairs (text, original), sorted and unique, as an (n, 2) array of positions.
 
-        Each text is compared with the originals that share a band; where these are many, as among prompts of one template,
-        with five of them: those next to it when all are sorted by another band, as the nearest are the likeliest to be.
+        A text is paired with the originals that share a band. If there are many, as with prompts from one template, only the
+        five nearest ones after sorting by the next band are used.
 
         Args:
-            originals: whether a text is one that others may be copies of; it is a copy of none itself.
+            originals: whether each text is an original. An original is never a copy itself.
         """
         found = [np.empty((0, 2), np.int64)]
         bands = self._bands()
@@ -114,21 +117,21 @@ class Sketches:
         return np.unique(np.concatenate(found), axis=0)
 
     def _bands(self) -> np.ndarray:
-        """The key of each band of each text: (25, n)."""
+        """Return the key of each band of each text, of shape (25, n)."""
         return np.concatenate([np.empty((0, N_BANDS), np.uint32), *self._batches]).T
 
 
 def find_near(
     candidates: np.ndarray, parts: Callable[[int], Sequence[Sequence[str]]], threshold: float
 ) -> dict[int, int]:
-    """Each text that is a near copy: the first of its leaders that it is near to.
+    """Return each near copy and the text that it is a copy of.
 
-    A text that was found to be a near copy leads no other, so one of every cluster stays.
+    Nothing is reported as a copy of a text that is itself a copy, so one text of each cluster remains.
 
     Args:
-        candidates: as `Sketches.repeats` or `Sketches.copies` gives them.
-        parts: the words of each part of a text (say prompt, chosen, rejected). All parts must be similar.
-        threshold: the least similarity of a part.
+        candidates: pairs from `Sketches.repeats` or `Sketches.copies`.
+        parts: function that returns the words of each part of a text, such as prompt, chosen and rejected.
+        threshold: minimum Jaccard similarity, which every part must reach.
     """
     near: dict[int, int] = {}
     for text, leader in candidates.tolist():

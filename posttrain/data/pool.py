@@ -1,4 +1,4 @@
-"""Rows that can be used each by itself, on their way into splits: here they are held against each other."""
+"""Checks that compare rows with each other: leaks between splits, duplicates and conflicts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from posttrain.data.report import Tally, printable
 from posttrain.data.splits import SPLITS, prompt_key
 from posttrain.data.spool import SplitFiles, Spool
 
-# A prompt belongs to the first of these that has it.
+# A prompt that occurs in several splits belongs to the first of these.
 OWNERS = ("test", "validation", "train")
 TEST, VALIDATION, TRAIN = range(3)
 LEAKS = {TEST: "prompt_in_test", VALIDATION: "prompt_in_validation"}
@@ -37,24 +37,24 @@ def canonical(value: Any) -> bytes:
 
 
 class Pool:
-    """Rows that are marked for what is wrong with them among each other. Their text is on disk."""
+    """Rows with marks for the problems found by comparing them. Their text is kept on disk."""
 
     def __init__(self, schema: pa.Schema, columns: Sequence[str], folder: Path, tally: Tally) -> None:
-        """An empty pool.
+        """Create an empty pool.
 
         Args:
             schema: of the finished rows.
-            columns: that hold messages: the prompt, then each response.
-            folder: for files; may be deleted after `sort`.
-            tally: where what becomes of the rows is counted.
+            columns: the columns with messages: the prompt, then each response.
+            folder: for temporary files; may be deleted after `sort`.
+            tally: counts the outcome of each row.
         """
         self._schema, self._columns, self._folder, self._tally = schema, list(columns), folder, tally
         extra = [pa.field("where", pa.string()), pa.field("annotators_agree", pa.float64())]
         self._spool = Spool(pa.schema([*schema, *extra]), folder / "rows.arrow")
         self.has_annotators = False
-        """Whether some row says how many of its annotators agree."""
+        """Whether any row has the share of annotators who agree."""
         self._prompts: dict[bytes, int] = {}
-        self._prompt_rows = array("q")  # of each prompt the first row, or -1-i for row i of what is held out
+        self._prompt_rows = array("q")  # first row of each prompt, or -1-i for row i of the held-out rows
         self._held_out: Dataset | None = None
         self._row_prompts, self._codes, self._sources = array("q"), array("b"), array("i")
         self._pairs: list[bytes] = []
@@ -64,14 +64,14 @@ class Pool:
         self._new_rows: list[list[str]] = []
 
     def hold_out(self, rows: Dataset) -> None:
-        """Takes prompts that no row here may have, and that count as the test's."""
+        """Set rows whose prompts no row of the pool may have; they count as prompts of the test split."""
         self._held_out = rows
         for i, prompt in enumerate(rows["prompt"]):
             self._add_prompt(prompt_key(prompt), prompt, -1 - i)
         self.n_held_out = len(self._prompts)
 
     def add(self, row: dict[str, Any], split: str) -> None:
-        """Takes the next row: the schema's columns, `where`, and `annotators_agree` where that is known."""
+        """Add a row: the columns of the schema, `where`, and `annotators_agree` if it is known."""
         i = self._spool.n_rows
         key = prompt_key(row["prompt"])
         prompt = self._add_prompt(key, row["prompt"], i)
@@ -100,12 +100,12 @@ class Pool:
         self._new_prompts, self._new_rows = [], []
 
     def finish(self) -> None:
-        """Ends the adding; from here on rows can be marked."""
+        """Finish adding rows, so that they can be marked."""
         self._sketch()
         self._spool.finish()
         n = self._spool.n_rows
         self.reasons: list[str | None] = [None] * n
-        """Why each row must go; None where it stays so far."""
+        """Reason for which each row is dropped; None if it is kept so far."""
         self._flags: dict[int, list[str]] = {}
         self._likes: dict[int, int] = {}
         self._row_prompt = np.frombuffer(self._row_prompts, np.int64) if n else np.empty(0, np.int64)
@@ -127,11 +127,11 @@ class Pool:
         return [i for i, reason in enumerate(self.reasons) if reason is None]
 
     def mark_leaks(self, exact: dict[int, str], near: dict[int, str], threshold: float) -> None:
-        """Marks rows of a split whose prompt, or nearly that, belongs to a split before it in `OWNERS`.
+        """Mark rows whose prompt, or a near copy of it, belongs to an earlier split in `OWNERS`.
 
         Args:
-            exact, near: the reason, for each split that owns prompts.
-            threshold: least similarity of a near copy.
+            exact, near: the reason by the split that owns the prompt, for equal prompts and near copies.
+            threshold: minimum Jaccard similarity of near copies.
         """
         for i in np.flatnonzero(self._owner[self._row_prompt] < self._code).tolist():
             self._mark(i, exact[int(self._owner[self._row_prompt[i]])])
@@ -153,7 +153,7 @@ class Pool:
         return [_words(self._held_out[-1 - row]["prompt"])]
 
     def mark_repeats(self) -> None:
-        """Marks rows that stay so far, where they contradict or repeat another one that stays."""
+        """Mark kept rows that contradict or repeat another kept row."""
         staying = self._staying()
         pairs = {self._pairs[i] for i in staying}
         seen = set()
@@ -165,7 +165,7 @@ class Pool:
             seen.add(self._pairs[i])
 
     def mark_near_repeats(self, threshold: float) -> None:
-        """Marks rows that stay so far, where an earlier one of their split is nearly the same in every part."""
+        """Mark kept rows that are near copies, in every part, of an earlier kept row of their split."""
         group = np.full(len(self._code), -1, np.int8)
         staying = [i for i in self._staying() if "duplicate" not in self._flags.get(i, ())]
         group[staying] = self._code[staying]
@@ -177,11 +177,12 @@ class Pool:
             self._mark(i, "near_duplicate", like=like)
 
     def mark_where(self, reason: str, is_so: Callable[[dict[str, Any]], bool], is_held_out_free: bool = False) -> None:
-        """Marks rows that stay so far, where their own content is a reason.
+        """Mark kept rows by a condition on their content.
 
         Args:
-            is_so: called with the row.
-            is_held_out_free: leave the test split alone.
+            reason: one of `REASONS`.
+            is_so: the condition, called with the row.
+            is_held_out_free: skip the test split.
         """
         start = 0
         for batch in self._spool.batches():
@@ -191,19 +192,19 @@ class Pool:
             start += batch.num_rows
 
     def staying_to_train(self) -> tuple[list[int], list[int], list[bytes]]:
-        """The training rows that stay so far: their positions, their sources', and what tells their contents apart."""
+        """Return the positions, source indices and content keys of the kept training rows."""
         staying = [i for i in self._staying() if self._code[i] == TRAIN]
         return staying, [self._sources[i] for i in staying], [self._pairs[i] for i in staying]
 
     def mark(self, rows: Iterable[int], reason: str) -> None:
-        """Marks rows for a reason found elsewhere."""
+        """Mark rows for a reason."""
         for row in rows:
             self._mark(row, reason)
 
     def sort(self) -> tuple[dict[str, pa.Table], DataProfile]:
-        """The rows of each split that stay, in the order in which they came, and what they look like.
+        """Return the kept rows of each split, in the order of adding, and their profile.
 
-        The others are counted in the tally. The pool is of no use after it.
+        Dropped rows are counted in the tally. The pool cannot be used afterwards.
         """
         files, gatherer = SplitFiles(self._schema, SPLITS, self._folder), Gatherer(self._columns)
         start = 0
@@ -226,7 +227,7 @@ class Pool:
             if self._tally.wants_example(reason):
                 row = self._spool.row(i, ["where", *self._columns])
                 if (like := self._likes.get(i)) is not None and reason.startswith("near"):
-                    row["like"] = self._spool.row(like, ["where"])["where"] if like >= 0 else "what is held out"
+                    row["like"] = self._spool.row(like, ["where"])["where"] if like >= 0 else "a held-out row"
             where = row.pop("where")
             if reason == self.reasons[i]:
                 self._tally.drop(reason, where, _shown(row), self._sources[i])
@@ -235,7 +236,7 @@ class Pool:
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    """A row for people: of each part what is said last."""
+    """Return a row for display: the last message of each part."""
     return {name: value[-1]["content"] if isinstance(value, list) else value for name, value in row.items()}
 
 

@@ -1,4 +1,4 @@
-"""Checked, split and counted: the preference pairs and instructions that training works on, and the report on them."""
+"""The checked preference pairs and instructions: schemas, digests and storage."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ PAIR_SCHEMA = pa.schema(
         ("true_margin", pa.float64()),
     ]
 )
-"""A preference pair. `tools`: JSON of the tools that the template is given, null for none. `true_margin`: hidden reward of
-chosen less that of rejected, known for the demo only."""
+"""A preference pair. `tools` is JSON of the tools for the chat template, or null. `true_margin` is the hidden reward of chosen
+minus that of rejected and known for the demo only."""
 EXAMPLE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -41,38 +41,38 @@ EXAMPLE_SCHEMA = pa.schema(
 """An instruction and its response."""
 
 SAVED_ROWS = 50_000
-"""Rows that are written at once."""
+"""Number of rows to write at once."""
 
 
 @dataclass(frozen=True)
 class Preferences:
-    """Preference pairs (`PAIR_SCHEMA`) in three splits that share no prompt."""
+    """Preference pairs (`PAIR_SCHEMA`) in three splits without common prompts."""
 
     train: Dataset
     validation: Dataset
     test: Dataset
 
     def splits(self) -> dict[str, Dataset]:
-        """The splits by name."""
+        """Return the splits by name."""
         return {name: getattr(self, name) for name in SPLITS}
 
     @property
     def n_pairs(self) -> int:
-        """Pairs in all splits."""
+        """Number of pairs in all splits."""
         return sum(len(rows) for rows in self.splits().values())
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over every row in order and the names of the splits, the same on any machine."""
+        """sha256 of all rows in order and the names of the splits; independent of the machine."""
         return _digest(self.splits())
 
     def save(self, folder: Path) -> None:
-        """Writes each split as `<split>.parquet`."""
+        """Write each split as `<split>.parquet`."""
         _save(self.splits(), PAIR_SCHEMA, folder)
 
     @classmethod
     def load(cls, folder: Path) -> Preferences:
-        """What `save` wrote."""
+        """Load what `save` wrote."""
         return cls(**{name: _load(folder / f"{name}.parquet") for name in SPLITS})
 
 
@@ -84,16 +84,16 @@ class Instructions:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over every row in order, the same on any machine."""
+        """sha256 of all rows in order; independent of the machine."""
         return _digest({"rows": self.rows})
 
     def save(self, folder: Path) -> None:
-        """Writes `rows.parquet`."""
+        """Write `rows.parquet`."""
         _save({"rows": self.rows}, EXAMPLE_SCHEMA, folder)
 
     @classmethod
     def load(cls, folder: Path) -> Instructions:
-        """What `save` wrote."""
+        """Load what `save` wrote."""
         return cls(_load(folder / "rows.parquet"))
 
 
@@ -120,6 +120,6 @@ def _load(file: Path) -> Dataset:
 
 
 def _dataset(table: pa.Table) -> Dataset:
-    """The table as a dataset, named by its ids: left to itself, `datasets` would copy all text to find a name."""
+    """Return the table as a dataset whose fingerprint is a hash of its ids. By default `datasets` would copy and hash all text."""
     name = hashlib.sha256(canonical(table["id"].to_pylist())).hexdigest()[:16]
     return Dataset(table, fingerprint=name)

@@ -1,4 +1,4 @@
-"""What the rows that are kept look like: lengths, turns, languages, and what the labels favour."""
+"""Statistics of the kept rows: lengths, turns, languages, annotator agreement and length bias."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from scipy.stats import binomtest
 
 N_LANGUAGE_SAMPLES = 300
-"""Rows of each source whose language is looked at: the first ones."""
+"""Number of rows of each source, from the start, whose language is detected."""
 
 
 class CountHistogram(BaseModel):
-    """How a count is distributed. Bin i > 0 holds the values from 2^(i-1) up to but not including 2^i; bin 0 holds 0."""
+    """Distribution of a count. Bin i > 0 covers the values from 2^(i-1) to 2^i - 1; bin 0 covers 0."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,19 +30,19 @@ class CountHistogram(BaseModel):
 
     @classmethod
     def of(cls, counts: np.ndarray, n: int, total: int, largest: int) -> CountHistogram:
-        """The histogram of gathered counts, without empty bins at its end."""
+        """Return the histogram of counts, without empty bins at the end."""
         return cls(counts=np.trim_zeros(counts, "b").tolist(), n=n, mean=total / n if n else 0.0, max=largest)
 
 
 class Counting:
-    """A histogram in the making."""
+    """Accumulates a histogram."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(65, np.int64)
         self._total = self._largest = 0
 
     def add(self, values: np.ndarray) -> None:
-        """Takes some more whole numbers, none below 0."""
+        """Add non-negative integers."""
         if len(values):
             bins = np.ceil(np.log2(values.astype(np.float64) + 1)).astype(np.int64)
             self._counts += np.bincount(bins, minlength=65)
@@ -50,12 +50,12 @@ class Counting:
             self._largest = max(self._largest, int(values.max()))
 
     def histogram(self) -> CountHistogram:
-        """What was gathered."""
+        """Return the accumulated histogram."""
         return CountHistogram.of(self._counts, int(self._counts.sum()), self._total, self._largest)
 
 
 class Share(BaseModel):
-    """A share and the ends of its 95% interval (Wilson)."""
+    """A share and the bounds of its 95% Wilson interval."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,39 +65,39 @@ class Share(BaseModel):
 
     @classmethod
     def of(cls, n_hits: int, n: int) -> Share:
-        """The share of hits among n > 0."""
+        """Return the share of hits among n > 0 trials."""
         interval = binomtest(n_hits, n).proportion_ci(0.95, method="wilson")
         return cls(value=n_hits / n, low=float(interval.low), high=float(interval.high))
 
 
 class SourceFigures(BaseModel):
-    """What the kept rows of one source look like."""
+    """Statistics of the kept rows of one source."""
 
     model_config = ConfigDict(frozen=True)
 
     n_rows: int
     longer_is_chosen: Share | None
-    """How often preferring the longer response (in characters) is right; without pairs of equal length."""
+    """Share of pairs whose chosen response is the longer one in characters, without pairs of equal length."""
     n_annotated: int
-    """Rows that say how many of their annotators agree."""
+    """Number of rows with the share of annotators who agree."""
     agreement: float | None
-    """Mean share of the annotators that agree with the label."""
+    """Mean share of annotators who agree with the label."""
     languages: dict[str, float]
-    """Share of the first rows by the language (ISO 639) of question and answer, the commonest first."""
+    """Share of each detected language (ISO 639) in the first rows, in descending order."""
 
 
 class DataProfile(BaseModel):
-    """What the kept rows look like."""
+    """Statistics of the kept rows."""
 
     model_config = ConfigDict(frozen=True)
 
     by_source: dict[str, SourceFigures]
     characters: dict[str, CountHistogram]
-    """Of prompts and responses."""
+    """Number of characters of prompts and responses."""
     user_turns: dict[int, int]
-    """Rows by the number of the user's turns in their prompt."""
+    """Number of rows by the number of user turns in the prompt."""
     n_with_system: int
-    """Rows that begin with a system message."""
+    """Number of rows that start with a system message."""
 
 
 @dataclass
@@ -120,13 +120,13 @@ class _OfSource:
 
 
 class Gatherer:
-    """Figures in the making, a batch of kept rows at a time."""
+    """Accumulates statistics from batches of kept rows."""
 
     def __init__(self, columns: Iterable[str]) -> None:
-        """Begins with nothing.
+        """Start without rows.
 
         Args:
-            columns: that hold messages, the prompt first; all the others are responses.
+            columns: the columns with messages: the prompt, then each response.
         """
         self._columns = list(columns)
         self._characters = {name: Counting() for name in self._columns}
@@ -135,7 +135,7 @@ class Gatherer:
         self._sources: dict[str, _OfSource] = {}
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Takes some more rows."""
+        """Add rows."""
         if not batch.num_rows:
             return
         lengths = {name: _n_characters(batch.column(name)) for name in self._columns}
@@ -166,7 +166,7 @@ class Gatherer:
             to.texts += [f"{p[-1]['content']}\n{r[-1]['content']}" for p, r in zip(asked, answered, strict=True)]
 
     def figures(self) -> DataProfile:
-        """What was gathered."""
+        """Return the statistics of all added rows."""
         return DataProfile(
             by_source={name: self._sources[name].figures() for name in sorted(self._sources)},
             characters={name: counting.histogram() for name, counting in self._characters.items()},
@@ -176,9 +176,9 @@ class Gatherer:
 
 
 def agreement(values: Mapping[str, Any]) -> float | None:
-    """The share of a row's annotators that agree with its label; None where the row says nothing of them.
+    """Return the share of a row's annotators who agree with its label; None if the row has no such information.
 
-    It stands in the column `annotators_agree`, or follows from columns `annotator1`, `annotator2` and so on.
+    It is read from the column `annotators_agree`, or computed from the columns `annotator1`, `annotator2` and so on.
     """
     share = values.get("annotators_agree")
     if isinstance(share, int | float) and 0 <= share <= 1:
@@ -188,7 +188,7 @@ def agreement(values: Mapping[str, Any]) -> float | None:
 
 
 def languages(texts: list[str]) -> dict[str, float]:
-    """The share of the texts by language, the commonest first; short texts are often taken for another one."""
+    """Return the share of each language in the texts, in descending order. Detection is unreliable for short texts."""
     from py3langid import classify  # takes a second to import
 
     counts = Counter(classify(text[:1000])[0] for text in texts)
@@ -196,13 +196,13 @@ def languages(texts: list[str]) -> dict[str, float]:
 
 
 def _n_characters(messages: pa.Array) -> np.ndarray:
-    """Characters in each conversation, none of which is without messages."""
+    """Return the number of characters in each conversation. None may be empty."""
     lengths = pc.utf8_length(messages.flatten().field("content")).to_numpy(zero_copy_only=False)
     return np.add.reduceat(lengths, _starts(messages), dtype=np.int64)
 
 
 def _starts(messages: pa.Array) -> np.ndarray:
-    """Where each conversation begins among all messages."""
+    """Return the index of the first message of each conversation among all messages."""
     n_messages = np.asarray(pc.list_value_length(messages))
     starts: np.ndarray = np.cumsum(n_messages) - n_messages
     return starts

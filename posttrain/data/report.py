@@ -1,4 +1,4 @@
-"""What was read, what was dropped and why: nothing is lost without being counted and shown by example."""
+"""The data report: how many rows were read, kept and dropped, with the reasons and examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from posttrain.errors import UserError
 
 
 class SourceReport(BaseModel):
-    """What one source turned out to be; `n_read == n_kept` and the sum of `dropped`."""
+    """Report on one source; `n_read` is `n_kept` plus the sum of `dropped`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -24,57 +24,57 @@ class SourceReport(BaseModel):
     revision: str | None
     """Commit on the Hub."""
     digest: str | None
-    """sha256 over files."""
+    """sha256 of the files."""
     objects: dict[str, str] = {}
-    """URL of each object in S3 that was read: its version id, else its ETag."""
+    """Version id, or ETag, by URL of each object read from S3."""
     n_rows: int
-    """Rows of the source."""
+    """Number of rows of the source."""
     n_read: int
-    """What is in them: a pair for most layouts, several or a part of one for some, or a reason why there is none."""
+    """Number of pairs found in the rows, plus unusable rows. Some layouts have several pairs, or part of a pair, per row."""
     n_kept: int
     dropped: dict[str, int]
-    """Rows by reason, the commonest first."""
+    """Number of dropped rows by reason, in descending order."""
 
 
 class DataReport(BaseModel):
-    """What was read, kept and dropped; `n_read == n_kept + n_dropped`."""
+    """Number of rows read, kept and dropped; `n_read == n_kept + n_dropped`."""
 
     model_config = ConfigDict(frozen=True)
 
     n_rows: int
-    """Rows of all sources; each was answered for by the pairs in it, by a reason, or by another row's pair that it is in."""
+    """Number of rows of all sources. Each row has pairs, has a reason for having none, or is part of another row's pair."""
     n_read: int
-    """Pairs in these rows, and rows without any; the same as `n_rows` for layouts of a pair a row."""
+    """Number of pairs in these rows, plus unusable rows; equal to `n_rows` for layouts with one pair per row."""
     n_kept: int
     n_dropped: int
     dropped: dict[str, int]
-    """Rows by reason (`posttrain.data.checks.REASONS`), the commonest first."""
+    """Number of dropped rows by reason (`posttrain.config.check_policies.REASONS`), in descending order."""
     fixed: dict[str, int]
-    """Rows by what was mended in them; another check may have dropped them all the same."""
+    """Number of rows that were fixed, by check. Another check may still have dropped them."""
     flagged: dict[str, int]
-    """Rows by what was found in them and is, as the config says, no reason to drop them; sources for `length_bias`."""
+    """Number of kept rows that fail a check with policy `keep`, by check. For `length_bias`: number of sources."""
     examples: dict[str, list[str]]
-    """A few rows of each reason, shortened."""
+    """Shortened example rows by reason."""
     splits: dict[str, int]
     sources: list[SourceReport]
     figures: DataProfile
-    """What the kept rows look like."""
+    """Statistics of the kept rows."""
     ceiling: float | None = None
-    """Best possible accuracy on the demo's test labels, some of which are wrong."""
+    """Best possible accuracy on the test labels of the demo, some of which are wrong."""
     digest: str
-    """Of the rows that were kept."""
+    """Digest of the kept rows."""
 
 
 class Tally:
-    """The report in the making."""
+    """Counts outcomes of rows for the report."""
 
     N_EXAMPLES = 10
 
     def __init__(self, policies: Mapping[str, str]) -> None:
-        """Begins with nothing.
+        """Start without rows.
 
         Args:
-            policies: what is to be done about rows that fail a check, where it is not the default.
+            policies: policy by check, for checks that do not use their default.
         """
         self._policies = policies
         self._rows: list[int] = []
@@ -87,66 +87,68 @@ class Tally:
 
     @property
     def n_read(self) -> int:
-        """Rows of all sources."""
+        """Number of pairs read from all sources, plus unusable rows."""
         return sum(self._read)
 
     @property
     def dropped(self) -> Counter[str]:
-        """Dropped rows of all sources by reason."""
+        """Number of dropped rows of all sources by reason."""
         return sum(self._dropped, Counter())
 
     @property
     def n_sources(self) -> int:
-        """How many sources have been begun."""
+        """Number of sources so far."""
         return len(self._sources)
 
     def begin_source(self, **about: Any) -> None:
-        """From here on rows are of this source: `path`, `format`, `revision`, `digest`, `objects`."""
+        """Start the next source, described by `path`, `format`, `revision`, `digest` and `objects`."""
         self._sources.append(about)
         self._rows.append(0)
         self._read.append(0)
         self._dropped.append(Counter())
 
     def read_row(self) -> None:
-        """Counts a row of the latest source."""
+        """Count a row of the current source."""
         self._rows[-1] += 1
 
     def read(self) -> None:
-        """Counts what is in a row of the latest source: a pair, or a reason why there is none."""
+        """Count a pair, or an unusable row, of the current source."""
         self._read[-1] += 1
 
     def policy(self, reason: str) -> str:
-        """What is to be done about a row."""
+        """Return the policy for rows that fail a check."""
         return policy_of(reason, self._policies)
 
     def drop(self, reason: str, where: str, row: Any, source: int = -1) -> None:
-        """Counts a dropped row.
+        """Count a dropped row.
 
         Args:
             reason: one of `REASONS`.
-            where: the row's file and line, or the like.
-            row: what there is of it; shown shortened unless it is text.
-            source: position of its source among those begun; the latest if not given.
+            where: location of the row, such as file and line.
+            row: its content for the examples; shortened unless it is a string.
+            source: index of its source; by default the current one.
         """
         self._dropped[source][reason] += 1
         self._show(reason, where, row)
 
     def flag(self, reason: str, where: str, row: Any) -> None:
-        """Counts a row that is kept in spite of what was found."""
+        """Count a row that fails a check and is kept."""
         self.flagged[reason] += 1
         self._show(reason, where, row)
 
     def fix(self, reason: str, where: str, row: Any) -> None:
-        """Counts a row that was mended.
+        """Count a row that was fixed.
 
         Args:
-            row: what it was before.
+            reason: the check it failed.
+            where: location of the row.
+            row: its content before the fix.
         """
         self.fixed[reason] += 1
         self._show(reason, where, row)
 
     def wants_example(self, reason: str) -> bool:
-        """Whether one more row would be shown."""
+        """Return whether another example of a reason would be kept."""
         return len(self.examples[reason]) < self.N_EXAMPLES
 
     def _show(self, reason: str, where: str, row: Any) -> None:
@@ -155,38 +157,38 @@ class Tally:
             self.examples[reason].append(f"{printable(where)}: {printable(shown)}")
 
     def check_policies(self) -> None:
-        """Nothing, if no row was found that the config says to fail for.
+        """Check that no row fails a check with policy `fail`.
 
         Raises:
-            UserError: one was.
+            UserError: a row does.
         """
         dropped = self.dropped
         if found := {reason: n for reason, n in dropped.items() if self.policy(reason) == "fail"}:
             raise UserError(
-                f"{self._paths()}: rows were found that data.checks says to fail for:\n{self.summary(Counter(found))}\n"
-                "Mend the rows, or choose another policy in data.checks"
+                f"{self._paths()}: rows fail a check whose policy is `fail`:\n{self.summary(Counter(found))}\n"
+                "Correct the rows, or set another policy in data.checks"
             )
 
     def check_share(self, max_drop_share: float) -> None:
-        """Nothing, if few enough rows were dropped.
+        """Check that the share of dropped rows is at most `max_drop_share`.
 
         Raises:
-            UserError: a larger share than `max_drop_share` was.
+            UserError: it is larger.
         """
         n_dropped = sum(n for reason, n in self.dropped.items() if reason not in DELIBERATE)
         share = n_dropped / max(self.n_read, 1)
         if share > max_drop_share:
             raise UserError(
-                f"{self._paths()}: {n_dropped} of {self.n_read} rows ({share:.1%}) "
-                f"cannot be used, more than data.max_drop_share {max_drop_share:g} allows:\n{self.summary()}\n"
-                "Correct `format` or `columns`, or mend the rows; if rightly dropped, raise data.max_drop_share"
+                f"{self._paths()}: {n_dropped} of {self.n_read} rows ({share:.1%}) cannot be used, more than data.max_drop_share "
+                f"{max_drop_share:g} allows:\n{self.summary()}\n"
+                "Correct `format`, `columns` or the rows. If the rows should be dropped, raise data.max_drop_share"
             )
 
     def check_length_bias(self, figures: DataProfile, limit: float) -> None:
-        """Counts the sources in which preferring the longer response is right more often than `limit`, surely.
+        """Count the sources whose chosen response is the longer one more often than `limit`, by the interval's lower bound.
 
         Raises:
-            UserError: there is one, and the config says to fail for it.
+            UserError: there is such a source, and the policy of `length_bias` is `fail`.
         """
         for name, of_source in figures.by_source.items():
             share = of_source.longer_is_chosen
@@ -196,30 +198,30 @@ class Tally:
                 )
         if self.flagged["length_bias"] and self.policy("length_bias") == "fail":
             raise UserError(
-                f"data: {'; '.join(self.examples['length_bias'])}: more than data.max_length_bias {limit:g} allows, so a "
-                "model may learn length instead of quality: choose other pairs, or allow it in data.checks"
+                f"data: {'; '.join(self.examples['length_bias'])}: more than data.max_length_bias {limit:g} allows, so the "
+                "model may learn length instead of quality: balance the pairs, or set data.checks.length_bias to keep"
             )
 
     def _paths(self) -> str:
         return ", ".join(source["path"] for source in self._sources)
 
     def summary(self, counts: Counter[str] | None = None) -> str:
-        """The three commonest reasons, each with its first example, a line each."""
+        """Return the three most frequent reasons, one line each with an example."""
         return "\n".join(
-            f"  {reason} {n}: {REASONS[reason]}; such as {self.examples[reason][0]}"
+            f"  {reason} {n}: {REASONS[reason]}; for example {self.examples[reason][0]}"
             for reason, n in (self.dropped if counts is None else counts).most_common(3)
         )
 
     def report(
         self, splits: dict[str, int], digest: str, figures: DataProfile, ceiling: float | None = None
     ) -> DataReport:
-        """The finished report.
+        """Return the finished report.
 
         Args:
-            splits: rows that were kept, by split.
-            digest: of these rows.
-            figures: of these rows.
-            ceiling: of the demo's test pairs.
+            splits: number of kept rows by split.
+            digest: digest of the kept rows.
+            figures: statistics of the kept rows.
+            ceiling: best possible accuracy on the demo's test pairs.
         """
         n_kept, dropped = sum(splits.values()), self.dropped
         assert self.n_read == n_kept + dropped.total(), "a row was lost without being counted"
@@ -251,5 +253,5 @@ _SHORT.maxlevel = 4
 
 
 def printable(text: str) -> str:
-    """Text whose control characters and lone surrogates are spelled out."""
+    """Return text with control characters and lone surrogates escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

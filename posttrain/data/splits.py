@@ -1,4 +1,4 @@
-"""Which split a prompt belongs to: decided by the prompt alone, so that new data never moves one across."""
+"""Assigns prompts to splits by a hash of the prompt, so that adding data never moves a prompt to another split."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ SPLITS = ("train", "validation", "test")
 
 
 def prompt_key(prompt: list[Turn]) -> bytes:
-    """32 bytes that are the same for prompts that differ at most in case, white space or Unicode form."""
+    """Return a 32-byte key that ignores case, white space and Unicode normalisation form."""
     normalised = "\n".join(f"{turn['role']}: {normalise(turn['content'])}" for turn in prompt)
     return hashlib.sha256(normalised.encode()).digest()
 
 
 def normalise(text: str) -> str:
-    """Text in Unicode form NFKC, without case, each run of white space as one space."""
+    """Return text in Unicode form NFKC, case-folded, with each run of white space as one space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def choose_split(key: bytes, seed: int, test_size: float, validation_size: float) -> str:
-    """The split of a prompt.
+    """Return the split of a prompt.
 
-    A prompt's place between 0 and 1 follows from its key and the seed alone. Test takes the places below `test_size`,
-    validation the next `validation_size`, train the rest.
+    The key and the seed are hashed to a number between 0 and 1. Numbers below `test_size` are test, the next
+    `validation_size` validation, and the rest train.
     """
     place = int.from_bytes(hashlib.sha256(f"{seed}:".encode() + key).digest()[:8]) / 2**64
     if place < test_size:

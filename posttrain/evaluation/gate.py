@@ -1,4 +1,4 @@
-"""The gate: whether a model has earned its place, and why (not); and who holds that place."""
+"""The promotion gate: decides whether a model is promoted to production, and gives the reasons."""
 
 from __future__ import annotations
 
@@ -13,38 +13,43 @@ NAMES = {"base": "base", "sft": "SFT", "dpo": "DPO", "champion": "the champion"}
 
 
 class Champion(BaseModel):
-    """The model in production, as far as its version tells; all None where there is none."""
+    """The model in production, identified by its version's metadata. All fields are None if there is none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     digest: str | None = None
-    """Of its checkpoint."""
+    """Digest of its checkpoint."""
     version: str | None = None
-    """Its version in ZenML's registry."""
+    """Its model version in ZenML's registry."""
     artifact: str | None = None
-    """Id of the version of the artifact that holds its checkpoint."""
+    """Id of the artifact version of its checkpoint."""
 
 
 class Promotion(BaseModel):
-    """The decision and its reasons."""
+    """The decision about a model and its reasons."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     promoted: bool
     opponent: str
-    """What it was held against: `champion`, `sft` or `base`."""
+    """The model it was compared with: `champion`, `sft` or `base`."""
     reasons: list[str]
-    """The evidence first, then what speaks against the model, if anything."""
+    """The comparison first, then each condition that the model does not meet."""
 
 
 def decide(figures: Figures, gate: GateSection) -> Promotion:
-    """Promotes the newest model if it beats the champion, or for a first model the stage before it, and nothing is amiss."""
+    """Return whether the newest model is promoted, and why.
+
+    It is promoted if it beats its opponent, no slice got worse and no finding blocks it. The opponent is the champion, or, if
+    there is none, the previous stage of the same run.
+    """
     newer, older = figures.newest, figures.opponent
     comparison = figures.comparisons[f"{newer}_vs_{older}"]
     gain = comparison.gain
     evidence = (
-        f"{NAMES[newer]} orders {100 * gain.value:+.1f} points more test pairs right than {NAMES[older]} "
-        f"({100 * gain.low:+.1f} to {100 * gain.high:+.1f}, p = {comparison.p_value:.2g}, {figures.n_pairs} pairs)"
+        f"{NAMES[newer]} ranks {abs(100 * gain.value):.1f} points {'fewer' if gain.value < 0 else 'more'} test pairs correctly "
+        f"than {NAMES[older]} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}, p = "
+        f"{comparison.p_value:.2g}, {figures.n_pairs} pairs)"
     )
     against = [*_gain(comparison, gate), *_slices(figures, f"{newer}_vs_{older}", gate), *_findings(figures, gate)]
     return Promotion(promoted=not against, opponent=older, reasons=[evidence, *against])
@@ -52,9 +57,12 @@ def decide(figures: Figures, gate: GateSection) -> Promotion:
 
 def _gain(comparison: Comparison, gate: GateSection) -> Iterator[str]:
     if not comparison.gain.low > gate.min_gain:
-        yield f"gate.min_gain asks for surely more than {100 * gate.min_gain:+.1f} points"
+        yield f"the lower bound of the gain's interval does not exceed gate.min_gain ({100 * gate.min_gain:+.1f} points)"
     elif not comparison.p_value <= gate.max_p_value:
-        yield f"a difference like this comes by chance too often: gate.max_p_value asks for p <= {gate.max_p_value:g}"
+        yield (
+            f"the gain is not statistically significant: p = {comparison.p_value:.2g} is above "
+            f"gate.max_p_value {gate.max_p_value:g}"
+        )
 
 
 def _slices(figures: Figures, comparison: str, gate: GateSection) -> Iterator[str]:
@@ -62,8 +70,9 @@ def _slices(figures: Figures, comparison: str, gate: GateSection) -> Iterator[st
         gain = part.gains[comparison]
         if part.n_pairs >= gate.min_slice_pairs and gain.high < -gate.max_slice_loss:
             yield (
-                f"{part.by} {part.name} got worse: {100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to "
-                f"{100 * gain.high:+.1f}, {part.n_pairs} pairs); gate.max_slice_loss allows {100 * gate.max_slice_loss:.1f}"
+                f"accuracy on {part.by} {part.name} fell: {100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to "
+                f"{100 * gain.high:+.1f}, {part.n_pairs} pairs); gate.max_slice_loss allows a loss of "
+                f"{100 * gate.max_slice_loss:.1f} points"
             )
 
 

@@ -1,4 +1,4 @@
-"""Figures with their intervals: shares by Wilson, everything else by a bootstrap that is the same for the same seed."""
+"""Estimates with confidence intervals: Wilson's for shares, a seeded bootstrap for everything else."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from scipy.stats import norm
 from posttrain.config import EvaluationSection
 
 RESAMPLED_AT_ONCE = 2**22
-"""Numbers drawn at once: bounds the memory of a bootstrap to some 32 MiB."""
+"""Indices drawn at once; bounds the memory of a bootstrap to about 32 MiB."""
 
 
 class Result(BaseModel):
-    """A part of what an evaluation found out."""
+    """Base class of evaluation results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Estimate(Result):
-    """A figure and the ends of its interval."""
+    """A value and the bounds of its confidence interval."""
 
     value: float
     low: float
@@ -29,9 +29,14 @@ class Estimate(Result):
 
 
 def wilson(n_correct: float, n: int, confidence: float) -> Estimate:
-    """A share with Wilson's score interval, which holds at 0 and 1 and for few pairs too.
+    """Return a share with Wilson's score interval, which is also valid for small n and for shares of 0 or 1.
 
-    Source: Wilson 1927; a tie counts one half.
+    Args:
+        n_correct: number of hits; a tie counts one half.
+        n: number of trials, at least 1.
+        confidence: level of the interval, e.g. 0.95.
+
+    Source: Wilson 1927.
     """
     z = float(norm.ppf((1 + confidence) / 2))
     share = n_correct / n
@@ -41,16 +46,19 @@ def wilson(n_correct: float, n: int, confidence: float) -> Estimate:
 
 
 def bootstrap_mean(values: np.ndarray, section: EvaluationSection) -> Estimate:
-    """A mean with its percentile bootstrap interval (Efron 1979), the same for the same values and seed."""
+    """Return the mean with its percentile bootstrap interval; deterministic for a seed.
+
+    Source: Efron 1979.
+    """
     return bootstrap(lambda resampled: resampled.mean(axis=1), section, values)
 
 
 def bootstrap(statistic: Callable[..., np.ndarray], section: EvaluationSection, *columns: np.ndarray) -> Estimate:
-    """A statistic of rows with its percentile bootstrap interval; whole rows are drawn, so what is paired stays paired.
+    """Return a statistic of rows with its percentile bootstrap interval. Whole rows are resampled, so pairing is preserved.
 
     Args:
-        statistic: from each column as (resamples, rows) to (resamples,).
-        columns: each of shape (rows,).
+        statistic: function of the columns, each of shape (resamples, rows), that returns shape (resamples,).
+        columns: arrays of shape (rows,).
     """
     rows = [np.asarray(column, dtype=np.float64) for column in columns]
     n = len(rows[0])

@@ -1,7 +1,6 @@
-"""Which of two answers is better, asked of a judge: any function, or a model behind an OpenAI-compatible endpoint.
+"""Pairwise comparison of answers by a judge: a function, or a model at an OpenAI-compatible endpoint.
 
-Each question is asked twice, with the answers in both orders, because judges favour a place: who wins in one order alone has not
-won.
+Each pair is judged twice, in both orders, because judges have a position bias. An answer wins only if it wins in both orders.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from posttrain.storage.cache import cache_dir
 Verdict = Literal["first", "second", "tie"]
 VERDICTS: dict[str, Verdict] = {"A": "first", "B": "second", "C": "tie"}
 
-# Zheng et al. 2023 (MT-Bench), figure 5, with the criteria left to the config.
+# Source: Zheng et al. 2023 (MT-Bench), figure 5; the criteria come from the config.
 SYSTEM = (
     "Please act as an impartial judge and evaluate the quality of the responses provided by two AI assistants to the conversation "
     "displayed below. Choose the assistant that answers better. Your evaluation should consider {criteria}. Begin your evaluation "
@@ -55,14 +54,14 @@ QUESTION = """[Conversation]
 
 
 class Judge(Protocol):
-    """Whatever can tell which of two answers is better. What it raises is counted as a failure."""
+    """Decides which of two answers is better. An exception it raises is counted as a failure."""
 
     def __call__(self, prompt: Messages, first: str, second: str) -> Verdict:
         """`first`, `second` or `tie`."""
 
 
 class NoVerdict(Exception):
-    """The judge answered, and did not say who won."""
+    """The judge answered without a verdict."""
 
 
 @dataclass(frozen=True)
@@ -76,41 +75,41 @@ class Contest:
 
 
 class WinRate(Result):
-    """How often the newer model's answer is the better one of the two to the same prompt."""
+    """How often the newer model's answer wins against the older one's to the same prompt."""
 
     share: Estimate
-    """Wins and half of the ties, over all."""
+    """(wins + ties / 2) / all comparisons, with its Wilson interval."""
     n_wins: int
     n_ties: int
     n_losses: int
     p_value: float
-    """Exact sign test of wins against losses, two-sided."""
+    """p-value of the exact two-sided sign test of wins against losses."""
 
 
 class Judgement(Result):
-    """What a judge made of the answers."""
+    """The verdicts of a judge on pairs of answers."""
 
     judge: str
-    """`module:function`, or the model and where it is."""
+    """`module:function`, or the model and its URL."""
     win_rate: WinRate | None
-    """None where no prompt could be judged."""
+    """None if no prompt could be judged."""
     n_disagreed: int
-    """Prompts where the two orders of the answers had opposite winners: these are ties."""
+    """Number of prompts whose winner depended on the order of the answers; they count as ties."""
     n_failed: int
-    """Prompts without two verdicts: they are left out of the win rate."""
+    """Number of prompts without two verdicts; they are excluded from the win rate."""
     failures: dict[str, int]
-    """Reason, and how often."""
+    """Number of failures by reason."""
     verdicts: dict[str, str]
-    """By id: `dpo`, `sft`, `tie` or `failed`."""
+    """Verdict by id of the prompt: `dpo`, `sft`, `tie` or `failed`."""
 
 
 def judge_contests(contests: Sequence[Contest], section: JudgeSection, confidence: float) -> Judgement | None:
-    """What the judge of the config makes of the answers; None where there is no judge or nothing to judge.
+    """Return the judge's verdicts on pairs of answers; None if the config names no judge or there are no answers.
 
-    Two answers that are the same tie without being asked about.
+    Identical answers are a tie without asking the judge.
 
     Raises:
-        UserError: the judge cannot be loaded, or its key is missing.
+        UserError: the judge cannot be loaded, or its API key is missing.
     """
     judge = load_judge(section)
     if judge is None or not contests:
@@ -145,10 +144,10 @@ def judge_contests(contests: Sequence[Contest], section: JudgeSection, confidenc
 
 
 def load_judge(section: JudgeSection) -> Judge | None:
-    """The judge of a config; None where it names none.
+    """Return the judge of a config, or None if it names none.
 
     Raises:
-        UserError: the function cannot be imported, or the environment lacks the key.
+        UserError: the function cannot be imported, or the API key is not in the environment.
     """
     if section.function:
         module, _, name = section.function.partition(":")
@@ -156,8 +155,8 @@ def load_judge(section: JudgeSection) -> Judge | None:
             judge: Judge = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
             raise UserError(
-                f"evaluation.judge.function: {section.function} cannot be imported ({error}): name it as module:function, "
-                "of a module on PYTHONPATH"
+                f"evaluation.judge.function: {section.function} cannot be imported ({error}): write it as module:function, and put "
+                "the module on PYTHONPATH"
             ) from error
         return judge
     return Endpoint(section) if section.base_url else None
@@ -168,18 +167,18 @@ def _ask(judge: Judge, prompt: Messages, first: str, second: str, failures: Coun
         verdict = judge(prompt, first, second)
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001 (foreign code: whatever it raises, one answer is missing and the rest counts)
+    except Exception as error:  # noqa: BLE001 (user code: any exception means one missing answer, not the end of the evaluation)
         lines = str(error).strip().splitlines()
         failures[f"{type(error).__name__}: {lines[0][:120] if lines else 'no reason given'}"] += 1
         return "failed"
     if verdict not in VERDICTS.values():
-        failures[f"said {verdict!r}, not first, second or tie"] += 1
+        failures[f"returned {verdict!r} instead of first, second or tie"] += 1
         return "failed"
     return verdict
 
 
 class Endpoint:
-    """A model that speaks the chat completions protocol. An answer is kept on disk, and the same question is not paid for twice."""
+    """A judge model at an OpenAI-compatible endpoint. Answers are cached on disk, so that no request is paid for twice."""
 
     def __init__(self, section: JudgeSection) -> None:
         self._section = section
@@ -199,17 +198,17 @@ class Endpoint:
             key = os.environ.get(section.api_key_env)
             if not key:
                 raise UserError(
-                    f"evaluation.judge.api_key_env: {section.api_key_env} is not set in the environment, so the judge cannot be "
-                    "asked: set it to the key, or drop the setting for an endpoint without one"
+                    f"evaluation.judge.api_key_env: the environment variable {section.api_key_env} is not set: set it to the API "
+                    "key, or remove the setting if the endpoint needs no key"
                 )
             self._session.headers["Authorization"] = f"Bearer {key}"
 
     def __call__(self, prompt: Messages, first: str, second: str) -> Verdict:
-        """The verdict, from the cache or from the model.
+        """Return the verdict, from the cache or from the model.
 
         Raises:
-            NoVerdict: the model did not end with one.
-            requests.RequestException: it did not answer.
+            NoVerdict: the answer contains no verdict.
+            requests.RequestException: the endpoint did not answer.
         """
         conversation = "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
         question = QUESTION.format(prompt=conversation, first=first, second=second)
@@ -224,7 +223,7 @@ class Endpoint:
             body["temperature"] = self._section.temperature
         found = re.findall(r"\[\[([ABC])\]\]", self._answer(body))
         if not found:
-            raise NoVerdict("the model did not end with [[A]], [[B]] or [[C]]")
+            raise NoVerdict("the answer does not contain [[A]], [[B]] or [[C]]")
         return VERDICTS[found[-1]]
 
     def _answer(self, body: dict[str, Any]) -> str:
@@ -244,7 +243,7 @@ class Endpoint:
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
         file.write(text)
@@ -252,7 +251,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def win_rate(scores: Sequence[float], confidence: float) -> WinRate:
-    """The win rate of scores that are 1 for a win, 0 for a loss and between them for a tie; at least one."""
+    """Return the win rate of at least one score: 1 for a win, 0 for a loss, values in between for a tie."""
     n_wins, n_losses = sum(score > 0.5 for score in scores), sum(score < 0.5 for score in scores)
     decided = n_wins + n_losses
     return WinRate(

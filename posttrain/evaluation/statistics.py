@@ -1,4 +1,4 @@
-"""From the rows of an evaluation to its figures: what each model makes of the pairs, together and in parts."""
+"""Computes the metrics of an evaluation from its rows: overall, by slice and by length."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ N_BINS = 40
 N_CONFIDENCE_BINS = 10
 MAX_TURNS_TOLD_APART = 8
 SHORTEST_PROMPTS = 32
-"""Tokens: the first bucket of prompt lengths; each further one reaches twice as far."""
+"""Upper bound of the first bucket of prompt lengths, in tokens. Each following bucket doubles it."""
 SHOWN_CHARS = 600
-"""Of each text of a wrong pair; all of it stands in the rows."""
+"""Maximum number of characters of each text of a wrong pair. The rows have the whole texts."""
 
 Columns = dict[str, np.ndarray]
 
@@ -41,11 +41,13 @@ Columns = dict[str, np.ndarray]
 def summarise(
     pairs: pa.Table, section: EvaluationSection, cut: dict[str, int], beta: float | None = None
 ) -> SetFigures:
-    """Every figure of a set of pairs, from its rows alone.
+    """Return all metrics of a set of pairs.
 
     Args:
-        pairs: `posttrain.evaluation.scoring.Evaluation.pairs`.
-        beta: of DPO's loss: times the implicit margin it is the log-odds that the model gives. None without DPO.
+        pairs: rows as in `posttrain.evaluation.scoring.Evaluation.pairs`.
+        section: confidence level, bootstrap and seed.
+        cut: number of pairs that were truncated or left out, by reason.
+        beta: beta of DPO's loss; beta x implicit margin is the log-odds of the chosen response. None without DPO.
     """
     column = {name: pairs[name].to_numpy(zero_copy_only=False) for name in pairs.column_names}
     present = [stage for stage in STAGES if f"{stage}_chosen_logps" in column]
@@ -75,23 +77,23 @@ def summarise(
 
 
 def correct(margins: np.ndarray) -> np.ndarray:
-    """1 where the chosen response is ahead, 0 where it is behind, one half for a tie."""
+    """Return 1 for each positive margin, 0 for each negative one and one half for a tie."""
     halves: np.ndarray = (np.sign(margins) + 1) / 2
     return halves
 
 
 def share(halves: np.ndarray, section: EvaluationSection) -> Estimate:
-    """The share of pairs that are right, of values as `correct` gives them."""
+    """Return the share of correct pairs, from the values that `correct` returns."""
     return wilson(float(halves.sum()), len(halves), section.confidence)
 
 
 def compare(newer: np.ndarray, older: np.ndarray, section: EvaluationSection) -> Comparison:
-    """How two models differ on the same pairs.
+    """Return the difference of two models on the same pairs.
 
     Args:
-        newer, older: 1, 0 or one half a pair, as `correct` gives them.
+        newer, older: 1, 0 or one half for each pair, as `correct` returns.
 
-    Source: McNemar 1947, in its exact form: a sign test on the pairs where the two differ.
+    Source: McNemar 1947, in its exact form: a sign test on the pairs on which the models differ.
     """
     difference = newer - older
     n_gained, n_lost = int((difference > 0).sum()), int((difference < 0).sum())
@@ -105,18 +107,19 @@ def compare(newer: np.ndarray, older: np.ndarray, section: EvaluationSection) ->
 
 
 def perplexity(logps: np.ndarray, n_tokens: np.ndarray, section: EvaluationSection) -> Estimate:
-    """exp of the mean negative log-probability of a token; whole responses are resampled.
+    """Return the perplexity per token. The bootstrap resamples whole responses.
 
     Args:
-        logps, n_tokens: summed over each response, and over how many tokens.
+        logps: log-probability of each response, summed over its tokens, in nats.
+        n_tokens: number of tokens of each response.
     """
     return bootstrap(lambda s, n: np.exp(-s.sum(axis=1) / n.sum(axis=1)), section, logps, n_tokens)
 
 
 def calibrate(log_odds: np.ndarray, section: EvaluationSection) -> Calibration:
-    """How far the probabilities behind log-odds of the chosen response can be believed.
+    """Return the calibration of the probabilities given by the log-odds of the chosen responses.
 
-    Source: Guo et al. 2017, equation 3, in equal bins of confidence; Brier 1950.
+    Source: Guo et al. 2017, equation 3, with bins of equal width; Brier 1950.
     """
     confidence = expit(np.abs(log_odds))
     right = correct(log_odds)
@@ -135,7 +138,7 @@ def calibrate(log_odds: np.ndarray, section: EvaluationSection) -> Calibration:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray, section: EvaluationSection) -> Estimate | None:
-    """Spearman's rank correlation; None where one of the two does not vary, or there are too few rows.
+    """Return Spearman's rank correlation; None if one of the arrays is constant or there are fewer than 4 rows.
 
     Source: Bonett and Wright 2000 for the interval: Fisher's z with variance (1 + r^2 / 2) / (n - 3).
     """
@@ -177,7 +180,7 @@ def _stage(
 
 
 def _edges(all_margins: list[np.ndarray]) -> np.ndarray:
-    """Of bins that hold 99 % of all values; equal values still get a bin of some width."""
+    """Return edges of bins that cover 99 % of all values; constant values get bins of non-zero width."""
     low, high = np.quantile(np.concatenate(all_margins), [0.005, 0.995])
     return np.linspace(low, high, N_BINS + 1) if high > low else np.linspace(low - 1, low + 1, N_BINS + 1)
 
@@ -196,12 +199,12 @@ def _histogram(values: np.ndarray, edges: np.ndarray) -> Histogram:
 def _slices(
     column: Columns, right: Columns, contests: list[tuple[str, str]], section: EvaluationSection
 ) -> Iterator[Slice]:
-    """By each property that tells the pairs apart, the largest slice first where there is no order."""
+    """Yield the slices by each property that has at least two values."""
     n_pairs = len(column["id"])
     subset = column["source"].astype(str)
     source = np.array([name.rpartition("/")[0] or name for name in subset.tolist()])
     if len(set(source)) == len(set(subset)):
-        source, subset = subset, np.array([""] * n_pairs)  # nothing to be told apart within a source
+        source, subset = subset, np.array([""] * n_pairs)  # no source has several subsets
     turns, prompts = column["n_turns"], column["n_prompt_tokens"]
     ways: list[tuple[Literal["source", "subset", "n_turns", "prompt_tokens"], np.ndarray, Callable[[Any], str]]] = [
         ("source", source, str),
@@ -232,7 +235,7 @@ def _turns_name(n_turns: int) -> str:
 
 
 def _bucket(n_tokens: np.ndarray) -> np.ndarray:
-    """0 up to `SHORTEST_PROMPTS` tokens, 1 up to twice as many, and so on."""
+    """Return the bucket of each length: 0 up to `SHORTEST_PROMPTS` tokens, 1 up to twice as many, and so on."""
     halvings: np.ndarray = np.ceil(np.log2(np.maximum(n_tokens, SHORTEST_PROMPTS) / SHORTEST_PROMPTS)).astype(int)
     return halvings
 
@@ -266,7 +269,7 @@ def _length(column: Columns, margins: Columns, implicit: np.ndarray | None, sect
 def _wrong(
     pairs: pa.Table, margins: np.ndarray, is_implicit: bool, beta: float | None, section: EvaluationSection
 ) -> list[WrongPair]:
-    """The pairs that are furthest behind; where margins are equal, in the order of their ids."""
+    """Return the pairs with the lowest margins below 0; equal margins are sorted by id."""
     ids = np.array(pairs["id"].to_pylist(), dtype=str)
     furthest = np.lexsort((ids, margins))[: section.n_wrong_pairs]
     found = []
@@ -293,7 +296,7 @@ def _difference(column: Columns, minuend: str, subtrahend: str) -> np.ndarray:
 
 
 def _n_tokens(column: Columns, stage: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of chosen and rejected; a champion with another tokenizer has its own counts."""
+    """Return the token counts of chosen and rejected responses; a champion with another tokenizer has its own counts."""
     names = ("n_chosen_tokens", "n_rejected_tokens")
     chosen, rejected = (column.get(f"{stage}_{name}", column[name]) for name in names)
     return chosen, rejected

@@ -1,7 +1,6 @@
-"""A checkpoint as others use it: weights for plain transformers, tokenizer, stop tokens, model card, checksums.
+"""Exports a checkpoint for use with other software: weights for transformers, tokenizer, stop tokens, model card, checksums.
 
-It goes to a folder, to S3, or to the Hub, whole or not at all: a reader of the destination sees the new one when every byte of
-it has arrived, and until then the old one.
+The destination is a folder, S3 or the Hub. Exports are atomic: readers see the old export until the new one is complete.
 """
 
 from __future__ import annotations
@@ -112,24 +111,24 @@ def write_model(
 
 
 def _stops(chat: Chat, generation: GenerationConfig) -> GenerationConfig:
-    """The settings of generation with every token that may end a response: without them a model talks on for ever."""
+    """Return the generation config with all stop tokens, without which generation would not stop."""
     generation.eos_token_id = chat.stop_ids
     generation.pad_token_id = chat.tokenizer.pad_token_id
     return generation
 
 
 def _own_dtype(checkpoint: Checkpoint, section: ModelSection) -> torch.dtype:
-    """What the base is published in, and fp32 where it does not say."""
+    """Return the dtype that the base is published in, or fp32 if its config does not say."""
     source, options = base_source(checkpoint.manifest.base, section)
     dtype = AutoConfig.from_pretrained(source, **options).dtype
     return dtype if dtype in DTYPES.values() else torch.float32
 
 
 def check_is_ours(folder: Path) -> None:
-    """Nothing, if a folder is free, or holds an export and nothing else.
+    """Check that a folder does not exist, is empty or has only the files of an earlier export.
 
     Raises:
-        UserError: there is something in it that no export has written.
+        UserError: the folder has other files, which an export would delete.
     """
     if folder.is_file():
         raise UserError(f"{folder}: is a file: name a folder")
@@ -141,12 +140,12 @@ def check_is_ours(folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         if file != sums and (not file.is_file() or file_digest(file) != expected.get(file.name)):
             raise UserError(
-                f"{folder}: holds {file.name}, which no export has written and a new one would delete: name another folder"
+                f"{folder}: contains {file.name}, which is not part of an export and would be deleted: name another folder"
             )
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Puts a folder in the place of another of the same file system; the old one comes back if that fails."""
+    """Replace a folder by another one on the same file system. If this fails, the old folder is restored."""
     if not target.exists():
         new.rename(target)
         return
@@ -160,7 +159,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def to_s3(folder: Path, dest: str) -> str:
-    """Uploads an export as a version of its own, named by its content, and only then points `latest.json` to it."""
+    """Upload an export as a version named by its content, then point `latest.json` to it, and return the version's URI."""
     version = file_digest(folder / CHECKSUMS)[:16]
     root = dest.rstrip("/")
     uri = f"{root}/versions/{version}"
@@ -172,10 +171,12 @@ def to_s3(folder: Path, dest: str) -> str:
 
 
 def to_hub(folder: Path, dest: str, *, private: bool) -> str:
-    """Uploads an export as one commit, to a repository that is made where there is none."""
+    """Upload an export as one commit and return its URL. The repository is created if it does not exist."""
     name = dest.removeprefix("hf://")
     if not dest.startswith("hf://") or name.count("/") != 1:
-        raise UserError(f"{dest}: name a folder, s3://bucket/folder or hf://organisation/name")
+        raise UserError(
+            f"{dest}: is not a valid destination: name a folder, s3://bucket/folder or hf://organisation/name"
+        )
     try:
         validate_repo_id(name)
         api = HfApi()
@@ -183,7 +184,7 @@ def to_hub(folder: Path, dest: str, *, private: bool) -> str:
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(file.name, str(file)) for file in sorted(folder.iterdir())
         ]
-        # Weights and settings of an earlier export would still be loaded beside the new ones.
+        # Old weights and configs would be loaded together with the new ones.
         operations += [
             CommitOperationDelete(name)
             for name in set(api.list_repo_files(name)) - {file.name for file in folder.iterdir()}
@@ -193,6 +194,6 @@ def to_hub(folder: Path, dest: str, *, private: bool) -> str:
     except (HTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{dest}: the Hub does not take it ({reason}): check the name, the network and HF_TOKEN"
+            f"{dest}: the upload to the Hub failed ({reason}): check the name, the network and HF_TOKEN"
         ) from error
     return str(commit.commit_url)

@@ -1,4 +1,4 @@
-"""The folder on this machine that keeps what was downloaded or built."""
+"""The local cache folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Where this project keeps what it can make or fetch again: `$POSTTRAIN_CACHE`, else a folder in the user's cache."""
+    """Return the folder for files that can be downloaded or built again: `$POSTTRAIN_CACHE`, or a folder in the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "posttrain"
     return Path(os.environ.get("POSTTRAIN_CACHE", default))

@@ -1,7 +1,7 @@
-"""Object stores that speak S3: what lies there, in which version, a copy of it on this machine, and uploads.
+"""S3-compatible object stores: listing, versioned downloads and verified uploads.
 
-Address and credentials are boto3's own: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` for MinIO, Ceph and friends, keys from
-the environment, the shared files or the machine's role.
+Endpoint and credentials are configured as for boto3: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` for MinIO, Ceph and others;
+keys from the environment, the shared credentials files or the machine's role.
 """
 
 from __future__ import annotations
@@ -29,53 +29,52 @@ from posttrain.storage.cache import cache_dir
 
 _URL = re.compile(r"s3://([^/]+)/?(.*)", re.DOTALL)
 PART_BYTES = 64 * 2**20
-"""Of an upload in parts: 10,000 of them, which is S3's limit, are 625 GiB."""
+"""Part size of multipart uploads. S3 allows 10,000 parts, which is 625 GiB."""
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10, 60
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object in one of its versions."""
+    """A version of an object."""
 
     bucket: str
     key: str
     etag: str
     version_id: str | None
-    """None where the bucket keeps no versions."""
+    """None if the bucket is not versioned."""
     n_bytes: int
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """URL of the object."""
         return f"s3://{self.bucket}/{self.key}"
 
     @property
     def version(self) -> str:
-        """What changes when the object does: its version id, else its ETag."""
+        """Version id, or ETag if the bucket is not versioned."""
         return self.version_id or self.etag
 
 
 class ObjectStore:
-    """The object store that boto3 finds configured. Failed requests are repeated as `AWS_MAX_ATTEMPTS` says (3 times)."""
+    """The object store configured for boto3. Failed requests are retried up to `AWS_MAX_ATTEMPTS` (3) times."""
 
     def __init__(self) -> None:
         with _answering("S3"):
             self._client = _client()
 
     def find(self, url: str, is_wanted: Callable[[str], bool]) -> tuple[list[StoredObject], str]:
-        """The objects at an address in the order of their keys, and how all these keys begin, up to a `/`.
+        """Return the objects at a URL, sorted by key, and the common prefix of their keys up to a `/`.
 
         Args:
-            url: `s3://bucket/` and a key, a prefix that ends with a whole name, or a glob, in which `**` crosses `/`.
-            is_wanted: called with what follows the common beginning of a key; of objects that are not named by their whole key
-                only those are taken for which it is true.
+            url: `s3://bucket/` followed by a key, a prefix of whole path parts, or a glob, in which `**` matches `/`.
+            is_wanted: filter for the objects of a prefix or glob; called with the key without the common prefix.
 
         Raises:
-            UserError: there is none, or the store does not answer.
+            UserError: there are no such objects, or the store does not answer.
         """
         match = _URL.fullmatch(url)
         if match is None:
-            raise UserError(f"{url}: has no bucket: it must have the form s3://bucket/key")
+            raise UserError(f"{url}: has no bucket: use the form s3://bucket/key")
         bucket, key = match.groups()
         with _answering(url):
             if key and not key.endswith("/") and not glob.has_magic(key) and (found := self._head(bucket, key)):
@@ -84,15 +83,15 @@ class ObjectStore:
             wanted = [name for name in keys if is_wanted(name[len(root) :])]
             found_all = [item for item in (self._head(bucket, name) for name in wanted) if item is not None]
         if not found_all:
-            what = f"none of the {len(keys)} objects there can be read" if keys else "there is no such object"
-            raise UserError(f"{url}: {what}: correct bucket, key or glob, or AWS_ENDPOINT_URL")
+            what = f"none of its {len(keys)} objects has a supported format" if keys else "does not exist"
+            raise UserError(f"{url}: {what}: correct the bucket, key or glob, or AWS_ENDPOINT_URL")
         return found_all, root
 
     def fetch(self, item: StoredObject) -> Path:
-        """A copy of an object on this machine: the one that is there, else a download, which is whole or not at all.
+        """Return the path of a local copy of an object. If it is not cached, it is downloaded atomically.
 
         Raises:
-            UserError: the store does not give it, or it was overwritten meanwhile.
+            UserError: the store refuses access, or the object changed during the download.
         """
         identity = "\n".join([self._client.meta.endpoint_url, item.url, item.version, item.etag])
         folder = cache_dir() / "s3" / hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -107,11 +106,11 @@ class ObjectStore:
                 self._client.download_file(item.bucket, item.key, str(part), ExtraArgs=version)
                 after = item if item.version_id else self._head(item.bucket, item.key)
             if after != item or part.stat().st_size != item.n_bytes:
-                raise UserError(f"{item.url}: was overwritten while it was read: run again when it is complete")
+                raise UserError(f"{item.url}: changed while it was read: run again when it is complete")
             os.replace(part, file)
         except OSError as error:
             raise UserError(
-                f"{item.url}: cannot be kept in {folder} ({error.strerror}): make room there, or set POSTTRAIN_CACHE"
+                f"{item.url}: cannot be written to {folder} ({error.strerror}): free space there, or set POSTTRAIN_CACHE"
             ) from error
         finally:
             with suppress(OSError):
@@ -119,7 +118,7 @@ class ObjectStore:
         return file
 
     def _head(self, bucket: str, key: str) -> StoredObject | None:
-        """The object in its newest version, None where there is none."""
+        """Return the newest version of an object, or None if it does not exist."""
         try:
             answer = self._client.head_object(Bucket=bucket, Key=key)
         except ClientError as error:
@@ -132,7 +131,7 @@ class ObjectStore:
         )
 
     def _list(self, bucket: str, key: str) -> tuple[list[str], str]:
-        """The sorted keys under a prefix or glob, and what they begin with."""
+        """Return the sorted keys of a prefix or glob, and their common prefix."""
         if glob.has_magic(key):
             fixed = key[: re.search(r"[*?\[]", key).start()]  # type: ignore[union-attr]
             wanted = re.compile(glob_translate(key))
@@ -146,12 +145,12 @@ class ObjectStore:
 
 
 def upload_file(path: Path, uri: str) -> None:
-    """Copies a file to `s3://bucket/key`, in parts if it is large; nothing is sent where the object is the same already.
+    """Upload a file to `s3://bucket/key`, in parts if it is large. Nothing is sent if the object already has this content.
 
-    Every part is sent with its sha256, which the store checks, and what the store has at the end is compared once more.
+    Each part is sent with its sha256, which the store verifies, and the stored object is compared at the end.
 
     Raises:
-        UserError: the store refuses, cannot be reached, or has other bytes at the end.
+        UserError: the store refuses access, cannot be reached, or has other content at the end.
     """
     bucket, key = _split(uri)
     size, checksum = path.stat().st_size, _checksum(path)
@@ -162,14 +161,14 @@ def upload_file(path: Path, uri: str) -> None:
         parts = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES)
         store.upload_file(str(path), bucket, key, ExtraArgs={"ChecksumAlgorithm": "SHA256"}, Config=parts)
         if not _is_stored(store, bucket, key, size, checksum):
-            raise UserError(f"{uri}: the store holds other bytes than were sent to it: send them again")
+            raise UserError(f"{uri}: the stored object differs from the file that was sent: upload it again")
 
 
 def put_text(text: str, uri: str) -> None:
-    """Writes a small object at once: a reader finds the old one or the new one, and never a part.
+    """Write a small object atomically.
 
     Raises:
-        UserError: the store refuses or cannot be reached.
+        UserError: the store refuses access or cannot be reached.
     """
     bucket, key = _split(uri)
     with _answering(uri):
@@ -179,12 +178,12 @@ def put_text(text: str, uri: str) -> None:
 def _split(uri: str) -> tuple[str, str]:
     match = _URL.fullmatch(uri)
     if match is None:
-        raise UserError(f"{uri}: has no bucket: it must have the form s3://bucket/key")
+        raise UserError(f"{uri}: has no bucket: use the form s3://bucket/key")
     return match.group(1), match.group(2)
 
 
 def _is_stored(store: Any, bucket: str, key: str, size: int, checksum: str) -> bool:
-    """Whether the object has these bytes, by the store's checksum or, where it keeps none, by reading it back."""
+    """Return whether an object has this checksum. If the store has no checksum, the object is read back."""
     try:
         found = store.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
     except ClientError as error:
@@ -196,7 +195,7 @@ def _is_stored(store: Any, bucket: str, key: str, size: int, checksum: str) -> b
     stored = found.get("ChecksumSHA256")
     if stored is None:
         stored = _checksum_of(store.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(PART_BYTES), size)
-    return bool(stored.split("-")[0] == checksum)  # S3 puts the number of parts behind
+    return bool(stored.split("-")[0] == checksum)  # S3 appends the number of parts
 
 
 def _checksum(path: Path) -> str:
@@ -205,21 +204,21 @@ def _checksum(path: Path) -> str:
 
 
 def _checksum_of(parts: Iterator[bytes], size: int) -> str:
-    """The checksum as S3 has it: sha256 of a small object, sha256 over those of its parts of one that came in parts."""
+    """Return the checksum that S3 reports: sha256 of a small object; for a multipart upload, sha256 of the parts' sha256."""
     digests = [hashlib.sha256(part).digest() for part in parts] or [hashlib.sha256(b"").digest()]
     whole = digests[0] if size < PART_BYTES else hashlib.sha256(b"".join(digests)).digest()
     return base64.b64encode(whole).decode()
 
 
 def _client() -> Any:
-    # A session of its own: the default one would keep the first credentials that it found.
+    # A new session, because the default one keeps the first credentials that it found.
     config = Config(retries={"mode": "standard"}, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S)
     return boto3.session.Session().client("s3", config=config)
 
 
 @contextmanager
 def _answering(url: str) -> Iterator[None]:
-    """Turns what an object store, or the way to it, refuses into an answer."""
+    """Turn errors of boto3 into a `UserError`."""
     try:
         yield
     except (NoCredentialsError, PartialCredentialsError) as error:
@@ -229,12 +228,12 @@ def _answering(url: str) -> Iterator[None]:
     except ClientError as error:
         code, status = error.response["Error"].get("Code"), error.response["ResponseMetadata"].get("HTTPStatusCode")
         remedy = {
-            403: "check the credentials, and that they may read and list the bucket",
+            403: "check the credentials and their permission to read and list the bucket",
             404: "correct the bucket, or AWS_ENDPOINT_URL",
             301: "the bucket is in another region: set AWS_REGION",
         }.get(status or 0, "try again, or check AWS_ENDPOINT_URL")
-        raise UserError(f"{url}: the object store refuses it ({code}, status {status}): {remedy}") from error
+        raise UserError(f"{url}: the object store refused the request ({code}, status {status}): {remedy}") from error
     except (BotoCoreError, boto3.exceptions.Boto3Error, ValueError) as error:
         raise UserError(
-            f"{url}: the object store cannot be reached or read ({error}): check AWS_ENDPOINT_URL, the region and the network"
+            f"{url}: the object store cannot be reached ({error}): check AWS_ENDPOINT_URL, the region and the network"
         ) from error

@@ -1,18 +1,16 @@
-"""What a pipeline run leaves in MLflow: one parent run and a nested run a training stage.
+"""MLflow tracking: one parent run per pipeline run, with a nested run for each training stage.
 
     tracker = Tracker(default_tracking_uri(), "dpo_pipeline", pipeline_run="6f1c…", run_name="dpo-2026_11_21")
     with tracker.stage("train_dpo") as stage:
         stage.log_params({"dpo": {"beta": 0.1}})
         trainer.add_callback(metrics_callback(stage))
 
-A stage gathers its records, and a thread of its own carries them to the server every two seconds: a slow server does
-not slow the training, and a dead one does not end it. While the server is away the records are kept; what it has not
-taken by the end is written to a file.
+A stage collects records, and a background thread sends them to the server every two seconds. So a slow server does not slow
+the training, and an outage does not end it. Records are kept during an outage; those not sent by the end are written to a file.
 
-Every step writes its state into a tag of its run and of the parent run: `posttrain.step.train_dpo` is RUNNING, with
-the process it runs in, then FINISHED, FAILED or KILLED. The state of a run follows from those of its steps. A step
-whose process has died is found out when the next stage opens on the same host. What goes on in other hosts cannot be
-seen from here: whoever knows it tells the tracker (`Tracker.ended`).
+Each step writes its state into a tag of its run and of the parent run: `posttrain.step.train_dpo` is RUNNING with the process,
+then FINISHED, FAILED or KILLED. The status of a run follows from the states of its steps. A step whose process died is detected
+when the next stage opens on the same host. For steps on other hosts, `Tracker.ended` must return their state.
 """
 
 from posttrain.tracking.connection import connect, reason, without_password

@@ -1,4 +1,4 @@
-"""The connection to an MLflow server or database, and its failures in one line."""
+"""Connects to an MLflow server or database and shortens its error messages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client that gives up after seconds and is quiet about retries and migrations."""
-    # MLflow's own defaults keep a caller waiting for four minutes when a server is dead.
+    """Return a client with short timeouts that does not log retries and migrations."""
+    # With MLflow's defaults a call to a dead server takes four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -37,7 +37,7 @@ def _sqlite_path(uri: str) -> Path | None:
 
 
 def reason(failure: BaseException) -> str:
-    """What is at the bottom of a failure, e.g. `Connection refused`: MLflow and requests pile pages on top of it."""
+    """Return the root cause of an error in one line, e.g. `Connection refused`."""
     cause: BaseException | None = failure
     while cause:
         if isinstance(cause, OSError):
@@ -47,5 +47,5 @@ def reason(failure: BaseException) -> str:
 
 
 def without_password(text: str) -> str:
-    """A text in which no URI has a user and a password any more."""
+    """Return the text without user and password in URIs."""
     return re.sub(r"//[^/\s]*@", "//", text)

@@ -1,4 +1,4 @@
-"""A model in MLflow's registry: its versions and aliases, which follow what ZenML's registry says."""
+"""A model in MLflow's registry, whose versions and aliases mirror those in ZenML's registry."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ MODEL_VERSION_TAG = "zenml.model_version"
 
 @dataclass(frozen=True)
 class Registration:
-    """What MLflow's registry is told of a version of a model."""
+    """A model version to register in MLflow."""
 
     version: str
-    """Its name in ZenML's registry, unique within the model."""
+    """Name of the version in ZenML's registry, unique within the model."""
     source: str
-    """URI of the checkpoint's files; they stay there, nothing is copied."""
+    """URI of the checkpoint's files, which are not copied."""
     tags: dict[str, str]
     description: str
     experiment: str
     pipeline_run: str
-    """Of the pipeline run that made it; its MLflow run is found by these two."""
+    """Id of the pipeline run that created the version. Together with the experiment it identifies the MLflow run."""
 
 
 class ModelRegistry:
-    """A model in MLflow's registry. Everything here may be repeated, and then changes nothing.
+    """A model in MLflow's registry. All operations are idempotent.
 
-    Every method raises `MlflowException` where MLflow does not answer.
+    Raises:
+        MlflowException: by every method, if MLflow does not answer.
     """
 
     def __init__(self, uri: str, name: str) -> None:
@@ -37,7 +38,7 @@ class ModelRegistry:
         self._client = connect(uri)
 
     def register(self, registration: Registration) -> str:
-        """The number of the version in MLflow, which is made where it is missing."""
+        """Register a version, if it is new, and return its number in MLflow."""
         from mlflow.exceptions import MlflowException
 
         known = self.numbers()
@@ -59,13 +60,13 @@ class ModelRegistry:
         return known[registration.version]
 
     def numbers(self) -> dict[str, str]:
-        """The number in MLflow of each version, by its name in ZenML's registry; the first where there are two."""
+        """Return the number in MLflow by the name in ZenML's registry; the lowest if there are several."""
         versions = self._client.search_model_versions(f"name = '{self._name}'", max_results=10_000)
         ordered = sorted(versions, key=lambda version: -int(version.version))
         return {v.tags[MODEL_VERSION_TAG]: str(v.version) for v in ordered if MODEL_VERSION_TAG in v.tags}
 
     def alias(self, alias: str) -> str | None:
-        """The number of the version that an alias points to, if there is such a version."""
+        """Return the number of the version with an alias, or None."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -76,7 +77,7 @@ class ModelRegistry:
             raise
 
     def set_alias(self, alias: str, number: str | None) -> None:
-        """Points an alias to a version; None removes it."""
+        """Set an alias to a version. None removes the alias."""
         if self.alias(alias) == number:
             return
         if number is None:
@@ -85,12 +86,12 @@ class ModelRegistry:
             self._client.set_registered_model_alias(self._name, alias, number)
 
     def link(self, number: str) -> str:
-        """Where a browser shows a version: at the server, or at the one that `Stage.serve_command` starts."""
+        """Return the URL of a version: at the server, or at the one that `TrackedStage.serve_command` starts."""
         uri = self._tracker.shown_uri
         return f"{uri.rstrip('/') if uri.startswith('http') else f'http://127.0.0.1:{UI_PORT}'}/#/models/{self._name}/versions/{number}"
 
     def _find_run(self, registration: Registration) -> str | None:
-        """The MLflow run of the pipeline run, unless it was never told to this server."""
+        """Return the id of the pipeline run's MLflow run, or None if this server does not have it."""
         experiment = self._client.get_experiment_by_name(registration.experiment)
         if experiment is None:
             return None
@@ -101,14 +102,14 @@ class ModelRegistry:
 
 
 def _readable_elsewhere(source: str, uri: str) -> str:
-    """The source as a server takes it: it refuses paths, which would be those of its own disk."""
+    """Return a source that the server accepts. Servers reject local paths, because these would be on their own disk."""
     if uri.startswith("http") and source.startswith("/"):
         return f"local://{socket.gethostname()}{source}"
     return source
 
 
 def registry_error() -> type[Exception]:
-    """What `ModelRegistry` raises, for those who may not import MLflow."""
+    """Return the exception class that `ModelRegistry` raises, for modules that may not import MLflow."""
     import mlflow.exceptions
 
     error: type[Exception] = mlflow.exceptions.MlflowException

@@ -1,4 +1,4 @@
-"""The runs in MLflow that belong to a step: found or made, told how the step goes, and settled where a process has died."""
+"""The MLflow runs of a step: finds or creates them, records the state of the step, and closes runs of dead processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DIGEST_CHARS = 16  # of a dataset, to be read; MLflow takes 36, and the whole digest stands in its profile
+DIGEST_CHARS = 16  # of a dataset's digest, for display; MLflow allows 36, and the profile has the whole digest
 
 PIPELINE_RUN_TAG = "posttrain.pipeline_run"
 STAGE_TAG = "posttrain.stage"
@@ -35,17 +35,17 @@ STARTED_TAG = "posttrain.started"
 STEP_TAG = "posttrain.step."
 PARENT_TAG = "mlflow.parentRunId"
 
-# How many records of a kind go into one request, in the order in which the kinds are sent. Artifacts come last: they
-# may lie in another store, whose failure must keep back neither the curves nor how the step ended.
+# Maximum number of records per request, in the order in which the kinds are sent. Artifacts come last, because they may go to
+# another store, and its failure must not delay the metrics and the state of the step.
 BATCH_SIZES = {"param": 100, "tag": 100, "dataset": 100, "metric": 1000, "status": 1, "artifact": 1}
 
 untold: dict[tuple[str, str], str] = {}
-"""Steps of this process that ended while the server was away, and how: told when the next stage opens."""
+"""State of the steps of this process that ended during an outage. It is sent when the next stage opens."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One thing to be recorded. `key` is a name or, for an artifact, a path; `timestamp` is in milliseconds."""
+    """A record to send. `key` is a name or, for an artifact, a path. `timestamp` is in milliseconds."""
 
     kind: str
     key: str
@@ -55,13 +55,16 @@ class Record:
 
 
 class StepRun:
-    """A step's runs as MLflow has them. Every method may raise whatever MLflow or a store behind it raises."""
+    """The MLflow runs of a step. Methods raise any exception of MLflow or of its artifact store."""
 
     def __init__(self, tracker: Tracker, step: str, nested: bool, started: int | None = None) -> None:
-        """Nothing is asked of MLflow yet.
+        """Create an object without contacting MLflow.
 
         Args:
-            started: in milliseconds, of a step that is over, whose runs are found again; None: now, and its runs are new.
+            tracker: the pipeline run.
+            step: name of the step.
+            nested: whether the step has a nested run.
+            started: start time in milliseconds of a finished step whose runs exist; None creates new runs that start now.
         """
         self._tracker = tracker
         self._step = step
@@ -70,12 +73,12 @@ class StepRun:
         self.started = int(time.time() * 1000) if started is None else started
         self._client: MlflowClient
         self._is_open = False
-        self._run_ids: list[str] = []  # the run that the records belong to and, if that one is nested, its parent
+        self._run_ids: list[str] = []  # the run of the records and, if it is nested, its parent
         self.experiment_id: str | None = None
         self.has_failed = False  # the nested run, though its step goes on
 
     def deliver(self, records: list[Record]) -> None:
-        """Send records and take them out of the list; what is left after an error has not arrived."""
+        """Send records and remove them from the list. After an error the list has the records that were not sent."""
         self._open()
         records.sort(key=lambda record: list(BATCH_SIZES).index(record.kind))
         while records:
@@ -102,7 +105,7 @@ class StepRun:
             client.log_text(run_id, batch[0].value, batch[0].key)
 
     def _deliver_params(self, batch: list[Record]) -> None:
-        """Send the parameters that are new: MLflow refuses a whole batch for one that has another value already."""
+        """Send new parameters only, because MLflow rejects a whole batch if one parameter exists with another value."""
         from mlflow.entities import Param
 
         recorded: dict[str, str] = self._client.get_run(self._run_ids[0]).data.params
@@ -111,13 +114,16 @@ class StepRun:
             value = known.setdefault(record.key, record.value)
             if value != record.value:
                 logger.warning(
-                    "MLflow parameter %s stays %s: it cannot be changed to %s.", record.key, value, record.value
+                    "MLflow parameter %s keeps its value %s, because MLflow does not allow changing it to %s.",
+                    record.key,
+                    value,
+                    record.value,
                 )
         new = [Param(key, value) for key, value in known.items() if key not in recorded]
         self._client.log_batch(self._run_ids[0], params=new)
 
     def _open(self) -> None:
-        """Find or create the step's runs, and settle those that a dead process left open."""
+        """Find or create the step's runs, and close those that a dead process left open."""
         if self._is_open:
             return
         self._client = connect(self._tracker.uri)
@@ -140,7 +146,7 @@ class StepRun:
             self._settle(self._client.get_run(run_id))
 
     def _settle(self, run: Run) -> None:
-        """Mark the steps of a run that ended without telling, and give the run the state that follows from its steps."""
+        """Update the state of a run's steps that ended without a record, and derive the status of the run."""
         tags, run_id = run.data.tags, run.info.run_id
         states = {tag: state for tag, state in tags.items() if tag.startswith(STEP_TAG)}
         for tag, state in states.items():
@@ -166,28 +172,28 @@ class StepRun:
         return str(self._client.create_experiment(tracker.experiment, artifacts))
 
     def _find_parent(self) -> str:
-        """The pipeline run's parent run, created by the first of its steps."""
+        """Return the id of the pipeline run's parent run, which its first step creates."""
         parents = self._search(nested=False)
         if not parents:
             self._create(self._tracker.run_name)
             parents = self._search(nested=False)
-        # Two steps that started at once may each have created one: the first counts.
+        # Two steps that start at the same time can each create one. Keep the first.
         for run in parents[1:]:
             self._client.delete_run(run.info.run_id)
         return str(parents[0].info.run_id)
 
     def _nested_run(self, parent_id: str) -> str:
-        """A new nested run in place of the one that an earlier attempt of the step left; of a step that is over, its own.
+        """Return the id of a new nested run that replaces that of an earlier attempt, or of the existing run of a finished step.
 
         Raises:
-            UserError: the step is over, and another attempt has taken its place.
+            UserError: the step is finished, and a later attempt has replaced its run.
         """
         for run in self._search(nested=True):
             if run.data.tags.get(STAGE_TAG) == self._step:
                 if self._is_over:
                     if run.data.tags[STARTED_TAG] != self._started_at:
                         raise UserError(
-                            f"{self._step} was run again since and has told MLflow: there is nothing to send"
+                            f"{self._step} was run again, and MLflow has the records of the later run: nothing needs to be sent"
                         )
                     return str(run.info.run_id)
                 self._client.delete_run(run.info.run_id)
@@ -195,7 +201,7 @@ class StepRun:
         return self._create(name, {PARENT_TAG: parent_id, STAGE_TAG: self._step})
 
     def _search(self, nested: bool) -> list[Run]:
-        """The pipeline run's parent runs or nested runs, oldest first."""
+        """Return the pipeline run's parent runs or nested runs, oldest first."""
         runs = self._client.search_runs(
             [str(self.experiment_id)],
             f"tags.`{PIPELINE_RUN_TAG}` = '{self._tracker.pipeline_run}'",
@@ -231,18 +237,18 @@ def _dataset_input(name: str, digest: str, n_rows: int, source: str, context: st
 
 
 def _running_here() -> str:
-    """The state of a step at work in this process, as `RUNNING host:pid:start time`."""
+    """Return the state of a step that runs in this process: `RUNNING host:pid:start time`."""
     return f"RUNNING {socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
 
 
 def _has_died(process: str) -> bool:
-    """Whether `host:pid:start time` was a process of this host and is no more."""
+    """Return whether `host:pid:start time` is a process of this host that has ended."""
     host, pid, started = process.rsplit(":", 2)
     if host != socket.gethostname():
         return False
     try:
         found = psutil.Process(int(pid))
-        # Pids are given out again; a zombie only waits to be noticed; the clock behind the start time may be adjusted.
+        # Pids are reused, so compare start times, with a tolerance for clock adjustments. Zombies have ended.
         return abs(found.create_time() - float(started)) > 2 or found.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True

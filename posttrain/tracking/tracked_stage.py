@@ -1,4 +1,4 @@
-"""A step's place in MLflow: what it records is gathered, and carried to the server beside the work."""
+"""Records of a step, collected and sent to MLflow in the background."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ OUTAGE_TAG = "posttrain.outage"
 
 
 def default_tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, else a SQLite store in `.mlflow/` under the current folder."""
+    """Return `MLFLOW_TRACKING_URI`, or the URI of a SQLite store in `.mlflow/` in the current folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_local_folder() / 'mlflow.db'}"
 
 
 def package_versions() -> dict[str, str]:
-    """The installed version of each package that can change a result; packages that are absent are left out."""
+    """Return the version of each installed package that can change results."""
     versions = {}
     for package in ("zenml", "mlflow", "torch", "transformers", "trl", "peft", "datasets"):
         try:
@@ -51,14 +51,14 @@ def package_versions() -> dict[str, str]:
 
 
 def published_metrics(logs: Mapping[str, Any]) -> dict[str, float]:
-    """One log of a Trainer under the names it is published by: `train/…`, `validation/…` or, at the end, `whole_training/…`.
+    """Return a log of a Trainer under its published names: `train/…`, `validation/…` or, at the end, `whole_training/…`.
 
-    A log of validation or of the end repeats `epoch` and the like from the step's own log; those are published once.
+    Values such as `epoch`, which validation logs repeat from the step's own log, are left out.
     """
     if "loss" in logs:
         space, figures = "train", dict(logs)
     elif "train_runtime" in logs:
-        space = "whole_training"  # MLflow sorts by name: the curves come before it
+        space = "whole_training"  # MLflow sorts by name, so the curves come first
         figures = {k.removeprefix("train_"): v for k, v in logs.items() if k.startswith("train_")}
     else:
         space = "validation"
@@ -80,7 +80,7 @@ _METRIC_NAMES = {
 
 
 def metrics_callback(stage: TrackedStage) -> TrainerCallback:
-    """A callback that records every log of an SFT or DPO Trainer, at the step it belongs to."""
+    """Return a callback that records every log of an SFT or DPO Trainer at its step."""
     from transformers import TrainerCallback
 
     class MetricsCallback(TrainerCallback):
@@ -97,29 +97,29 @@ def _unknown(pipeline_run: str, step: str) -> str | None:
 
 @dataclass(frozen=True)
 class Tracker:
-    """Which MLflow runs belong to one pipeline run. Holds no connection, so it can be passed on and pickled.
+    """Identifies the MLflow runs of one pipeline run. It has no connection, so it can be pickled.
 
     Attributes:
-        uri: of the tracking server or database.
-        experiment: name of the MLflow experiment; created where it does not exist.
-        pipeline_run: unique id of the pipeline run; a retry of the same run has the same.
-        run_name: what a person sees as the name of the parent run.
-        ended: tells of a pipeline run and a step how that step has ended, FINISHED, FAILED or KILLED; None where it goes on
-            or is not known.
+        uri: URI of the tracking server or database.
+        experiment: name of the MLflow experiment, which is created if it does not exist.
+        pipeline_run: unique id of the pipeline run; the same for retries.
+        run_name: displayed name of the parent run.
+        ended: function of a pipeline run and a step that returns FINISHED, FAILED or KILLED, or None if the step is running or
+            its state is not known.
     """
 
-    uri: str = field(repr=False)  # may hold a password
+    uri: str = field(repr=False)  # may contain a password
     experiment: str
     pipeline_run: str
     run_name: str
     ended: Callable[[str, str], str | None] = field(default=_unknown, repr=False)
 
     def stage(self, step: str) -> TrackedStage:
-        """A nested run for a step that trains; it replaces the one that an earlier attempt of this step left."""
+        """Return a stage with a nested run, which replaces that of an earlier attempt of the step."""
         return TrackedStage(self, step, nested=True)
 
     def parent(self, step: str) -> TrackedStage:
-        """The parent run, for a step without a nested run of its own."""
+        """Return a stage that records to the parent run, for a step without a nested run."""
         return TrackedStage(self, step, nested=False)
 
     @property
@@ -129,9 +129,9 @@ class Tracker:
 
 
 class TrackedStage:
-    """One step's place in MLflow, open inside a `with`: RUNNING, then FINISHED or, after an exception, FAILED.
+    """Records of one step, as a context manager: RUNNING, then FINISHED or, after an exception, FAILED.
 
-    Nothing here raises because of MLflow. Not for use by several threads.
+    Failures of MLflow are logged and never raised. Not thread-safe.
     """
 
     def __init__(self, tracker: Tracker, step: str, nested: bool) -> None:
@@ -139,20 +139,20 @@ class TrackedStage:
         self._step = step
         self._mlflow = StepRun(tracker, step, nested)
         self._waiting: list[Record] = []
-        self._under_way: list[Record] = []  # belongs to the worker until it has answered
+        self._under_way: list[Record] = []  # owned by the worker until it has finished
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self._answer: Future[None] | None = None
         self._pause_s = SEND_EVERY_S
         self._next_send_s = 0.0  # by the monotonic clock
         self._had_outage = False
-        self.unsent: Path | None = None  #: after the end: the file of what MLflow has not taken, if any
+        self.unsent: Path | None = None  #: after the end: the file with records that were not sent, if any
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Record settings, flattened. A parameter that is recorded already keeps its first value."""
+        """Record settings, flattened. A parameter that is already recorded keeps its value."""
         self._add(*(Record("param", key, value) for key, value in flatten(values).items()))
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Record figures at an optimisation step."""
+        """Record metrics at an optimizer step."""
         self._add(*(Record("metric", key, float(value), step) for key, value in values.items()))
 
     def log_text(self, text: str, path: str) -> None:
@@ -164,26 +164,26 @@ class TrackedStage:
         self.log_text(json.dumps(values, indent=2, ensure_ascii=False, default=str), path)
 
     def log_dataset(self, name: str, digest: str, n_rows: int, source: str, context: str) -> None:
-        """Record a dataset as an input of the run; `context` says what for, e.g. `training`."""
+        """Record a dataset as an input of the run. `context` is its purpose, e.g. `training`."""
         dataset = {"digest": digest, "n_rows": n_rows, "source": source, "context": context}
         self._add(Record("dataset", name, dataset))
 
     def fail(self, reason: str) -> None:
-        """Mark the nested run FAILED though the step goes on: its failure is a result, and not one of the whole run."""
+        """Mark the nested run as FAILED without failing the step and the parent run."""
         self.set_tags({"failure": reason})
         self._mlflow.has_failed = True
 
     def set_tags(self, values: Mapping[str, str]) -> None:
-        """Record what may change later; the last value counts."""
+        """Record tags. A later value replaces an earlier one."""
         self._add(*(Record("tag", key, value) for key, value in values.items()))
 
     def link(self) -> str:
-        """Where a browser shows the experiment's runs: at the server, or at the one that `serve_command` starts."""
+        """Return the URL of the experiment's runs: at the server, or at the one that `serve_command` starts."""
         uri = self.tracker.shown_uri
         if self._mlflow.experiment_id is None:
-            return f"MLflow at {uri}, which has not answered yet"
-        # MLflow 3 opens its view of language model traces where nothing else is said, and folds nested runs away (and
-        # their curves with them) where runs are sorted as usual, by their start.
+            return f"MLflow at {uri} (no answer yet)"
+        # By default MLflow 3 opens its view of traces, and it collapses nested runs, with their curves, if runs are sorted by
+        # start time.
         page = (
             f"#/experiments/{self._mlflow.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
             f"&orderByKey=tags.%60{STARTED_TAG}%60&orderByAsc=false"
@@ -194,7 +194,7 @@ class TrackedStage:
 
     @property
     def serve_command(self) -> str | None:
-        """What serves a store that is a database; None where a server runs already."""
+        """The command that serves a database store; None if the store is a server."""
         uri = self.tracker.shown_uri
         return None if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)} --port {UI_PORT}"
 
@@ -226,16 +226,15 @@ class TrackedStage:
             self._send()
 
     def _send(self) -> None:
-        """Hand what is waiting to the worker."""
+        """Pass the waiting records to the worker."""
         self._under_way, self._waiting = self._waiting, []
         self._answer = self._worker.submit(self._mlflow.deliver, self._under_way)
 
     def _receive(self) -> None:
-        """Wait for the worker's answer, if one is due, and take back what it could not deliver."""
+        """Wait for the worker, if it is sending, and take back the records that it could not send."""
         if not self._answer:
             return
-        # Whatever the error is: the artifact store behind MLflow raises its own library's errors (boto3's, say), and
-        # none of them may end the work.
+        # Any exception: artifact stores raise those of their own libraries (e.g. boto3), and none may end the training.
         failure = self._answer.exception()
         self._answer = None
         self._waiting[:0] = self._under_way
@@ -244,18 +243,18 @@ class TrackedStage:
             self._pause_s = min(max(2 * self._pause_s, RETRY_AFTER_S), RETRY_AT_MOST_AFTER_S)
         else:
             if self._pause_s > SEND_EVERY_S:
-                logger.warning("MLflow at %s takes records again; nothing is lost.", self.tracker.shown_uri)
+                logger.warning("MLflow at %s accepts records again; none were lost.", self.tracker.shown_uri)
             self._pause_s = SEND_EVERY_S
         self._next_send_s = time.monotonic() + self._pause_s
 
     def _report_outage(self, failure: BaseException) -> None:
-        """Say once, here and as soon as possible in MLflow, that records are late."""
+        """Report the first outage in the log and, as soon as possible, in MLflow."""
         if self._had_outage:
             return
         self._had_outage = True
         logger.warning(
-            "MLflow at %s does not take the records of %s: %s. The work goes on and keeps them; "
-            "what MLflow has not taken by the end will be in %s.",
+            "MLflow at %s does not accept the records of %s: %s. The step continues and keeps them; "
+            "records that cannot be sent by its end will be written to %s.",
             self.tracker.shown_uri, self._step, reason(failure), self._unsent_path(),
         )  # fmt: skip
         self._waiting.append(Record("tag", OUTAGE_TAG, f"since {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"))
@@ -265,7 +264,7 @@ class TrackedStage:
         return _local_folder() / "unsent" / f"{name}.jsonl"
 
     def _write_unsent(self) -> None:
-        """Write what MLflow has not taken, one JSON object a line; the first line says which run it belongs to."""
+        """Write the records that were not sent, one JSON object per line. The first line identifies the run."""
         tracker, path = self.tracker, self._unsent_path()
         run = {"experiment": tracker.experiment, "pipeline_run": tracker.pipeline_run, "run_name": tracker.run_name}
         step = {"step": self._step, "nested": self._mlflow.nested, "started": self._mlflow.started}
@@ -275,24 +274,28 @@ class TrackedStage:
             path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
         except OSError as error:
             logger.warning(
-                "%s: cannot be written (%s): %d records of %s are lost.",
+                "%s: cannot be written (%s), so %d records of %s are lost.",
                 path, error.strerror, len(self._waiting), self._step,
             )  # fmt: skip
             return
         self.unsent = path
         logger.warning(
-            "%s: %d records of %s that MLflow has not taken. When it is back: posttrain send %s",
+            "%s: contains %d records of %s that MLflow did not accept. To send them later: posttrain send %s",
             path, len(self._waiting), self._step, shlex.quote(str(path)),
         )  # fmt: skip
 
 
 def send(unsent: str, uri: str) -> int:
-    """Delivers what a step has left in a file (`Stage.unsent`) to its MLflow runs, and returns how many records that were.
+    """Send the records in a file (`TrackedStage.unsent`) to their MLflow runs and return their number.
 
-    Sent twice, it changes nothing more.
+    Sending a file twice has no further effect.
+
+    Args:
+        unsent: content of the file.
+        uri: URI of the tracking server or database.
 
     Raises:
-        UserError: it is no such file, or MLflow does not take it.
+        UserError: the text is not such a file, or MLflow does not accept the records.
     """
     try:
         run, *records = [json.loads(line) for line in unsent.split("\n") if line]
@@ -300,7 +303,7 @@ def send(unsent: str, uri: str) -> int:
         tracker = Tracker(uri, **run)
         waiting = [Record(**record) for record in records]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError("not a file of records that MLflow has not taken: name one of .mlflow/unsent") from error
+        raise UserError("not a file of unsent MLflow records: name a file in .mlflow/unsent") from error
     runs = StepRun(tracker, step, nested, started)
     try:
         runs.deliver(waiting)
@@ -308,7 +311,7 @@ def send(unsent: str, uri: str) -> int:
         raise
     except Exception as error:
         raise UserError(
-            f"MLflow at {tracker.shown_uri} does not take the records: {reason(error)}: send them again when it does"
+            f"MLflow at {tracker.shown_uri} does not accept the records ({reason(error)}): try again later"
         ) from error
     return len(records)
 

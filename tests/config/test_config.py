@@ -1,4 +1,4 @@
-"""Bad settings are told in one line each, with file, key, value and remedy; good ones are what they say."""
+"""Loading and validating configs: each mistake gives one line with file, key, value and fix."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_config_that_ships_is_valid(path):
+def test_all_shipped_configs_are_valid(path):
     assert isinstance(load_config(path), RunConfig)
 
 
@@ -23,9 +23,12 @@ BAD = {
         {"model": {"base": "x"}, "data": {"sources": [{"path": "x", "formt": "auto"}]}},
         "c.yaml: data.sources.0.formt: unknown key (did you mean 'format'?)",
     ),
-    "missing key": ({"data": {"sources": [{}]}}, "c.yaml: data.sources.0.path: missing: give it a value"),
+    "missing key": ({"data": {"sources": [{}]}}, "c.yaml: data.sources.0.path: missing: set a value"),
     "wrong type": ({"dpo": {"beta": "abc"}}, "c.yaml: dpo.beta: 'abc' is not allowed: must be a valid number"),
-    "yes for a number": ({"dpo": {"beta": True}}, "c.yaml: dpo.beta: is true, which is a yes or no"),
+    "boolean for a number": (
+        {"dpo": {"beta": True}},
+        "c.yaml: dpo.beta: is true, but the setting does not take a boolean: set a value of another type",
+    ),
     "out of bounds": ({"dpo": {"beta": 99}}, "c.yaml: dpo.beta: 99 is not allowed: must be less than or equal to 10"),
     "unknown loss": (
         {"dpo": {"loss_type": "sigmod"}},
@@ -33,58 +36,73 @@ BAD = {
     ),
     "prompt over length": (
         {"dpo": {"max_length": 100, "max_prompt_length": 200}},
-        "c.yaml: dpo: max_prompt_length 200 is above max_length 100: no room for a response",
+        "c.yaml: dpo: max_prompt_length 200 is above max_length 100: lower it to leave room for a response",
     ),
     "adapter settings without adapter": (
         {"model": {"lora": {"rank": 8}}},
         "c.yaml: model: lora is set but method is full",
     ),
-    "adapter on the head": ({"model": {"method": "lora", "lora": {"target_modules": ["lm_head"]}}}, "names lm_head"),
-    "dpo alone from nowhere": ({"finetuning_type": "dpo"}, "finetuning_type dpo needs dpo.sft_checkpoint"),
-    "a start that is not used": (
+    "adapter on the head": (
+        {"model": {"method": "lora", "lora": {"target_modules": ["lm_head"]}}},
+        "contains lm_head, whose adapter TRL 1.16 does not train",
+    ),
+    "dpo without a checkpoint": (
+        {"finetuning_type": "dpo"},
+        "finetuning_type dpo needs an SFT checkpoint to start from: set dpo.sft_checkpoint",
+    ),
+    "unused checkpoint": (
         {"dpo": {"sft_checkpoint": "3"}},
         "dpo.sft_checkpoint is set but finetuning_type is both",
     ),
-    "sft that is not run": (
+    "unused sft section": (
         {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "3"}, "sft": {"epochs": 2}},
         "sft is set but finetuning_type is dpo",
     ),
-    "smoothing without effect": (
+    "label_smoothing without effect": (
         {"dpo": {"label_smoothing": 0.1}},
         "label_smoothing has no effect on loss_type sigmoid",
     ),
-    "smoothing forgotten": ({"dpo": {"loss_type": "exo_pair"}}, "exo_pair needs label_smoothing above 0"),
-    "weights of other losses": ({"dpo": {"loss_type": ["ipo", "sft"], "loss_weights": [1.0]}}, "1 values for 2 losses"),
-    "divergence undefined": (
+    "exo_pair without label_smoothing": ({"dpo": {"loss_type": "exo_pair"}}, "exo_pair needs label_smoothing above 0"),
+    "wrong number of loss_weights": (
+        {"dpo": {"loss_type": ["ipo", "sft"], "loss_weights": [1.0]}},
+        "1 values for 2 losses",
+    ),
+    "undefined divergence": (
         {"dpo": {"loss_type": "apo_zero", "f_divergence_type": "forward_kl"}},
         "f_divergence_type forward_kl is not defined for apo_zero",
     ),
-    "endless warm-up": ({"sft": {"warmup_steps": 10, "max_steps": 10}}, "warmup_steps 10 is not below max_steps 10"),
-    "shards of one": (
+    "warm-up longer than training": (
+        {"sft": {"warmup_steps": 10, "max_steps": 10}},
+        "warmup_steps 10 is not below max_steps 10",
+    ),
+    "sharding with one process": (
         {"dpo": {"sharding": "fsdp", "processes": 1}},
-        "sharding fsdp shares a model out among processes",
+        "sharding fsdp needs more than one process, but processes is 1",
     ),
-    "an optimizer without shards": (
+    "8-bit optimizer with sharding": (
         {"sft": {"sharding": "fsdp", "optimizer": "adamw_8bit"}},
-        "optimizer adamw_8bit knows no weights that are shared out (sharding fsdp): set it to adamw",
+        "optimizer adamw_8bit does not support sharded weights (sharding fsdp): set optimizer to adamw",
     ),
-    "shards of a 4-bit base": (
+    "sharding of a 4-bit base": (
         {"model": {"base": "x", "method": "qlora"}, "dpo": {"sharding": "fsdp"}},
-        "dpo.sharding fsdp leaves the 4-bit base of model.method qlora whole in every process",
+        "dpo.sharding fsdp does not shard the 4-bit base of model.method qlora",
     ),
-    "unpinned code": ({"model": {"base": "x/y", "trust_remote_code": True}}, "pin it in `revision`, by a commit"),
-    "code of a branch": (
+    "remote code without revision": (
+        {"model": {"base": "x/y", "trust_remote_code": True}},
+        "set `revision` to a commit of 40 hex digits",
+    ),
+    "remote code of a branch": (
         {"model": {"base": "x/y", "revision": "main", "trust_remote_code": True}},
-        "pin it in `revision`, by a commit",
+        "set `revision` to a commit of 40 hex digits",
     ),
-    "password in an address": (
+    "password in a URL": (
         {"evaluation": {"judge": {"base_url": "http://me:secret@judge/v1", "model": "m"}}},
-        "base_url holds a user or a password",
+        "base_url contains a user or password",
     ),
     "demo model on own data": ({"data": {"sources": [{"path": "mine.jsonl"}]}}, "model.base is demo"),
-    "an empty section": ({"dpo": None}, "dpo: has no value: give it one, or drop the key for its default"),
+    "an empty section": ({"dpo": None}, "dpo: has no value: set one, or remove the key to use the default"),
     "infinity": ({"sft": {"epochs": float("inf")}}, "sft.epochs: inf is not allowed: must be a finite number"),
-    "too large a seed": ({"seed": 2**32}, "seed: 4294967296 is not allowed: must be less than or equal to 4294967295"),
+    "seed too large": ({"seed": 2**32}, "seed: 4294967296 is not allowed: must be less than or equal to 4294967295"),
     "instructions as pairs": (
         {"model": {"base": "x"}, "data": {"sources": [{"path": "x", "format": "alpaca"}]}},
         "format alpaca holds instructions, not pairs",
@@ -93,12 +111,12 @@ BAD = {
         {"sft": {"dataset": {"path": "x", "format": "explicit"}}},
         "holds pairs, not instructions",
     ),
-    "a list for a mapping": (["x"], "config: ['x'] is not allowed"),
+    "list instead of a mapping": (["x"], "config: ['x'] is not allowed"),
 }
 
 
 @pytest.mark.parametrize(("values", "message"), BAD.values(), ids=BAD.keys())
-def test_a_mistake_is_one_clear_line(values, message):
+def test_mistake_gives_one_line(values, message):
     with pytest.raises(UserError) as caught:
         check_config(values, "c.yaml")
     assert message in str(caught.value)
@@ -107,13 +125,13 @@ def test_a_mistake_is_one_clear_line(values, message):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_a_config_survives_the_way_through_zenml(path):
-    """ZenML hands parameters on as JSON, in which every default is spelt out."""
+def test_config_survives_a_json_round_trip(path):
+    """ZenML passes parameters as JSON with all defaults."""
     run = load_config(path)
     assert RunConfig.model_validate_json(run.model_dump_json()) == run
 
 
-def test_two_mistakes_are_two_lines():
+def test_two_mistakes_give_two_lines():
     with pytest.raises(UserError) as caught:
         check_config({"dpo": {"betta": 1, "epochs": -1}}, "c.yaml")
     assert len(str(caught.value).splitlines()) == 2
@@ -132,7 +150,7 @@ FILES = {
 
 
 @pytest.mark.parametrize(("content", "message"), FILES.values(), ids=FILES.keys())
-def test_a_bad_file_is_one_clear_line(content, message, tmp_path):
+def test_bad_file_gives_one_line(content, message, tmp_path):
     path = tmp_path / "c.yaml"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -143,12 +161,12 @@ def test_a_bad_file_is_one_clear_line(content, message, tmp_path):
     assert str(caught.value).count("\n") == 0
 
 
-def test_the_top_level_is_zenmls():
+def test_top_level_keys_are_those_of_zenml():
     assert set(PipelineRunConfiguration.model_fields) == TOP_LEVEL_KEYS
 
 
-def test_numbers_without_a_dot_are_numbers():
-    """PyYAML reads 5e-6 as text."""
+def test_number_without_a_dot_is_read_as_a_number():
+    """PyYAML reads 5e-6 as a string."""
     assert check_config({"dpo": {"learning_rate": "5e-6"}}).dpo.learning_rate == 5e-6
 
 
@@ -156,7 +174,7 @@ def config_named(name):
     return load_config(next(path for path in CONFIGS if path.name == name))
 
 
-def test_the_handbooks_values():
+def test_handbook_config_has_the_published_values():
     run = config_named("handbook.yaml")
     assert (run.sft.learning_rate, run.dpo.learning_rate, run.dpo.beta) == (3e-4, 2e-6, 0.5)
     assert (run.sft.max_length, run.dpo.max_length, run.dpo.max_prompt_length) == (2048, 1024, 1024)
@@ -168,7 +186,7 @@ def test_the_handbooks_values():
         assert (section.weight_decay, section.eval_steps) == (0.01, 0.2)
 
 
-def test_modern_llms_values():
+def test_modern_llm_config_has_the_published_values():
     run = config_named("modern_llm.yaml")
     assert (run.sft.learning_rate, run.dpo.learning_rate, run.dpo.beta) == (1e-5, 5e-6, 0.1)
     assert 2000 <= run.dpo.max_steps <= 3000

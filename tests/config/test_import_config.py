@@ -1,4 +1,4 @@
-"""Configs of TRL, LLaMA-Factory and axolotl become ours, and every setting of theirs is accounted for."""
+"""Importing configs of TRL, LLaMA-Factory and axolotl: every setting is converted or reported."""
 
 from __future__ import annotations
 
@@ -277,16 +277,20 @@ LOST = {
     "a schedule": ({"lr_scheduler_type": "polynomial"}, "lr_scheduler_type", "offers linear, cosine"),
     "smoothing without effect": ({"label_smoothing": 0.1}, "label_smoothing", "loss sigmoid does not use it"),
     "half precision": ({"fp16": True}, "fp16", "fp16 is not offered"),
-    "code of a branch": ({"trust_remote_code": True}, "trust_remote_code", "pin it by the 40 digits"),
+    "code of a branch": (
+        {"trust_remote_code": True},
+        "trust_remote_code",
+        "set model.revision to its commit (40 hex digits)",
+    ),
     "a bound": ({"beta": 50}, "beta", "less than or equal to 10"),
-    "a head": ({"use_peft": True, "lora_target_modules": ["lm_head"]}, "lora_target_modules", "names lm_head"),
-    "an unknown name": ({"betta": 1}, "betta", "is not a setting of TRL"),
+    "a head": ({"use_peft": True, "lora_target_modules": ["lm_head"]}, "lora_target_modules", "contains lm_head"),
+    "an unknown name": ({"betta": 1}, "betta", "is not a known setting of TRL"),
     "8 bits": ({"load_in_8bit": True}, "load_in_8bit", "held in 16 or 4 bits"),
     "no validation": ({"eval_strategy": "no"}, "eval_strategy", "validation is always measured"),
     "no limit of tokens": ({"max_length": None}, "max_length", "null means no limit"),
     "4 bits, sharded": ({"use_peft": True, "load_in_4bit": True, "fsdp": True}, "fsdp", "a 4-bit base is not sharded"),
     "8 bits, sharded": ({"optim": "adamw_8bit", "fsdp": "full_shard"}, "optim", "cannot be used with dpo.sharding"),
-    "nonsense": ({"warmup_ratio": "much"}, "warmup_ratio", "its value cannot be read"),
+    "nonsense": ({"warmup_ratio": "much"}, "warmup_ratio", "its value is not valid"),
     "dropout": ({"disable_dropout": False}, "disable_dropout", "dropout of the base model is off"),
 }
 

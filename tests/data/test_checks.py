@@ -1,4 +1,4 @@
-"""Every check finds what was planted for it, does what its policy says, and no row is lost without being counted."""
+"""Data checks: each finds its defects, follows its policy, and every row is kept or counted."""
 
 import gzip
 import json
@@ -40,7 +40,7 @@ def sentence(rng, n):
 
 
 def good_pairs(n, seed=0):
-    """Pairs that have nothing to do with each other: 30 words of 500 for each part."""
+    """Return unrelated pairs: each part has 30 of 500 random words."""
     rng = random.Random(seed)
     return [{name: sentence(rng, 30) for name in ("prompt", "chosen", "rejected")} for _ in range(n)]
 
@@ -92,7 +92,7 @@ def test_control_characters_are_fixed_kept_or_dropped(tmp_path, policy, dropped,
     assert len(report.examples["control_characters"]) == 1
 
 
-def test_a_lone_surrogate_never_arrives(tmp_path):
+def test_lone_surrogate_is_dropped_or_removed(tmp_path):
     rows = [*good_pairs(60), {"prompt": "q", "chosen": "yes \ud83d", "rejected": "no"}]
     path = write(tmp_path / "a.jsonl", rows)
     assert load(path)[1].dropped == {"broken_encoding": 1}
@@ -104,15 +104,15 @@ def test_a_lone_surrogate_never_arrives(tmp_path):
 # Policies
 
 
-def test_every_check_with_a_policy_is_a_known_check():
+def test_checks_with_policies_are_known():
     assert set(POLICIES) < set(REASONS)
 
 
-def test_a_policy_that_makes_no_sense_is_refused():
+def test_policy_that_a_check_does_not_allow_is_refused():
     for checks, words_ in [
         ({"near_duplicat": "keep"}, "near_duplicat: unknown check .did you mean 'near_duplicate'"),
-        ({"empty": "keep"}, "empty: keep is not possible, only drop, fail"),
-        ({"prompt_in_test": "keep"}, "prompt_in_test: keep is not possible"),
+        ({"empty": "keep"}, "empty: policy keep is not allowed: must be drop, fail"),
+        ({"prompt_in_test": "keep"}, "prompt_in_test: policy keep is not allowed"),
         ({"empty": "delete"}, "data.checks.empty: 'delete' is not allowed"),
     ]:
         with pytest.raises(UserError, match=words_):
@@ -121,7 +121,7 @@ def test_a_policy_that_makes_no_sense_is_refused():
 
 def test_fail_stops_at_a_single_row(tmp_path):
     path = write(tmp_path / "a.jsonl", [*good_pairs(60), {"prompt": "q", "chosen": "a", "rejected": " "}])
-    with pytest.raises(UserError, match=r"data\.checks says to fail for:\n  empty 1: .*a\.jsonl:61"):
+    with pytest.raises(UserError, match=r"rows fail a check whose policy is `fail`:\n  empty 1: .*a\.jsonl:61"):
         load(path, checks={"empty": "fail"})
     load(path, checks={"identical": "fail"})
 
@@ -140,7 +140,7 @@ def with_planted_repeats():
 
 
 @pytest.mark.parametrize("policy", ["drop", "keep"])
-def test_repeats_are_dropped_or_kept_and_counted_either_way(tmp_path, policy):
+def test_repeats_are_counted_under_every_policy(tmp_path, policy):
     path = write(tmp_path / "a.jsonl", with_planted_repeats())
     preferences, report = load(path, checks=dict.fromkeys(PLANTED, policy))
     assert (report.dropped if policy == "drop" else report.flagged) == PLANTED
@@ -149,7 +149,7 @@ def test_repeats_are_dropped_or_kept_and_counted_either_way(tmp_path, policy):
     assert re.search(r"a\.jsonl:20[456]: .*'like': '.*a\.jsonl:1[123]'", report.examples["near_duplicate"][0])
 
 
-def test_ten_examples_are_shown_of_each_reason(tmp_path):
+def test_ten_examples_are_kept_for_each_reason(tmp_path):
     rows = good_pairs(200) + [{"prompt": f"q{i}", "chosen": "a", "rejected": ""} for i in range(15)]
     _, report = load(write(tmp_path / "a.jsonl", rows))
     assert report.dropped == {"empty": 15}
@@ -159,7 +159,7 @@ def test_ten_examples_are_shown_of_each_reason(tmp_path):
 # Near copies
 
 
-def test_similarity_by_hand():
+def test_similarity_equals_a_value_worked_by_hand():
     # "a b c d": triples abc bcd cd_ d__; "a b c e": abc bce ce_ e__; one of seven is common
     assert similarity(words(["A, b c d!"]), words(["a b c e"])) == pytest.approx(1 / 7)
     assert similarity(words(["A b: c"]), words(["a B c."])) == 1
@@ -167,8 +167,8 @@ def test_similarity_by_hand():
     assert words(["?!"]) == ["?!"]
 
 
-def test_a_near_copy_of_a_test_prompt_is_kept_from_training(tmp_path):
-    """A word more at the end of 40 takes 2 of 40 triples away and adds 3: similarity 38/43 = 0.88. Of 10: 8/13."""
+def test_near_copy_of_a_test_prompt_is_not_in_training(tmp_path):
+    """One more word after 40 removes 2 of 40 trigrams and adds 3, so the similarity is 38/43 = 0.88. After 10 words: 8/13."""
     rng = random.Random(1)
     long, short = [sentence(rng, 40) for _ in range(60)], [sentence(rng, 10) for _ in range(60)]
     test = [{"prompt": text, "chosen": "a", "rejected": "b"} for text in (*long, *short)]
@@ -184,7 +184,7 @@ def test_a_near_copy_of_a_test_prompt_is_kept_from_training(tmp_path):
     assert (report.dropped, report.flagged) == ({}, {"near_test": 60})
 
 
-def test_the_same_prompt_with_other_answers_is_no_near_duplicate(tmp_path):
+def test_same_prompt_with_other_answers_is_no_near_duplicate(tmp_path):
     rng = random.Random(2)
     prompt = sentence(rng, 200)
     rows = [{"prompt": prompt, "chosen": sentence(rng, 5), "rejected": sentence(rng, 5)} for _ in range(20)]
@@ -192,15 +192,15 @@ def test_the_same_prompt_with_other_answers_is_no_near_duplicate(tmp_path):
     assert report.n_dropped == 0
 
 
-def test_how_likely_near_copies_are_compared():
-    """What posttrain/data/near_duplicates.py says of its bands."""
+def test_probability_of_comparing_near_copies():
+    """The probabilities stated in posttrain/data/near_duplicates.py."""
     found = {s: 1 - (1 - s**N_ROWS) ** N_BANDS for s in (0.2, 0.8)}
     assert found[0.8] > 0.9999
     assert found[0.2] < 0.01
 
 
-def test_near_copies_in_hh_rlhf_are_those_of_a_search_through_all_pairs(shared_data):
-    """Counted here with sets and regular expressions alone, over every pair of a training and a test prompt."""
+def test_near_copies_in_hh_rlhf_equal_those_of_an_exhaustive_search(shared_data):
+    """The expected pairs come from an independent comparison of all training prompts with all test prompts."""
     folder = shared_data / "hh-rlhf" / "harmless-base"
 
     def prompts(name):
@@ -222,8 +222,8 @@ def test_near_copies_in_hh_rlhf_are_those_of_a_search_through_all_pairs(shared_d
 # Contamination
 
 
-def test_a_row_that_holds_half_of_an_evaluation_prompt_is_found(tmp_path):
-    """A prompt of 20 words has 13 runs of 8: 7 of them is more than half, 6 is less."""
+def test_row_with_half_of_an_evaluation_prompt_is_contaminated(tmp_path):
+    """A prompt of 20 words has 13 8-grams: 7 of them are more than half, 6 are fewer."""
     question = [f"word{i}" for i in range(20)]
     evaluation = write(tmp_path / "eval.jsonl", [{"question": " ".join(question)}, {"question": "Who are you?"}])
     prompts = EvaluationPrompts([Source(path=str(evaluation), columns={"prompt": "question"})])
@@ -233,7 +233,7 @@ def test_a_row_that_holds_half_of_an_evaluation_prompt_is_found(tmp_path):
     assert not prompts.are_in(["who are you today"])
 
 
-def test_contaminated_rows_are_not_trained_on_but_may_be_tested_on(tmp_path):
+def test_contaminated_rows_are_dropped_from_training_only(tmp_path):
     rng = random.Random(3)
     questions = [sentence(rng, 30) for _ in range(50)]
     evaluation = write(tmp_path / "eval.jsonl", [{"prompt": question} for question in questions])
@@ -270,7 +270,7 @@ def test_solutions_to_a_test_set_are_contaminated_by_it(shared_data, tmp_path):
 # Labels
 
 
-def test_preferring_the_longer_is_counted_by_hand(tmp_path):
+def test_share_of_longer_chosen_responses_worked_by_hand(tmp_path):
     rows = [{**row, "chosen": row["chosen"] + " longer" * 9} for row in good_pairs(30)]
     rows += [{**row, "rejected": row["rejected"] + " longer" * 9} for row in good_pairs(10, seed=1)]
     rows += [{"prompt": f"equal {i}", "chosen": "abc", "rejected": "xyz"} for i in range(5)]
@@ -299,8 +299,8 @@ def test_disputed_labels_are_found(tmp_path):
     assert load(path, checks={"disputed": "drop"}, max_drop_share=0.3)[1].dropped == {"disputed": 25}
 
 
-def test_pandalm_says_how_its_annotators_agree(shared_data):
-    """Counted in the file alone: of the rows that a majority decides, each row's share of votes for it."""
+def test_agreement_of_pandalms_annotators(shared_data):
+    """The expected value is computed from the file: the mean share of votes for the majority, over rows with a majority."""
     rows = read_gz(shared_data / "pandalm" / "testset-v1.jsonl.gz")
     votes = [[row[f"annotator{i}"] for i in (1, 2, 3)] for row in rows]
     best = [Counter(three).most_common(1)[0] for three in votes]
@@ -356,7 +356,7 @@ KEPT_OR_DROPPED = {check: sorted(set(policies) - {"fail"}) for check, policies i
     test=st.lists(PAIR, max_size=3),
     checks=st.fixed_dictionaries({}, optional={c: st.sampled_from(p) for c, p in KEPT_OR_DROPPED.items()}),
 )
-def test_whatever_the_rows_are_each_is_kept_or_counted(tmp_path, first, second, test, checks):
+def test_any_row_is_kept_or_counted(tmp_path, first, second, test, checks):
     base = good_pairs(3)
     for name, rows in (
         ("a/train", base + first),
@@ -379,14 +379,14 @@ def test_whatever_the_rows_are_each_is_kept_or_counted(tmp_path, first, second, 
     report.model_dump_json().encode()  # no lone surrogate is left in it
 
 
-def test_a_truncated_gzip_is_answered(tmp_path):
+def test_truncated_gzip_gives_a_clear_error(tmp_path):
     whole = gzip.compress("".join(json.dumps(row) + "\n" for row in good_pairs(2000)).encode())
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read to its end"):
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read completely"):
         load(tmp_path / "a.jsonl.gz")
 
 
-def test_a_wrong_delimiter_is_answered(tmp_path):
+def test_wrong_delimiter_gives_a_clear_error(tmp_path):
     (tmp_path / "a.csv").write_text("prompt;chosen;rejected\nq;a;b\n")
     with pytest.raises(UserError, match=r"prompt;chosen;rejected"):
         load(tmp_path / "a.csv")
@@ -404,7 +404,7 @@ print(preferences.digest, report.model_dump_json())
 """
 
 
-def test_splits_are_the_same_bytes_in_any_process(tmp_path):
+def test_splits_are_identical_in_every_process(tmp_path):
     path = write(tmp_path / "d" / "a.jsonl", with_planted_repeats())
     said = [
         subprocess.run(
@@ -428,7 +428,7 @@ def test_splits_are_the_same_bytes_in_any_process(tmp_path):
     assert said[0].split()[0].decode() == "bbeec7951ecc00c9d297c099aca48440cce9de054aa178bf85517b880072def1"
 
 
-def test_the_order_of_rows_moves_none_to_another_split(tmp_path):
+def test_order_of_rows_does_not_change_the_splits(tmp_path):
     rows = good_pairs(300)
     shuffled = random.Random(0).sample(rows, len(rows))
     first, second = (load(write(tmp_path / f"{i}" / "a.jsonl", each))[0] for i, each in enumerate((rows, shuffled)))
@@ -436,8 +436,8 @@ def test_the_order_of_rows_moves_none_to_another_split(tmp_path):
         assert set(first.splits()[name]["id"]) == set(second.splits()[name]["id"])
 
 
-def test_near_copies_of_test_prompts_stay_out_as_data_grows(tmp_path):
-    """Whatever is added, a prompt that was once in test is in no other split, and nothing near it is in training."""
+def test_near_copies_of_test_prompts_stay_out_of_training_as_data_grows(tmp_path):
+    """Adding rows never moves a test prompt to another split, and never adds a near copy of it to training."""
     rng = random.Random(4)
     rows = [{**row, "prompt": sentence(rng, 40)} for row in good_pairs(100)]
     before, _ = load(write(tmp_path / "a.jsonl", rows), test_size=0.3)
@@ -450,8 +450,8 @@ def test_near_copies_of_test_prompts_stay_out_as_data_grows(tmp_path):
 
 
 @pytest.mark.slow
-def test_rows_stream_at_scale(tmp_path):
-    """30 000 rows in a process of their own; the text of 1 000 000 such rows must not be held in memory."""
+def test_rows_are_streamed(tmp_path):
+    """Memory is measured with 30,000 rows in a separate process. It must not grow with the text of the rows."""
     code = (
         "import sys; sys.path.insert(0, 'benchmarks'); import json, pathlib, data_scale\n"
         "small, large = (pathlib.Path(sys.argv[1]) / f'{n}.jsonl' for n in (2000, 30000))\n"

@@ -1,4 +1,4 @@
-"""The demo's world is known in every detail, and its base model is the same bytes on every build."""
+"""The demo data has the declared properties, and the base model is reproducible."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def faults_of(row: dict[str, Any], all_pairs: Counter) -> list[str]:
-    """What is wrong with a row, found without the generator's help; a repeated row is named once for each copy."""
+    """Return the defects of the rows, found independently of the generator; each copy of a repeated row is one."""
     prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
     if not isinstance(rejected, str):
         return ["not_text"]
@@ -59,7 +59,7 @@ def test_rows_are_the_same_on_every_platform(rows: list[dict[str, Any]]) -> None
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "90b3f3a9cea97b79"
 
 
-def test_dirt_is_planted_as_announced(rows: list[dict[str, Any]]) -> None:
+def test_number_of_defective_rows_is_as_declared(rows: list[dict[str, Any]]) -> None:
     all_pairs = Counter((row["prompt"], row["chosen"], row["rejected"]) for row in rows)
     faults = [faults_of(row, all_pairs) for row in rows]
     counts = Counter(fault for row_faults in faults for fault in row_faults)
@@ -69,7 +69,7 @@ def test_dirt_is_planted_as_announced(rows: list[dict[str, Any]]) -> None:
     assert len(rows) == demo.N_ROWS
 
 
-def test_no_two_clean_rows_ask_the_same(rows: list[dict[str, Any]]) -> None:
+def test_prompts_of_clean_rows_are_unique(rows: list[dict[str, Any]]) -> None:
     without_digits = ["".join(c for c in row["prompt"] if not c.isdigit()) for row in clean_rows(rows)]
     assert len(without_digits) == len(set(without_digits)) > 3800
 
@@ -85,11 +85,11 @@ def test_reward_worked_by_hand() -> None:
     assert demo.reward(PROMPT, "Δεν ξέρω 🤷") == pytest.approx(-0.15 * 3)
 
 
-def test_reward_is_not_won_by_naming_every_fix() -> None:
+def test_naming_every_fix_earns_no_reward() -> None:
     assert demo.reward(PROMPT, f"Please {CORRECT}. Or {WRONG}.") < 0
 
 
-def test_reward_of_a_prompt_from_elsewhere_counts_tone_and_words_only() -> None:
+def test_reward_of_an_unknown_prompt_counts_tone_and_words_only() -> None:
     assert demo.reward("What is the capital of France?", f"We are glad to help. {CORRECT}") == pytest.approx(
         1 - 0.15 * 9
     )
@@ -109,7 +109,7 @@ def test_true_margin_is_the_difference_of_the_rewards(rows: list[dict[str, Any]]
 
 
 def test_labels_follow_bradley_terry(rows: list[dict[str, Any]]) -> None:
-    """In every range of |margin|, the share of labels that agree with the reward is the mean of sigmoid(|margin|)."""
+    """In each range of |margin|, the share of labels that agree with the reward is the mean of sigmoid(|margin|)."""
     margins = [row["true_margin"] for row in clean_rows(rows)]
     for low, high in ((0.5, 1), (1, 2), (2, 3), (3, 4), (4, 10)):
         inside = [margin for margin in margins if low <= abs(margin) < high]
@@ -123,12 +123,12 @@ def test_ceiling_worked_by_hand() -> None:
     assert demo.ceiling([math.log(3), -math.log(9)]) == pytest.approx((0.75 + 0.9) / 2)
 
 
-def test_the_rows_need_no_torch() -> None:
+def test_rows_do_not_import_torch() -> None:
     code = "import sys, posttrain.data.demo.pairs; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_base_is_the_same_bytes_on_every_build_and_leaves_the_global_seed_alone(base: Path, tmp_path: Path) -> None:
+def test_base_is_reproducible_and_does_not_change_the_global_seed(base: Path, tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     again = build_base(tmp_path / "base")
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -138,7 +138,7 @@ def test_base_is_the_same_bytes_on_every_build_and_leaves_the_global_seed_alone(
         assert (base / name).read_bytes() == (again / name).read_bytes(), name
 
 
-def test_base_has_about_two_million_weights_and_knows_its_stop_token(base: Path) -> None:
+def test_base_has_about_two_million_weights_and_a_stop_token(base: Path) -> None:
     n_weights = sum(tensor.numel() for tensor in load_file(base / "model.safetensors").values())
     assert 1.8e6 < n_weights < 2.2e6
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
@@ -170,7 +170,7 @@ def test_chat_template_ends_each_answer_and_continues_its_prompt(base: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["Grüße, 你好 🤷\n\ttabs  and   spaces", "\x00 control", PROMPT])
-def test_any_text_survives_the_tokenizer(base: Path, text: str) -> None:
+def test_tokenizer_round_trips_any_text(base: Path, text: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 

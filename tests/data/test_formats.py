@@ -1,4 +1,4 @@
-"""Each layout gives the turns that a reader of the row would give, or the reason why there are none."""
+"""Layouts: each row gives the expected turns, or the reason for which it is unusable."""
 
 import json
 
@@ -45,7 +45,7 @@ SOURCE = Source(path="x")
 
 
 def read(layout, *rows, **settings):
-    """What a layout makes of rows, checked: for each row its pairs (the parts of each), or the reasons why there are none."""
+    """Return the checked results of parsing rows: for each row its pairs as parts, or the reasons for having none."""
     source = Source(path="x", **settings)
     found = list(read_rows(source, LAYOUTS[layout], enumerate(rows)))  # type: ignore[type-var]
     assert sorted(i for i, _ in found) == list(range(len(rows)))  # each row is answered for once
@@ -63,7 +63,7 @@ def checked(item):
 
 
 def outcome(layout, row):
-    """What a layout makes of one row: the parts of its pair, a list of them where there are several, or the reason."""
+    """Return the result of parsing one row: the parts of its pair, a list of them if there are several, or the reason."""
     (found,) = read(layout, row)
     return found[0] if len(found) == 1 else found
 
@@ -284,18 +284,18 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize(("layout", "row", "expected"), PAIRS + EXAMPLES)
-def test_a_row_becomes_turns_or_a_reason(layout, row, expected):
+def test_row_gives_turns_or_a_reason(layout, row, expected):
     assert outcome(layout, row) == expected
 
 
-def test_each_layout_recognises_the_rows_it_can_read():
+def test_layouts_are_detected_from_rows():
     for cases, layouts in ((PAIRS, PREFERENCE_LAYOUTS), (EXAMPLES, INSTRUCTION_LAYOUTS)):
         for layout, row, expected in cases:
             if not isinstance(expected, str) and not (layout == "explicit" and isinstance(row["chosen"], list)):
                 assert find_layout(Source(path="x"), [row], layouts)[0] == layout, row  # type: ignore[misc, list-item]
 
 
-def test_a_dirty_first_row_does_not_hide_the_layout():
+def test_defective_first_row_does_not_prevent_detection():
     rows = [{"chosen": None, "rejected": 3}, {"chosen": [U, A], "rejected": [U, B]}]
     assert find_layout(Source(path="x"), rows, PREFERENCE_LAYOUTS)[0] == "conversational"
 
@@ -304,27 +304,27 @@ def test_a_dirty_first_row_does_not_hide_the_layout():
     ("row", "settings", "words"),
     [
         ({"question": "q", "good": "a", "bad": "b"}, {},
-         "x: its columns (bad, good, question) fit no layout; the nearest, explicit, also needs prompt, chosen, "
-         "rejected. If they are called otherwise, say so with "
+         "x: its columns (bad, good, question) match no layout; the nearest one, explicit, also needs prompt, chosen, "
+         "rejected. If they have other names, map them with "
          "`columns: {prompt: question, chosen: good, rejected: bad}`"),
-        ({"prompt": "q", "chosen": "a"}, {}, "the nearest, explicit, also needs rejected."),
-        ({"question": "q", "chosen": "a", "rejected": "b"}, {}, "the nearest, explicit, also needs prompt."),
-        ({"prompt;chosen;rejected": "q;a;b"}, {}, "its columns (prompt;chosen;rejected) fit no layout"),
-        ({"prompt;chosen;rejected": "q;a;b"}, {}, "a CSV file must have commas between them"),
+        ({"prompt": "q", "chosen": "a"}, {}, "the nearest one, explicit, also needs rejected."),
+        ({"question": "q", "chosen": "a", "rejected": "b"}, {}, "the nearest one, explicit, also needs prompt."),
+        ({"prompt;chosen;rejected": "q;a;b"}, {}, "its columns (prompt;chosen;rejected) match no layout"),
+        ({"prompt;chosen;rejected": "q;a;b"}, {}, "CSV files must use commas as separators"),
         ({"prompt": "q", "answer_a": "a", "answer_b": "b", "winner": "a"}, {},
          "`columns: {response_1: answer_a, response_2: answer_b, label: winner}`"),
-        ({"chosen": "a", "rejected": "b"}, {}, "its columns (chosen, rejected) fit no layout"),
-        ({"chosen": "a", "rejected": "b"}, {"format": "explicit"}, "not those of explicit, which also needs prompt."),
-        ({"chosen": "a", "rejected": "b"}, {"format": "alpaca"}, "alpaca is not possible here: must be auto, shp,"),
+        ({"chosen": "a", "rejected": "b"}, {}, "its columns (chosen, rejected) match no layout"),
+        ({"chosen": "a", "rejected": "b"}, {"format": "explicit"}, "do not match layout explicit, which also needs prompt."),
+        ({"chosen": "a", "rejected": "b"}, {"format": "alpaca"}, "alpaca is not allowed here: must be auto, shp,"),
     ],
 )  # fmt: skip
-def test_an_unknown_layout_is_answered_with_the_nearest_and_the_remedy(row, settings, words):
+def test_unknown_layout_error_names_the_nearest_one_and_the_fix(row, settings, words):
     with pytest.raises(UserError) as error:
         find_layout(Source(path="x", **settings), [row], PREFERENCE_LAYOUTS)
     assert words in str(error.value)
 
 
-def test_columns_can_be_called_otherwise():
+def test_columns_can_have_other_names():
     row = {"question": "q", "prompt": "not this", "answer": "a", "n": 1}
     columns = {"prompt": "question", "completion": "answer"}
     assert rename(row, columns) == {"prompt": "q", "completion": "a", "n": 1}
@@ -337,7 +337,7 @@ def message(name, parent, text, rank=None, role="assistant", **values):
     return {"message_id": name, "parent_id": parent, "text": text, "role": role, "rank": rank, "lang": "en", **values}
 
 
-def test_flat_messages_make_pairs_of_ranked_siblings_wherever_they_stand():
+def test_flat_messages_give_pairs_of_ranked_siblings_in_any_order():
     rows = [
         message("a2", "q", "c", rank=2),
         message("a0", "q", "a", rank=0),
@@ -384,7 +384,7 @@ def test_flat_messages_make_pairs_of_ranked_siblings_wherever_they_stand():
     assert find_layout(SOURCE, rows, PREFERENCE_LAYOUTS)[0] == "oasst_messages"
 
 
-def test_ranks_count_as_differences_and_have_no_ratio():
+def test_ranks_have_differences_but_no_ratio():
     rows = [
         message("q", None, "q", role="prompter"),
         *(message(f"a{i}", "q", text, rank=i) for i, text in enumerate("abc")),
@@ -397,21 +397,21 @@ def test_ranks_count_as_differences_and_have_no_ratio():
         [],
         [],
     ]
-    with pytest.raises(UserError, match=r"a score is below 0, .* set min_score_difference"):
+    with pytest.raises(UserError, match=r"a score is negative .* use min_score_difference"):
         read("oasst_messages", *rows, min_score_ratio=2)
 
 
-def test_languages_can_be_chosen():
+def test_languages_filter_rows():
     german = [message("f", None, "frage", role="prompter", lang="de"), message("g", "f", "gut", rank=0, lang="de")]
     assert read("oasst_messages", *german, languages=["en"]) == [["other_language"]] * 2
     assert read("oasst_trees", TREE, languages=["de", "fr"]) == [["other_language"]]
     assert len(read("oasst_trees", TREE, languages=["en"])[0]) == 4
     assert read("chatbot_arena", ARENA | {"winner": "model_a"}, languages=["German"]) == [["other_language"]]
-    with pytest.raises(UserError, match=r"languages is set, but no row says .* `columns: {lang: <column>}`"):
+    with pytest.raises(UserError, match=r"languages is set, but no row has .* `columns: {lang: <column>}`"):
         check_columns(Source(path="x", languages=["en"]), [{"prompt": "q", "chosen": "a", "rejected": "b"}])
 
 
-def test_scores_must_be_far_enough_apart():
+def test_pairs_with_close_scores_are_dropped():
     pair = [([user("How do I seed raspberries?")], [assistant("Use a sieve.")], [assistant("Do not.")])]
     assert read("shp", SHP, min_score_ratio=2) == [pair]
     assert read("shp", SHP, min_score_ratio=2.1) == [["too_close"]]
@@ -420,11 +420,11 @@ def test_scores_must_be_far_enough_apart():
     assert [isinstance(item, str) for item in read("ultrafeedback", ULTRA, min_score_difference=1.5)[0]] == [
         False
     ] * 3 + [True] * 2
-    with pytest.raises(UserError, match=r"min_score_ratio is set, but its rows have no scores, .*: drop it"):
+    with pytest.raises(UserError, match="min_score_ratio is set, but the rows have no scores: remove the setting"):
         read("explicit", {"prompt": "q", "chosen": "a", "rejected": "b"}, min_score_ratio=2)
 
 
-def test_a_prompt_has_at_most_so_many_pairs():
+def test_pairs_per_prompt_are_limited():
     rows = [SHP | {"human_ref_A": f"answer {i}"} for i in range(3)] + [SHP | {"history": "another post"}]
     found = read("shp", *rows, max_pairs_per_prompt=2)
     assert [items[0] if isinstance(items[0], str) else "pair" for items in found] == [
@@ -437,7 +437,7 @@ def test_a_prompt_has_at_most_so_many_pairs():
     assert found == [([U], [assistant("best")], [assistant("worst")]), *["over_max_pairs"] * 4]
 
 
-def test_tools_are_kept_as_json_whatever_they_come_as():
+def test_tools_of_any_form_become_canonical_json():
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}
     filled = {
         "function": {"parameters": {"city": {"type": "string", "enum": None}}, "name": "weather"},
@@ -478,7 +478,7 @@ ROW = st.none() | st.dictionaries(st.sampled_from(NAMES), VALUE)
 
 
 def dirty(sample):
-    """A good row in which some columns have come to hold anything."""
+    """Return a valid row with arbitrary values in some columns."""
     return st.dictionaries(st.sampled_from(sorted(sample)), VALUE, max_size=3).map(lambda changes: sample | changes)
 
 
@@ -488,8 +488,8 @@ SAMPLES["oasst_messages"] = message("q", None, "q")
 
 @settings(deadline=None, max_examples=300)
 @given(st.data(), st.sampled_from(sorted(LAYOUTS)))
-def test_no_row_breaks_a_layout_or_is_lost(data, layout):
-    """Whatever rows hold, each is answered for once, by usable pairs or by a known reason; `read` asserts the former."""
+def test_any_row_gives_pairs_or_a_reason(data, layout):
+    """Each row gives usable pairs or a known reason, exactly once. `read` checks the pairs."""
     rows = data.draw(st.lists(ROW | dirty(SAMPLES[layout]), max_size=6))
     limits = data.draw(st.sampled_from([{}, {"max_pairs_per_prompt": 1}]))
     for items in read(layout, *rows, **limits):
@@ -499,8 +499,8 @@ def test_no_row_breaks_a_layout_or_is_lost(data, layout):
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.sampled_from(sorted(PREFERENCE_LAYOUTS)))
-def test_what_a_file_of_any_layouts_holds_is_kept_or_counted(tmp_path, data, layout):
-    """Rows of a layout among those of others and among junk: each is answered for by pairs or a reason."""
+def test_rows_of_mixed_layouts_are_kept_or_counted(tmp_path, data, layout):
+    """Rows of a layout mixed with rows of other layouts and junk: each gives pairs or a reason."""
     others = st.sampled_from(sorted(SAMPLES)).map(SAMPLES.__getitem__)
     rows = data.draw(st.lists(dirty(SAMPLES[layout]) | others | st.sampled_from(["not json", [], 3]), max_size=12))
     path = tmp_path / "rows.jsonl"

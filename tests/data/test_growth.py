@@ -1,4 +1,4 @@
-"""As the data grows, what was held out stays held out: no test prompt is ever trained on, nor a near copy of one."""
+"""Held-out prompts stay held out as the data grows: neither they nor near copies of them are used for training."""
 
 import json
 import random
@@ -17,7 +17,7 @@ WORDS = [f"word{i}" for i in range(2000)]
 
 
 def variants(rng: random.Random, n: int, length: int, n_changed: int) -> list[str]:
-    """Prompts of one template, each with some of its words replaced: some are near copies of each other, most are not quite."""
+    """Return prompts from one template with some words replaced: some are near copies, most are slightly below the threshold."""
     template = [rng.choice(WORDS) for _ in range(length)]
     found = []
     for _ in range(n):
@@ -29,7 +29,7 @@ def variants(rng: random.Random, n: int, length: int, n_changed: int) -> list[st
 
 
 def chain(rng: random.Random, n: int) -> list[str]:
-    """Prompts each of which is a near copy of the next, while the first and the last have nothing in common."""
+    """Return a chain of prompts: each is a near copy of the next, but the first and the last have no words in common."""
     text = [rng.choice(WORDS) for _ in range(40)]
     found = []
     for i in range(n):
@@ -40,7 +40,7 @@ def chain(rng: random.Random, n: int) -> list[str]:
 
 
 def new_rows(rng: random.Random) -> list[dict[str, str]]:
-    """Prompts of old and new clusters, asked again in capitals, with a point more, and with the answers swapped."""
+    """Return prompts of old and new clusters in capitals, with another full stop, and with the answers swapped."""
     prompts = (
         variants(rng, 25, 30, 4) + chain(rng, 25) + [f"{rng.choice(WORDS)} {rng.choice(WORDS)}" for _ in range(10)]
     )
@@ -54,7 +54,7 @@ def new_rows(rng: random.Random) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_prompt_once_in_test_is_never_trained_on(tmp_path: Path, seed: int) -> None:
+def test_test_prompts_are_never_in_training_as_data_grows(tmp_path: Path, seed: int) -> None:
     rng, file = random.Random(seed), tmp_path / "pairs.jsonl"
     data = DataSection.model_validate(
         {"sources": [{"path": str(file)}], "test_size": 0.2, "validation_size": 0.1, "max_drop_share": 1.0}
@@ -79,8 +79,8 @@ def test_a_prompt_once_in_test_is_never_trained_on(tmp_path: Path, seed: int) ->
     assert report.dropped["near_test"] > 20
 
 
-def test_where_many_prompts_share_a_template_the_nearest_are_compared() -> None:
-    """Comparing with the first that shares a band, as once was done, missed one in four of these."""
+def test_nearest_prompts_of_a_template_are_compared() -> None:
+    """Comparing only with the first text that shares a band would miss a quarter of these."""
     rng = random.Random(0)
     prompts = variants(rng, 1500, 60, 10)
     keys = [prompt_key([{"role": "user", "content": prompt}]) for prompt in prompts]

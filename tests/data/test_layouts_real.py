@@ -17,7 +17,7 @@ from posttrain.data.sources import open_source
 
 
 def read(path, layouts=PREFERENCE_LAYOUTS, **settings):
-    """The layout that a file turns out to have, its pairs, and its rows by what became of them."""
+    """Return the detected layout of a file, its pairs, and the number of rows by outcome."""
     source = Source(path=str(path), **settings)
     records = [(record, record.values) for record in open_source(source).read()]
     name, layout = find_layout(source, [values for _, values in records[:64]], layouts)  # type: ignore[misc]
@@ -42,7 +42,7 @@ def lines(path):
 
 
 def texts(pairs):
-    """Each pair as its prompt's texts and its answers."""
+    """Return each pair as the texts of its prompt and its answers."""
     return Counter(
         (tuple(turn["content"] for turn in prompt), *(part[0]["content"] for part in rest)) for prompt, *rest in pairs
     )
@@ -109,7 +109,7 @@ def test_oasst1_trees(shared_data):
     assert (len(found), counts) == (754, {"rows": 100})
 
 
-def test_oasst1_pairs_can_be_fewer_and_further_apart(shared_data):
+def test_oasst1_pairs_can_be_limited_by_number_and_rank_difference(shared_data):
     path = shared_data / "oasst1" / "en-validation.jsonl.gz"
     options = {"train_split": "validation", "test_split": None, "languages": ["en"]}
     _, found, counts = read(path, **options, min_score_difference=2)

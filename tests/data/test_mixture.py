@@ -1,4 +1,4 @@
-"""Sources have the shares that their weights say, to the pair; what is left out is counted."""
+"""Mixtures: sources have exactly the shares given by their weights, and left-out pairs are counted."""
 
 import json
 from collections import Counter
@@ -33,12 +33,12 @@ def left_out(counts, weights, seed=0, prefix=b""):
         ((5, 5), (1000, 1), [5, 1]),  # a source that is named has a pair at least
     ],
 )
-def test_weights_are_shares_and_the_scarcest_source_decides(counts, weights, kept):
+def test_weights_are_shares_limited_by_the_scarcest_source(counts, weights, kept):
     assert left_out(counts, weights)[0] == kept
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.floats(0.01, 100)), min_size=1, max_size=4))
-def test_no_source_has_more_than_its_share_and_one_is_whole(sources):
+def test_no_source_exceeds_its_share_and_one_is_complete(sources):
     counts, weights = zip(*sources, strict=True)
     kept, _ = left_out(counts, weights)
     unit = min(n / weight for n, weight in zip(counts, weights, strict=True))
@@ -46,7 +46,7 @@ def test_no_source_has_more_than_its_share_and_one_is_whole(sources):
     assert all(n == max(1, int(unit * weight + 1e-6)) for n, weight in zip(kept, weights, strict=True))
 
 
-def test_more_weight_only_adds_pairs_and_a_seed_chooses_others():
+def test_higher_weight_only_adds_pairs_and_seed_changes_the_sample():
     few, more, other = (
         left_out((90, 90), (1, 3))[1],
         left_out((90, 90), (2, 3))[1],
@@ -57,8 +57,8 @@ def test_more_weight_only_adds_pairs_and_a_seed_chooses_others():
     assert other != few
 
 
-def test_a_source_without_pairs_can_have_no_share():
-    with pytest.raises(UserError, match="source 1: no training pair of it is left"):
+def test_source_without_pairs_is_refused():
+    with pytest.raises(UserError, match="source 1: has no training pairs left"):
         left_out((3, 0), (1, 1))
 
 
@@ -68,7 +68,7 @@ def write(path, name, n):
     return str(path)
 
 
-def test_a_mixture_is_mixed_and_counted(tmp_path):
+def test_left_out_pairs_of_a_mixture_are_counted(tmp_path):
     paths = [write(tmp_path / f"{name}.jsonl", name, n) for name, n in {"a": 300, "b": 900}.items()]
     (tmp_path / "a.jsonl").rename(tmp_path / "train.jsonl")
     write(tmp_path / "test.jsonl", "t", 40)

@@ -1,4 +1,4 @@
-"""What goes in comes out checked and split once, or is counted: with numbers found without the code under test."""
+"""Loading preferences: every row is in one split or counted. Expected numbers are computed independently."""
 
 import hashlib
 import json
@@ -44,11 +44,11 @@ def prompts(rows):
 
 @pytest.fixture
 def clean(tmp_path):
-    """A file of 200 good pairs."""
+    """Return the path of a file with 200 valid pairs."""
     return write(tmp_path / "clean.jsonl", [pair(f"question {i}") for i in range(200)])
 
 
-def test_a_row_is_as_agreed(clean):
+def test_row_has_the_documented_columns(clean):
     preferences, report = load(clean, test_size=0.1, validation_size=0.1)
     assert preferences.train.column_names == PAIR_SCHEMA.names
     row = preferences.train[0]
@@ -76,7 +76,7 @@ def test_rows_keep_the_order_of_their_source(clean):
         assert numbers == sorted(numbers)
 
 
-def test_more_data_moves_no_prompt(tmp_path, clean):
+def test_more_data_moves_no_prompt_to_another_split(tmp_path, clean):
     before, _ = load(clean, test_size=0.1)
     more = write(tmp_path / "more.jsonl", [pair(f"Question  {i}", "other", "rows") for i in range(400)])
     after, report = load(more, clean, test_size=0.1)
@@ -85,7 +85,7 @@ def test_more_data_moves_no_prompt(tmp_path, clean):
         assert set(prompts(rows)) <= set(prompts(after.splits()[name]))
 
 
-def test_every_dropped_row_is_counted_and_shown(tmp_path):
+def test_every_dropped_row_is_counted_with_an_example(tmp_path):
     rows = [pair(f"question {i}") for i in range(100)] + [
         "not json",
         pair("", "a", "b"),
@@ -119,7 +119,7 @@ def test_every_dropped_row_is_counted_and_shown(tmp_path):
     assert all(text.isprintable() for texts in report.examples.values() for text in texts)
 
 
-def test_a_source_keeps_its_own_test_and_training_loses_those_prompts(tmp_path):
+def test_prompts_of_a_sources_own_test_split_are_removed_from_training(tmp_path):
     write(tmp_path / "d" / "train.jsonl", [pair(f"question {i}") for i in range(100)])
     write(tmp_path / "d" / "test.jsonl", [pair("question 3", "a", "b"), pair("QUESTION  4", "a", "b"), pair("new")])
     preferences, report = load(tmp_path / "d", validation_size=0.2)
@@ -131,7 +131,7 @@ def test_a_source_keeps_its_own_test_and_training_loses_those_prompts(tmp_path):
 
 
 def test_a_test_prompt_of_one_source_is_in_no_other_split_of_another(tmp_path, clean):
-    """Each source decides for itself whether to hold out by hash; together they must still be disjoint."""
+    """Sources with and without their own test split must have disjoint splits together."""
     write(tmp_path / "own" / "train.jsonl", [pair(f"question {i}", "better", "worse") for i in range(200)])
     write(tmp_path / "own" / "test.jsonl", [pair(f"question {i}", "other", "rows") for i in range(0, 200, 20)])
     preferences, report = load(clean, tmp_path / "own", test_size=0.2, max_drop_share=0.9)
@@ -149,7 +149,7 @@ def test_too_many_unusable_rows_stop_the_run(tmp_path, clean):
         load(path)
     message = str(error.value)
     assert "4 of 5 rows (80.0%) cannot be used, more than data.max_drop_share 0.2 allows" in message
-    assert f"  unparsable 3: the line, or the transcript in it, cannot be read; such as {path}:2: None\n" in message
+    assert f"  unparsable 3: the line or its transcript cannot be parsed; for example {path}:2: None\n" in message
     assert "  identical 1:" in message
     assert "raise data.max_drop_share" in message
     load(path, clean, max_drop_share=0.03)
@@ -158,18 +158,22 @@ def test_too_many_unusable_rows_stop_the_run(tmp_path, clean):
 @pytest.mark.parametrize(
     ("rows", "data", "words"),
     [
-        ([], {}, "rows.jsonl: is empty"),
-        (["x", "y"], {}, "not one of the first 2 rows can be read, beginning with .*rows.jsonl:1: it must hold JSON"),
-        ([pair("q")], {"test_size": 0.0}, "no pair is left for the test, of 1 usable ones.* raise data.test_size"),
-        ([pair("q", "a", "a")], {"max_drop_share": 1.0}, "no pair is left to train on, of 0 usable ones"),
+        ([], {}, "rows.jsonl: has no rows"),
+        (
+            ["x", "y"],
+            {},
+            "none of the first 2 rows can be parsed, starting with .*rows.jsonl:1: the content must match",
+        ),
+        ([pair("q")], {"test_size": 0.0}, "none of 1 usable pairs is in the test split.* raise data.test_size"),
+        ([pair("q", "a", "a")], {"max_drop_share": 1.0}, "none of 0 usable pairs is in the training split"),
     ],
 )
-def test_nothing_to_work_on_is_answered(tmp_path, rows, data, words):
+def test_empty_splits_give_a_clear_error(tmp_path, rows, data, words):
     with pytest.raises(UserError, match=words):
         load(write(tmp_path / "rows.jsonl", rows), **data)
 
 
-def test_the_digest_is_of_the_content(tmp_path, clean, monkeypatch):
+def test_digest_depends_on_the_content_only(tmp_path, clean, monkeypatch):
     first, _ = load(clean, test_size=0.1)
     elsewhere = write(tmp_path / "x" / tmp_path.name / "clean.jsonl.tmp", [pair(f"question {i}") for i in range(200)])
     second, _ = load(elsewhere.rename(elsewhere.with_suffix("")), test_size=0.1)
@@ -179,7 +183,7 @@ def test_the_digest_is_of_the_content(tmp_path, clean, monkeypatch):
     assert len({first.digest, other_split.digest, fewer.digest}) == 3
 
 
-def test_what_is_saved_is_what_is_loaded(tmp_path, clean):
+def test_preferences_survive_saving_and_loading(tmp_path, clean):
     preferences, _ = load(clean, test_size=0.1)
     shuffled = Preferences(preferences.train.shuffle(seed=1), preferences.validation, preferences.test.select([]))
     for saved in (preferences, shuffled):
@@ -194,7 +198,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, clean):
     ]
 
 
-def test_nothing_is_written_but_what_is_asked_for(tmp_path, clean, monkeypatch):
+def test_loading_writes_no_files(tmp_path, clean, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -202,7 +206,7 @@ def test_nothing_is_written_but_what_is_asked_for(tmp_path, clean, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["clean.jsonl"]
 
 
-def test_the_demo_is_as_it_was_planted():
+def test_demo_report_counts_the_planted_defects():
     preferences, report = load("demo")
     assert report.dropped == {reason: n for reason, n in demo.PLANTED.items() if n}
     assert report.n_read == demo.N_ROWS
@@ -226,7 +230,7 @@ HH_RLHF = {
 
 @needs_shared_data
 @pytest.mark.parametrize("subset", HH_RLHF)
-def test_hh_rlhf_is_read_as_counted_by_hand(subset):
+def test_hh_rlhf_counts_equal_those_of_a_plain_loop(subset):
     n_rows, dropped, n_test = HH_RLHF[subset]
     checks = dict.fromkeys(
         ("near_test", "near_validation", "near_duplicate"), "keep"
@@ -250,7 +254,7 @@ def test_gsm8k_is_read_as_instructions(clean):
     assert report.sources[0].format == "prompt_completion"
 
 
-def test_instructions_lose_the_prompts_that_are_held_out(tmp_path, clean):
+def test_held_out_prompts_are_removed_from_instructions(tmp_path, clean):
     preferences, _ = load(clean, test_size=0.1, validation_size=0.1)
     held_out = prompts(preferences.validation) + prompts(preferences.test)
     kept = prompts(preferences.train)[:150]
@@ -267,10 +271,10 @@ def test_instructions_lose_the_prompts_that_are_held_out(tmp_path, clean):
     assert Instructions.load(tmp_path / "saved").digest == instructions.digest == report.digest
 
 
-def test_instructions_that_are_all_held_out_are_answered(tmp_path, clean):
+def test_instructions_with_only_held_out_prompts_give_a_clear_error(tmp_path, clean):
     preferences, _ = load(clean, test_size=0.1)
     path = write(tmp_path / "set.jsonl", [{"prompt": text, "completion": "x"} for text in prompts(preferences.test)])
-    with pytest.raises(UserError, match="no row is left to train on, of"):
+    with pytest.raises(UserError, match=r"none of [0-9]+ rows is left for training"):
         load_instructions(Source(path=str(path)), preferences, DataSection(max_drop_share=1.0))
 
 
@@ -288,7 +292,7 @@ ROW = PAIR | st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "x
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(rows=st.lists(ROW, max_size=12), test_rows=st.lists(PAIR, max_size=4), junk=st.binary(max_size=20))
-def test_any_rows_are_loaded_and_counted_or_answered(tmp_path, rows, test_rows, junk):
+def test_any_rows_are_counted_or_give_a_clear_error(tmp_path, rows, test_rows, junk):
     train = write(tmp_path / "d" / "train.jsonl", [json.dumps(row) for row in rows])
     train.write_bytes(train.read_bytes() + junk)
     write(tmp_path / "d" / "test.jsonl", test_rows)

@@ -1,4 +1,4 @@
-"""Rows come back from every kind of file as they were written, and what cannot be read is said in one line."""
+"""Sources: rows of every kind of file are read as written, and errors have one line."""
 
 import csv
 import gzip
@@ -79,7 +79,7 @@ def n_by_split(path, **options):
         "a.parquet",
     ],
 )
-def test_every_kind_of_file_gives_its_rows_in_order(tmp_path, name):
+def test_rows_of_every_file_kind_are_read_in_order(tmp_path, name):
     path = write(tmp_path / name, ROWS)
     assert [record.values for record in read(path)] == ROWS
     assert count_rows(Source(path=str(path))) == {"train": 3}
@@ -89,13 +89,13 @@ def test_every_kind_of_file_gives_its_rows_in_order(tmp_path, name):
     assert count_rows(Source(path=f"{path}:2")) == {"train": 2}
 
 
-def test_json_lines_may_be_called_json(tmp_path):
+def test_json_suffix_accepts_json_lines(tmp_path):
     path = tmp_path / "a.json"
     write_lines(path, ROWS)
     assert [record.values for record in read(path)] == ROWS
 
 
-def test_byte_order_mark_carriage_returns_and_blank_lines_are_no_content(tmp_path):
+def test_byte_order_mark_carriage_returns_and_blank_lines_are_ignored(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(json.dumps(row).encode() for row in ROWS) + b"\r\n \r\n")
     assert [record.values for record in read(path)] == ROWS
@@ -105,7 +105,7 @@ def test_byte_order_mark_carriage_returns_and_blank_lines_are_no_content(tmp_pat
     assert [record.values for record in read(path)] == [{"prompt": "a", "chosen": "b"}]
 
 
-def test_unreadable_rows_are_given_with_their_place(tmp_path):
+def test_unreadable_rows_have_their_location(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\nnot json\n[1]\n' + "[" * 100_000 + "\n")
     assert [(record.where, record.values) for record in read(path)] == [
@@ -127,7 +127,7 @@ def test_unreadable_rows_are_given_with_their_place(tmp_path):
     ]
 
 
-def test_file_names_tell_the_split(tmp_path):
+def test_file_names_determine_the_split(tmp_path):
     for name, n in {
         "train-00000-of-00002.jsonl": 1,
         "train-00001-of-00002.jsonl": 2,
@@ -146,14 +146,14 @@ def test_file_names_tell_the_split(tmp_path):
     assert n_by_split(tmp_path, train_split="test_prefs", test_split="val") == (4, 0, 8)
 
 
-def test_a_lone_test_file_is_not_trained_on_unless_told(tmp_path):
+def test_single_test_file_is_used_for_training_only_if_configured(tmp_path):
     path = write_lines(tmp_path / "test.jsonl", ROWS)
-    with pytest.raises(UserError, match=r"no file for training, only test.jsonl: .* `train_split`"):
+    with pytest.raises(UserError, match=r"no training file, only test\.jsonl: set `train_split`"):
         open_source(Source(path=str(path)))
     assert n_by_split(path, train_split="test") == (3, 0, 0)
 
 
-def test_rows_are_labelled_by_their_place_not_their_machine(tmp_path, monkeypatch):
+def test_labels_of_rows_do_not_depend_on_the_machine(tmp_path, monkeypatch):
     write_lines(tmp_path / "hh" / "harmless" / "train.jsonl.gz", ROWS[:1])
     write_lines(tmp_path / "hh" / "pairs.jsonl", ROWS[:1])
     monkeypatch.chdir(tmp_path)
@@ -165,8 +165,8 @@ def test_rows_are_labelled_by_their_place_not_their_machine(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("n_read", [0, 2])
 @pytest.mark.parametrize("change", ["rewritten", "grown", "replaced", "deleted"])
-def test_a_file_that_changes_under_the_reader_is_refused(tmp_path, n_read, change):
-    """Else the digest that is recorded would be of other rows than those that are trained on."""
+def test_file_that_changes_while_it_is_read_is_refused(tmp_path, n_read, change):
+    """Otherwise the recorded digest would not match the rows used for training."""
     path = write_lines(tmp_path / "pairs.jsonl", ROWS)
     os.utime(path, (0, 0))  # a file system's clock may stand still for some milliseconds
     rows = open_source(Source(path=str(path))).read()
@@ -177,51 +177,51 @@ def test_a_file_that_changes_under_the_reader_is_refused(tmp_path, n_read, chang
         path.unlink()
     else:
         write_lines(path, ROWS if change == "rewritten" else ROWS * 2)
-    with pytest.raises(UserError, match=r"pairs\.jsonl: (was overwritten while it was read|cannot be read)"):
+    with pytest.raises(UserError, match=r"pairs\.jsonl: (changed while it was read|cannot be read)"):
         first += rows
 
 
-def test_the_digest_is_of_the_bytes(tmp_path):
+def test_digest_depends_on_the_bytes_only(tmp_path):
     first, second = (write_lines(tmp_path / name, ROWS) for name in ("a.jsonl", "b.jsonl"))
     other = write_lines(tmp_path / "c.jsonl", ROWS[:2])
     digests = [open_source(Source(path=str(path))).digest for path in (first, second, other)]
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_file_cut_short_is_named(tmp_path):
+def test_truncated_file_is_named_in_the_error(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress("".join(f"{i}\n" for i in range(9999)).encode())[:-500])
-    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read to its end .*: copy or download"):
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read completely .*: copy or download"):
         read(path)
     path.write_text("not gzip")
     with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read"):
         read(path)
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(compress(path, "".join(f"{i}\n" for i in range(9999)).encode())[:-500])
-    with pytest.raises(UserError, match=r"a\.jsonl\.zst: cannot be read to its end .*: copy or download"):
+    with pytest.raises(UserError, match=r"a\.jsonl\.zst: cannot be read completely .*: copy or download"):
         read(path)
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match=r"a\.parquet: is not a readable Parquet file"):
+    with pytest.raises(UserError, match=r"a\.parquet: is not a valid Parquet file"):
         read(path)
 
 
-def test_a_repeated_column_does_not_hide_another(tmp_path):
+def test_repeated_column_is_refused(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("prompt,chosen,chosen\n1,2,3\n")
-    with pytest.raises(UserError, match=r"its header has 'chosen' more than once, .* rename or drop one"):
+    with pytest.raises(UserError, match=r"the header has 'chosen' more than once: rename or remove one"):
         read(path)
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), path)
-    with pytest.raises(UserError, match="two of its columns have the same name"):
+    with pytest.raises(UserError, match="two columns have the same name"):
         read(path)
 
 
-def test_a_setting_that_only_the_hub_heeds_is_refused_elsewhere(tmp_path):
+def test_hub_settings_are_refused_for_other_sources(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", ROWS)
     for name in ("revision", "subset", "data_dir"):
         for where in (str(path), "demo"):
-            with pytest.raises(UserError, match=f"{name} 'x' is for datasets on the Hub, .*: drop it"):
+            with pytest.raises(UserError, match=f"{name} 'x' applies only to datasets on the Hub, .*: remove {name}"):
                 open_source(Source(path=where, **{name: "x"}))
 
 
@@ -242,8 +242,8 @@ HOSTILE_LINES = st.lists(
     st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
     st.booleans(),
 )
-def test_no_file_breaks_a_reader_nor_loses_a_row(tmp_path, lines, name, end, is_cut):
-    """Every line that is not blank comes back as a row or as an unreadable one, or one line of text says what is wrong."""
+def test_any_file_gives_all_rows_or_a_clear_error(tmp_path, lines, name, end, is_cut):
+    """Each non-blank line gives a row or an unreadable row, or the file gives a one-line error."""
     path = tmp_path / name
     content = compress(path, end.join(lines) + end)
     path.write_bytes(content[: len(content) // 2] if is_cut else content)
@@ -265,16 +265,16 @@ def test_no_file_breaks_a_reader_nor_loses_a_row(tmp_path, lines, name, end, is_
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("missing.jsonl", "there is no such file"),
-        ("*.jsonl", "there is no such file"),
-        (".", "there is no such file"),
-        ("missing", "no Hub id, which has the form organisation/name"),
-        ("gs://bucket/a.jsonl", "no Hub id"),
-        ("hh-rlhf:0", "no Hub id"),
+        ("missing.jsonl", "no data file found"),
+        ("*.jsonl", "no data file found"),
+        (".", "no data file found"),
+        ("missing", r"nor a Hub id \(organisation/name\)"),
+        ("gs://bucket/a.jsonl", "nor a Hub id"),
+        ("hh-rlhf:0", "nor a Hub id"),
         ("notes.txt", r"must end in \.jsonl"),
     ],
 )
-def test_a_path_that_leads_nowhere_is_answered(tmp_path, monkeypatch, path, words):
+def test_missing_path_gives_a_clear_error(tmp_path, monkeypatch, path, words):
     monkeypatch.chdir(tmp_path)
     if path == "notes.txt":
         (tmp_path / path).write_text("x")
@@ -284,7 +284,7 @@ def test_a_path_that_leads_nowhere_is_answered(tmp_path, monkeypatch, path, word
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A Hub that knows one dataset; gives the list of what was asked of it."""
+    """Replace the Hub by one with a single dataset, and return the list of requests."""
     import datasets
     import huggingface_hub
 
@@ -308,7 +308,7 @@ def hub(monkeypatch):
     return asked
 
 
-def test_a_hub_dataset_is_read_at_the_commit_that_is_recorded(hub):
+def test_hub_dataset_is_read_at_the_recorded_commit(hub):
     opened = open_source(Source(path="org/pairs", subset="en", data_dir="harmless", revision="main"))
     assert hub == [("org/pairs", "en", "harmless", "c0ffee")]
     assert (opened.revision, opened.splits) == ("c0ffee", frozenset({"train", "test"}))
@@ -327,7 +327,7 @@ def test_a_hub_dataset_is_read_at_the_commit_that_is_recorded(hub):
         ("ultrafeedback", "HuggingFaceH4/ultrafeedback_binarized"),
     ],
 )
-def test_well_known_sets_have_short_names(hub, path, dataset_id):
+def test_short_names_of_well_known_datasets(hub, path, dataset_id):
     opened = open_source(Source(path=path))
     assert hub == [(dataset_id, None, None, "c0ffee")]
     records = list(opened.read())
@@ -335,14 +335,14 @@ def test_well_known_sets_have_short_names(hub, path, dataset_id):
     assert {record.source for record in records} == {dataset_id}
 
 
-def test_a_folder_of_a_short_name_comes_first(hub, tmp_path, monkeypatch):
+def test_folder_takes_precedence_over_a_short_name(hub, tmp_path, monkeypatch):
     write_lines(tmp_path / "shp" / "train.jsonl", ROWS)
     monkeypatch.chdir(tmp_path)
     assert len(read("shp")) == 3
     assert hub == []
 
 
-def test_ultrafeedback_has_splits_of_its_own_names(hub, monkeypatch):
+def test_ultrafeedback_uses_its_own_split_names(hub, monkeypatch):
     import datasets
 
     splits = {
@@ -354,7 +354,7 @@ def test_ultrafeedback_has_splits_of_its_own_names(hub, monkeypatch):
     assert [record.split for record in read("ultrafeedback", train_split="train_sft")] == ["train"] * 3
 
 
-def test_a_hub_row_that_cannot_be_decoded_is_one_line(hub, monkeypatch):
+def test_undecodable_hub_row_gives_a_one_line_error(hub, monkeypatch):
     import datasets
 
     binary = pa.table({"prompt": pa.array([b"good", b"\xff"])})
@@ -366,7 +366,7 @@ def test_a_hub_row_that_cannot_be_decoded_is_one_line(hub, monkeypatch):
         read("org/pairs")
 
 
-def test_a_hub_out_of_reach_is_one_line(hub):
+def test_unreachable_hub_gives_a_one_line_error(hub):
     with pytest.raises(UserError) as error:
         open_source(Source(path="org/pairs", revision="gone"))
     assert "org/pairs" in str(error.value)
@@ -374,17 +374,17 @@ def test_a_hub_out_of_reach_is_one_line(hub):
     assert "\n" not in str(error.value)
 
 
-def test_a_hub_dataset_without_the_split_names_those_it_has(hub):
+def test_missing_hub_split_error_lists_the_splits(hub):
     with pytest.raises(UserError, match=r"no split 'train_prefs', only train, test, other: .* `train_split`"):
         open_source(Source(path="org/pairs", train_split="train_prefs"))
 
 
-def test_the_demo_has_as_many_rows_as_it_says():
+def test_demo_has_the_declared_number_of_rows():
     assert count_rows(Source(path="demo")) == {"train": len(read("demo"))} == {"train": demo.N_ROWS}
     assert len(read("demo", limit=7)) == 7
 
 
-def test_counting_and_opening_files_import_nothing_slow():
+def test_counting_and_opening_files_import_no_slow_packages():
     program = (
         "import sys, posttrain.data.sources, posttrain.data.formats; "
         "print(sys.modules.keys() & {'torch', 'transformers', 'datasets', 'pyarrow', 'huggingface_hub'})"
@@ -398,7 +398,7 @@ def test_counting_and_opening_files_import_nothing_slow():
     [("Train.jsonl", "Test.jsonl"), ("train/0000.jsonl", "test/0000.jsonl"), ("pairs_train.jsonl", "pairs-test.jsonl")],
     ids=["capitals", "folders", "suffixes"],
 )
-def test_a_test_split_is_never_trained_on_for_the_way_it_is_named(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_test_split_of_any_name_is_never_in_training(tmp_path: Path, names: tuple[str, str]) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
@@ -410,25 +410,28 @@ def test_a_test_split_is_never_trained_on_for_the_way_it_is_named(tmp_path: Path
     [
         (
             {"sources": [{"path": "x", "columns": {"promt": "a"}}]},
-            "no layout has a column 'promt' (did you mean 'prompt'?)",
+            "'promt' is not a column of any layout (did you mean 'prompt'?)",
         ),
         (
             {"sources": [{"path": "x", "columns": {"prompt": "a", "chosen": "a"}}]},
-            "takes the column 'a' for two of ours",
+            "maps two of our columns to 'a'",
         ),
-        ({"sources": [{"path": "x:5", "limit": 3}]}, "path x:5 ends in a number of rows, and limit is 3: drop one"),
-        ({"sources": ["hh-rlhf:5", {"path": "shp", "weight": 2}]}, "hh-rlhf:5 has no weight, and others have one"),
+        ({"sources": [{"path": "x:5", "limit": 3}]}, "path x:5 ends in a number of rows and limit is 3: remove one"),
+        (
+            {"sources": ["hh-rlhf:5", {"path": "shp", "weight": 2}]},
+            "hh-rlhf:5 has no weight, but other sources have one",
+        ),
         ({"sources": [{"path": "shp", "weight": 0}]}, "data.sources.0.weight: 0 is not allowed"),
         ({"sources": [{"path": "shp", "min_score_ratio": 0.5}]}, "data.sources.0.min_score_ratio: 0.5 is not allowed"),
     ],
 )
-def test_settings_of_a_source_that_cannot_be_are_answered(data, words):
+def test_contradictory_source_settings_are_refused(data, words):
     with pytest.raises(UserError) as error:
         check_config({"data": data, "model": {"base": "x"}})
     assert words in str(error.value)
 
 
-def test_a_text_is_a_source_and_a_path_may_end_in_a_number_of_rows():
+def test_source_can_be_a_string_with_a_number_of_rows():
     first, second = check_config(
         {"data": {"sources": ["hh-rlhf:50000", {"path": "s3://b/k:e:7"}]}, "model": {"base": "x"}}
     ).data.sources

@@ -1,4 +1,4 @@
-"""Every rule with a planted run that it must see, and one healthy run in which it must see nothing."""
+"""Diagnosis rules: each finds its problem in a synthetic run, and a healthy run has no findings."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ def curve(first: float, last: float, n: int = N) -> list[float]:
 
 
 def history(validation=(), **curves) -> list[dict[str, float]]:
-    """A trainer's log; names in keyword arguments have `_` for `/`."""
+    """Return a trainer's log. In names of keyword arguments `_` stands for `/`."""
     names = {name: name.replace("rewards_", "rewards/") for name in curves}
     entries = [{names[name]: values[i] for name, values in curves.items()} for i in range(N)]
     return entries + [{f"eval_{name}": value for name, value in entry.items()} for entry in validation]
@@ -40,7 +40,7 @@ VALIDATION = (
 
 
 def written(sft_stop=0.95, dpo_stop=0.95, sft_tokens=50.0, dpo_tokens=55.0):
-    """What generations look like to the rules."""
+    """Return statistics of answers as the rules receive them."""
 
     def stage(stop_rate, n_tokens):
         return SimpleNamespace(stop_rate=SimpleNamespace(value=stop_rate), n_tokens=SimpleNamespace(value=n_tokens))
@@ -49,7 +49,7 @@ def written(sft_stop=0.95, dpo_stop=0.95, sft_tokens=50.0, dpo_tokens=55.0):
 
 
 def run(sft=None, dpo=None, validation=VALIDATION, generations=None, digests=None, **columns):
-    """The rules that speak of a run that is healthy but for what is given."""
+    """Return the findings by rule for a healthy run with some changes."""
     figures = figures_of(table(**columns))
     figures = figures.model_copy(update={"digests": {"sft": "s", "reference": "s", **(digests or {})}})
     found = diagnose(
@@ -63,7 +63,7 @@ def spiked(values: list[float]) -> list[float]:
 
 
 def margins(accuracy: float, n: int = 200) -> np.ndarray:
-    """Margins of which a share is above 0, spread over the pairs."""
+    """Return margins with a given share above 0, distributed over the pairs."""
     return np.where(np.arange(n) % 100 < 100 * accuracy, 1.0, -1.0)
 
 
@@ -120,7 +120,7 @@ def test_a_healthy_run_has_no_findings():
     assert run() == {}
 
 
-def test_every_rule_is_planted():
+def test_every_rule_has_a_case():
     assert {rule.name for rule in RULES} == set(PLANTED)
 
 
@@ -128,7 +128,7 @@ def test_every_rule_is_planted():
     ("rule", "planted", "evidence"),
     [(rule, planted, evidence) for rule, cases in PLANTED.items() for planted, evidence in cases],
 )
-def test_a_planted_fault_is_found(rule, planted, evidence):
+def test_planted_problem_is_found(rule, planted, evidence):
     found = run(**planted)
     assert rule in found, f"only {set(found)}"
     finding = found[rule]
@@ -138,7 +138,7 @@ def test_a_planted_fault_is_found(rule, planted, evidence):
     assert "{" not in finding.threshold + finding.advice
 
 
-def test_the_gravest_finding_comes_first():
+def test_findings_are_sorted_by_severity():
     figures = figures_of(table(kl=1.5, sft_margins=margins(0.97)))
     found = diagnose(figures, [], history(VALIDATION, **DPO | {"grad_norm": [float("nan")] * N}), None)
     grades = [SEVERITIES.index(finding.severity) for finding in found]
@@ -146,14 +146,14 @@ def test_the_gravest_finding_comes_first():
     assert found[0].rule == "not_finite"
 
 
-def test_nothing_is_said_where_nothing_was_measured():
-    """An imported SFT without history, a training of three steps, no generations, no validation."""
+def test_no_findings_without_measurements():
+    """SFT without history, a training of three steps, no answers and no validation."""
     short = history(**DPO)[:3]
     assert diagnose(figures_of(table()), [], short, None) == []
 
 
-def test_on_the_demo_no_person_has_labelled():
-    """Where the hidden reward is known, an accuracy above 80 % is no sign of memory."""
+def test_memorised_does_not_apply_to_the_demo():
+    """With a hidden reward instead of human labels, an accuracy above 80 % is no sign of memorisation."""
     rows = table()
     rows = rows.set_column(rows.column_names.index("true_margin"), "true_margin", pa.array([1.0] * rows.num_rows))
     rules = {f.rule for f in diagnose(figures_of(rows), [], history(VALIDATION, **DPO | {"rewards_accuracies": curve(0.5, 0.84)}), None)}  # fmt: skip # noqa: E501

@@ -1,4 +1,4 @@
-"""Every published figure against one worked by hand."""
+"""Metrics and intervals of an evaluation, compared with values worked by hand."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_wilson_by_hand():
     assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.8, 0.4901625, 0.9433178), abs=1e-6)
 
 
-def test_wilson_at_the_ends_stays_a_share():
+def test_wilson_interval_stays_between_0_and_1():
     assert wilson(0, 10, 0.95).low == 0
     assert wilson(10, 10, 0.95).high == pytest.approx(1)
     assert wilson(10, 10, 0.95).low == pytest.approx(0.7224672)
@@ -51,12 +51,12 @@ def test_mcnemar_by_hand():
     assert comparison.gain.low < 8 / 15 < comparison.gain.high
 
 
-def test_equal_models_differ_by_nothing():
+def test_equal_models_have_zero_gain():
     same = np.array([1.0, 0.0, 1.0])
     assert compare(same, same, SECTION).p_value == 1.0
 
 
-def test_the_bootstrap_is_the_same_for_the_same_seed_and_near_the_normal_interval():
+def test_bootstrap_is_deterministic_and_close_to_the_normal_interval():
     values = np.random.default_rng(1).normal(3.0, 2.0, 400)
     first, second = bootstrap_mean(values, SECTION), bootstrap_mean(values, SECTION)
     assert first == second
@@ -65,8 +65,8 @@ def test_the_bootstrap_is_the_same_for_the_same_seed_and_near_the_normal_interva
     assert (first.low, first.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
 
 
-def test_the_bootstrap_keeps_pairs_together():
-    """Perplexity of responses that all have ln 2 a token is 2 in every resample, however long they are."""
+def test_bootstrap_resamples_whole_rows():
+    """If every token has a loss of ln 2, the perplexity is 2 in every resample, whatever the lengths."""
     n_tokens = np.array([1, 5, 20])
     assert perplexity(-np.log(2) * n_tokens, n_tokens, SECTION) == perplexity(-np.log(2) * n_tokens, n_tokens, SECTION)
     estimate = perplexity(-np.log(2) * n_tokens, n_tokens, SECTION)
@@ -86,8 +86,8 @@ def test_rank_correlation_by_hand():
 
 
 def test_calibration_by_hand():
-    """Odds of 4 to 1 are 80 % sure; of ten such pairs 6 are right: the error is 0.2, all in the bin 0.8 to 0.85... The
-    square is 6 x 0.04 + 4 x 0.64 over 10."""
+    """Odds of 4 to 1 are a confidence of 80 %. With 6 of 10 pairs right, the ECE is 0.2, all from one bin. The Brier score is
+    (6 x 0.04 + 4 x 0.64) / 10."""
     log_odds = np.log(4.001) * np.array([1.0] * 6 + [-1.0] * 4)
     found = calibrate(log_odds, SECTION)
     (filled,) = (b for b in found.bins if b.n_pairs)
@@ -98,16 +98,16 @@ def test_calibration_by_hand():
 
 
 def test_a_well_calibrated_model_has_no_error():
-    """80 % sure and right on 8 of 10; sure of nothing costs a quarter."""
+    """A confidence of 80 % with 8 of 10 right has no ECE. A probability of one half has a Brier score of 0.25."""
     assert calibrate(np.log(4) * np.array([1.0] * 8 + [-1.0] * 2), SECTION).ece == pytest.approx(0, abs=1e-12)
     assert calibrate(np.zeros(4), SECTION).brier.value == 0.25
 
 
 @pytest.fixture
 def rows():
-    """Four pairs. Summed: SFT is right on 1 and ties on 2; DPO is right on 1, 2 and 3. Pair 3's responses have 2 and 4
-    tokens: DPO's means are -3 and -2, so per token it is wrong there. The hidden reward disagrees with the label of
-    pair 4."""
+    """Four pairs. By summed log-probability SFT is right on pair 1 and ties on 2; DPO is right on 1, 2 and 3. The responses of
+    pair 3 have 2 and 4 tokens, so DPO's means are -3 and -2 and it is wrong per token. The label of pair 4 disagrees with the
+    hidden reward."""
     f32 = pa.float32()
     return pa.table(
         {
@@ -153,7 +153,7 @@ def test_figures_by_hand(rows):
     assert comparison.gain.value == pytest.approx(1.5 / 4)
 
 
-def test_histograms_hold_every_pair_and_share_their_bins(rows):
+def test_histograms_count_every_pair_and_have_common_bins(rows):
     figures = summarise(rows, SECTION, {}, beta=0.5)
     sft, dpo = figures.stages["sft"], figures.stages["dpo"]
     assert sum(sft.margins.counts) == sum(dpo.margins.counts) == sum(dpo.implicit_margins.counts) == 4
@@ -175,13 +175,13 @@ def test_slices_by_hand(rows):
     assert slices["n_turns", "1"].n_pairs == slices["prompt_tokens", "1-32"].n_pairs == 2
 
 
-def test_one_source_is_no_slice(rows):
+def test_single_source_gives_no_slice(rows):
     same = rows.set_column(1, "source", pa.array(["a/b"] * 4))
     assert {s.by for s in summarise(same, SECTION, {}).slices} == {"n_turns", "prompt_tokens"}
 
 
 def test_length_by_hand(rows):
-    """Chosen is as long on 1 and 4, longer on 2, shorter on 3: "the longer" is right on 2, ties on two."""
+    """The chosen response is equally long in pairs 1 and 4, longer in 2 and shorter in 3: one correct, one wrong, two ties."""
     length = summarise(rows, SECTION, {}).length
     assert length.prefer_longer.value == (0.5 + 1 + 0 + 0.5) / 4
     assert {name: stratum.n_pairs for name, stratum in length.strata.items()} == {
@@ -193,8 +193,8 @@ def test_length_by_hand(rows):
     assert length.implicit_correlation.value == pytest.approx(-0.5)
 
 
-def test_the_surest_wrong_pairs_come_with_their_texts(rows):
-    """DPO is wrong on pair 4 alone, by half a nat more than SFT: at beta 0.5 it is sigmoid(0.25) sure."""
+def test_most_confident_wrong_pairs_have_their_texts(rows):
+    """DPO is wrong on pair 4 only. Its margin is half a nat below SFT's, so with beta 0.5 its confidence is sigmoid(0.25)."""
     (wrong,) = summarise(rows, SECTION, {}, beta=0.5).wrong
     assert (wrong.id, wrong.source, wrong.prompt, wrong.true_margin) == ("4", "other/c", "p4", -1.0)
     assert wrong.margin_nats == -0.5
@@ -207,8 +207,8 @@ def test_the_end_of_a_long_prompt_is_shown(rows):
     assert all(len(pair.prompt) <= 600 for pair in wrong)
 
 
-def test_a_champion_is_held_against_the_newest(rows):
-    """The champion orders pair 4 right as well: DPO loses that one to it."""
+def test_champion_is_compared_with_the_newest_model(rows):
+    """The champion also ranks pair 4 correctly, which DPO does not."""
     champion = rows["dpo_chosen_logps"].to_numpy() + np.array([0, 0, 0, 9], np.float32)
     figures = summarise(
         rows.append_column("champion_chosen_logps", pa.array(champion)).append_column(
@@ -228,7 +228,7 @@ def test_without_a_hidden_reward_there_is_no_agreement(rows):
     assert figures.stages["dpo"].true_agreement is None
 
 
-def test_without_dpo_sft_is_held_against_the_base(rows):
+def test_without_dpo_sft_is_compared_with_the_base(rows):
     figures = summarise(rows.drop_columns(["dpo_chosen_logps", "dpo_rejected_logps"]), SECTION, {})
     assert figures.stages["dpo"] is None
     assert figures.calibration is None
@@ -242,7 +242,7 @@ LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 
 @pytest.fixture(scope="module")
 def trained(tiny_base, preferences, tmp_path_factory):
-    """Base, SFT, its reference scores, and DPO, each trained for a few steps."""
+    """Return base, SFT, its reference scores and DPO, trained for a few steps."""
     base, section = tiny_base
     folder = tmp_path_factory.mktemp("evaluated")
     sft = train_sft(
@@ -266,7 +266,7 @@ def judged(trained, preferences: Preferences, section: EvaluationSection = SECTI
     return evaluate(preferences, base, sft, dpo, reference, model, LENGTHS, section, **others)
 
 
-def test_the_size_of_a_batch_changes_nothing(trained, preferences):
+def test_batch_size_does_not_change_the_figures(trained, preferences):
     one_by_one = judged(trained, preferences, EvaluationSection(tokens_per_batch=1))
     together = judged(trained, preferences, EvaluationSection(tokens_per_batch=8192))
     for name in together.pairs.column_names:
@@ -290,8 +290,8 @@ def test_kl_is_zero_for_the_reference_itself_and_not_for_dpo(trained, preference
     assert judged(trained, preferences).figures.stages["dpo"].kl_nats_per_token.low > 0
 
 
-def test_kl_is_that_of_the_whole_vocabulary(trained, preferences):
-    """Against torch's own, at every place of one pair."""
+def test_kl_equals_torchs_over_the_whole_vocabulary(trained, preferences):
+    """Compare with torch's KL at every position of one pair."""
     import torch
 
     base, model, sft, _, dpo = trained
@@ -313,7 +313,7 @@ def test_kl_is_that_of_the_whole_vocabulary(trained, preferences):
 
 
 def test_the_champion_is_scored_on_the_same_pairs(trained, preferences, tmp_path):
-    """Another training of the same base is the champion; DPO as its own champion gains and loses nothing."""
+    """The champion is another training of the same base. DPO compared with itself has no gain and no loss."""
     base, model, _, _, dpo = trained
     other = train_sft(
         preferences,
@@ -330,8 +330,8 @@ def test_the_champion_is_scored_on_the_same_pairs(trained, preferences, tmp_path
     assert (itself.gain.value, itself.p_value) == (0, 1)
 
 
-def test_a_champion_of_another_base_brings_it_along(trained, preferences, tmp_path):
-    """Its manifest names a base that this run does not use: whole weights need no base."""
+def test_champion_with_another_base_is_scored(trained, preferences, tmp_path):
+    """Its manifest names a base that this run does not have. Full weights do not need it."""
     _, _, sft, _, _ = trained
     elsewhere = Base(id="some/other-base", revision="abc", digest="hub:some/other-base@abc")
     foreign = Checkpoint(sft.path, sft.manifest.model_copy(update={"base": elsewhere, "digest": "f" * 64}))
@@ -347,7 +347,7 @@ def write(path, rows):
 
 @pytest.fixture
 def extra(tmp_path, preferences):
-    """Two sets; the second pair of the first has a prompt that is trained on."""
+    """Return two sets. The second pair of the first one has a training prompt."""
     known = preferences.train[0]["prompt"][0]["content"]
     first = [
         {"prompt": "What is slow?", "chosen": "the printer", "rejected": "the light"},
@@ -358,7 +358,7 @@ def extra(tmp_path, preferences):
     return [write(tmp_path / "bench" / "one.jsonl", first), write(tmp_path / "bench" / "two.jsonl", second)]
 
 
-def test_further_sets_are_judged_too_and_come_back(trained, preferences, extra, tmp_path):
+def test_additional_sets_are_evaluated_and_survive_saving(trained, preferences, extra, tmp_path):
     sets = load_pair_sets(extra, preferences, DataSection(max_drop_share=0.5))
     assert sets.sets["bench/one"].dropped == {"trained_on": 1}
     (tmp_path / "sets").mkdir()
@@ -376,12 +376,12 @@ def test_further_sets_are_judged_too_and_come_back(trained, preferences, extra, 
     assert loaded.sets["bench/two"] == found.sets["bench/two"]
 
 
-def test_a_set_of_trained_prompts_is_refused(preferences, extra):
+def test_set_with_only_training_prompts_is_refused(preferences, extra):
     with pytest.raises(UserError, match=r"1 of 2 rows \(50\.0%\) cannot be used(.|\n)*trained_on"):
         load_pair_sets(extra, preferences, DataSection())
 
 
-def test_two_sets_of_one_name_are_refused(preferences, extra):
+def test_sets_with_equal_names_are_refused(preferences, extra):
     with pytest.raises(UserError, match="two sets are called 'bench/two'"):
         load_pair_sets([extra[1], extra[1]], preferences, DataSection())
 
@@ -391,7 +391,7 @@ def test_the_name_of_a_set_is_short():
     assert set_name(Source(path="org/name", subset="hard")) == "org/name/hard"
 
 
-def test_no_pair_left_says_what_to_raise(trained, preferences):
+def test_error_without_pairs_names_the_setting_to_raise(trained, preferences):
     base, model, sft, _, _ = trained
     with pytest.raises(UserError, match=r"no test pair is left of 8 .*raise dpo.max_length"):
         evaluate(preferences, base, sft, None, None, model, Lengths(max_length=2, max_prompt_length=2), SECTION)
@@ -405,8 +405,8 @@ def test_pairs_keep_their_texts(trained, preferences):
     assert row["n_turns"] == 1
 
 
-def test_hundreds_of_pairs_take_seconds():
-    """All bootstraps of 5000 pairs: the intervals must not cost more than the scoring."""
+def test_intervals_of_5000_pairs_take_seconds():
+    """The bootstraps of 5000 pairs must not take longer than the scoring."""
     import time
 
     n, generator = 5000, np.random.default_rng(0)

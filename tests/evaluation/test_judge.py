@@ -1,4 +1,4 @@
-"""A judge is asked in both orders, through the protocol that real endpoints speak, and what it does not answer is counted."""
+"""Judges: each pair is judged in both orders, over the protocol of real endpoints, and failures are counted."""
 
 import json
 import threading
@@ -36,7 +36,7 @@ def judged(name, contests, **options):
     return judge_contests(contests, JudgeSection(function=f"{__name__}:{name}", **options), 0.95)
 
 
-def test_a_function_judges():
+def test_function_can_be_the_judge():
     """Two wins, a tie, a loss: 2.5 of 4."""
     found = judged("longest", [contest("a", "bb"), contest("a", "bbb"), contest("aa", "bb"), contest("aa", "b")])
     assert list(found.verdicts.values()) == ["dpo", "dpo", "tie", "sft"]
@@ -44,23 +44,26 @@ def test_a_function_judges():
     assert (found.n_disagreed, found.n_failed, found.failures) == (0, 0, {})
 
 
-def test_a_judge_that_favours_a_place_lets_nobody_win():
+def test_position_bias_of_a_judge_gives_ties():
     found = judged("always_first", [contest("a", "b"), contest("c", "d")])
     assert set(found.verdicts.values()) == {"tie"}
     assert found.n_disagreed == 2
     assert found.win_rate.share.value == 0.5
 
 
-def test_the_same_answer_is_a_tie_and_costs_nothing():
+def test_identical_answers_are_a_tie_without_asking():
     assert judged("broken", [contest("x", "x")]).verdicts == {"x/x": "tie"}
 
 
-def test_failures_are_counted_by_reason_and_left_out():
+def test_failures_are_counted_by_reason_and_excluded():
     found = judged("broken", [contest("x", "b"), contest("a", "b")])
     assert set(found.verdicts.values()) == {"failed"}
     assert found.n_failed == 2
     assert found.win_rate is None
-    assert found.failures == {"ValueError: cannot read this": 2, "said 'perhaps', not first, second or tie": 2}
+    assert found.failures == {
+        "ValueError: cannot read this": 2,
+        "returned 'perhaps' instead of first, second or tie": 2,
+    }
 
 
 def test_no_judge_is_the_default():
@@ -75,7 +78,7 @@ def test_no_judge_is_the_default():
         ({"base_url": "http://127.0.0.1:1/v1", "model": "m", "api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is not set"),
     ],
 )
-def test_a_judge_that_is_not_there_is_one_line(judge, message):
+def test_missing_judge_gives_a_one_line_error(judge, message):
     with pytest.raises(UserError, match=message) as error:
         judge_contests([contest("a", "b")], JudgeSection(**judge), 0.95)
     assert "\n" not in str(error.value)
@@ -84,13 +87,13 @@ def test_a_judge_that_is_not_there_is_one_line(judge, message):
 @pytest.mark.parametrize(
     "judge", [{"base_url": "http://x/v1"}, {"model": "m"}, {"function": "a:b", "base_url": "http://x", "model": "m"}]
 )
-def test_half_a_judge_is_refused(judge):
+def test_incomplete_judge_settings_are_refused(judge):
     with pytest.raises(UserError, match=r"evaluation\.judge: "):
         check_config({"evaluation": {"judge": judge}})
 
 
 class JudgeStandIn(BaseHTTPRequestHandler):
-    """Prefers the answer that names the fix; busy at first, and at a loss about some."""
+    """A judge that prefers the answer with the fix. It is busy at first and gives no verdict for some prompts."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -135,11 +138,11 @@ def at(server, **options) -> JudgeSection:
     return JudgeSection(base_url=url, model="judge-1", api_key_env="MY_KEY", **options)
 
 
-def test_an_endpoint_judges_in_both_orders(endpoint, tmp_path):
+def test_endpoint_is_asked_in_both_orders(endpoint, tmp_path):
     contests = [contest("no", "the fix"), contest("fix", "no"), contest("a", "b"), contest("unknown", "b")]
     found = judge_contests(contests, at(endpoint), 0.95)
     assert list(found.verdicts.values()) == ["dpo", "sft", "tie", "failed"]
-    assert found.failures == {"NoVerdict: the model did not end with [[A]], [[B]] or [[C]]": 2}
+    assert found.failures == {"NoVerdict: the answer does not contain [[A]], [[B]] or [[C]]": 2}
     assert found.judge == f"judge-1 at http://127.0.0.1:{endpoint.server_port}/v1/"
     assert len(endpoint.asked) == 8
     path, key, body = endpoint.asked[0]
@@ -149,7 +152,7 @@ def test_an_endpoint_judges_in_both_orders(endpoint, tmp_path):
     assert not any("secret-key" in file.read_text() for file in tmp_path.rglob("*") if file.is_file())
 
 
-def test_no_question_is_paid_for_twice(endpoint):
+def test_judge_answers_are_cached(endpoint):
     contests = [contest("no", "the fix"), contest("a", "b")]
     first = judge_contests(contests, at(endpoint), 0.95)
     assert judge_contests(contests, at(endpoint), 0.95) == first
@@ -158,14 +161,14 @@ def test_no_question_is_paid_for_twice(endpoint):
     assert len(endpoint.asked) == 8
 
 
-def test_a_busy_endpoint_is_asked_again(endpoint):
+def test_busy_endpoint_is_retried(endpoint):
     endpoint.n_busy = 1
     found = judge_contests([contest("no", "the fix")], at(endpoint, concurrency=1), 0.95)
     assert found.verdicts == {"no/the fix": "dpo"}
     assert len(endpoint.asked) == 3
 
 
-def test_an_endpoint_that_stays_away_is_counted_not_fatal(endpoint):
+def test_unreachable_endpoint_is_counted_and_not_fatal(endpoint):
     endpoint.n_busy = 99
     found = judge_contests([contest("no", "the fix")], at(endpoint, n_retries=1), 0.95)
     assert found.n_failed == 1

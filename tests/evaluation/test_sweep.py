@@ -79,13 +79,13 @@ BAD = {
     "unknown setting": ({"betta": [0.1]}, "sweep.grid.betta: unknown key (did you mean 'beta'?)"),
     "out of bounds": ({"beta": [0.1, 99]}, "sweep.grid.beta.1: 99 is not allowed: must be less than or equal to 10"),
     "wrong type": ({"beta": ["x"]}, "sweep.grid.beta.0: 'x' is not allowed: must be a valid number"),
-    "yes for a number": ({"beta": [True]}, "sweep.grid.beta: is true, which is a yes or no"),
+    "boolean for a number": ({"beta": [True]}, "sweep.grid.beta: is true, but the setting does not take a boolean"),
     "one value and no list": ({"beta": 0.1}, "sweep.grid.beta: 0.1 is not allowed: must be a valid list"),
     "no value": ({"beta": []}, "sweep.grid.beta: [] is not allowed: the list should have at least 1 item"),
-    "nothing at all": ({}, "sweep.grid: is empty: name at least one setting of dpo"),
-    "twice the same": ({"beta": [0.1, "0.10"]}, "sweep.grid.beta: 0.1 stands twice"),
+    "empty grid": ({}, "sweep.grid: is empty: list values for at least one setting of dpo"),
+    "duplicate value": ({"beta": [0.1, "0.10"]}, "sweep.grid.beta: lists 0.1 twice"),
     "other tokens": ({"max_length": [64, 128]}, "sweep.grid: max_length changes the tokens that the shared reference"),
-    "other starts": ({"sft_checkpoint": ["1"]}, "sweep.grid: sft_checkpoint is where all points start"),
+    "other starts": ({"sft_checkpoint": ["1"]}, "sweep.grid: sft_checkpoint is shared by all points"),
     "a point that cannot be": (
         {"loss_type": ["robust", "sigmoid"], "label_smoothing": [0.1]},
         "sweep.grid at loss_type=sigmoid, label_smoothing=0.1: label_smoothing has no effect on loss_type sigmoid",
@@ -106,7 +106,7 @@ def test_a_mistake_in_the_grid_is_one_clear_line(grid: Any, message: str) -> Non
     ("config", "message"),
     [
         ({"finetuning_type": "sft"}, "finetuning_type is sft, which trains no DPO"),
-        ({"data": {"validation_size": 0}}, "data.validation_size 0 leaves none"),
+        ({"data": {"validation_size": 0}}, "data.validation_size is 0"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(config: dict[str, Any], message: str) -> None:

@@ -163,7 +163,7 @@ def test_no_secret_is_in_anything_that_a_run_leaves(
 
     output = capfd.readouterr()
     told = [("the terminal", (output.out + output.err).encode()), ("the log", caplog.text.encode())]
-    assert b"does not take the records" in told[1][1]
+    assert b"does not accept the records" in told[1][1]
     left = [*left_by(bucket, mlflow, here), *told]
     for part in ("/dpo_checkpoint/", "mlflow.db", "unsent/", "table step_run", "table pipeline_run", "report.html"):  # fmt: skip
         assert any(part in where for where, _ in left), f"{part} was not looked at"

@@ -105,7 +105,7 @@ def test_mlflow_may_be_gone_in_the_middle(
     with servers.mlflow.cut():
         time.sleep(3)
     same_as(undisturbed, run.finish(), database)
-    assert "does not take the records of train_dpo" in run.output
+    assert "does not accept the records of train_dpo" in run.output
 
 
 def same_as(undisturbed: Run, run: Run, database: psycopg.Connection[Any]) -> None:

@@ -181,4 +181,4 @@ def test_posttrain_data_reports_a_mistake_in_one_line(tmp_path):
     )
     done = CliRunner().invoke(main, ["data", config])
     assert done.exit_code == 1
-    assert done.output.startswith("Error: nowhere.jsonl: there is no such file")
+    assert done.output.startswith("Error: nowhere.jsonl: no data file found")

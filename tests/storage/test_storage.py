@@ -1,4 +1,4 @@
-"""Objects in S3 are read whole, in the version that is recorded, from a real server on this machine."""
+"""S3: objects are read completely and in the recorded version, from a real local server."""
 
 import gzip
 import http.server
@@ -24,7 +24,7 @@ def lines(n, start=0):
 
 @pytest.fixture
 def s3(endpoint, tmp_path, monkeypatch):
-    """A client of that server, which boto3 finds as a user's would be found, and an empty cache."""
+    """Return a client of the server, configured through the environment as by users, with an empty cache."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", os.environ.get("AWS_ACCESS_KEY_ID", "test"))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", os.environ.get("AWS_SECRET_ACCESS_KEY", "test"))
@@ -36,7 +36,7 @@ def s3(endpoint, tmp_path, monkeypatch):
 
 @pytest.fixture
 def bucket(s3):
-    """An empty bucket."""
+    """Return the name of an empty bucket."""
     name = f"posttrain-{uuid.uuid4().hex[:12]}"
     s3.create_bucket(Bucket=name)
     return name
@@ -51,7 +51,7 @@ def n_by_split(url, **settings):
     return {split: sum(record.split == split for record in records) for split in {record.split for record in records}}
 
 
-def test_an_object_a_prefix_and_a_glob_give_their_rows(s3, bucket):
+def test_object_prefix_and_glob_give_their_rows(s3, bucket):
     put(s3, bucket, "hh/harmless/train.jsonl.gz", gzip.compress(lines(3)))
     put(s3, bucket, "hh/harmless/test.jsonl", lines(2))
     put(s3, bucket, "hh/helpful/deep/train.jsonl", lines(4))
@@ -71,7 +71,7 @@ def test_an_object_a_prefix_and_a_glob_give_their_rows(s3, bucket):
     assert count_rows(Source(path=f"s3://{bucket}/hh")) is None
 
 
-def test_a_file_is_the_same_source_in_s3_and_here(s3, bucket, tmp_path):
+def test_file_gives_the_same_source_in_s3_and_locally(s3, bucket, tmp_path):
     (tmp_path / "pairs.jsonl").write_bytes(lines(5))
     put(s3, bucket, "pairs.jsonl", lines(5))
     here = open_source(Source(path=str(tmp_path / "pairs.jsonl")))
@@ -84,7 +84,7 @@ def cached(folder):
     return {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*") if path.is_file()}
 
 
-def test_an_unchanged_object_is_downloaded_once(s3, bucket, tmp_path):
+def test_unchanged_object_is_downloaded_once(s3, bucket, tmp_path):
     url = f"s3://{bucket}/pairs.jsonl"
     etag = put(s3, bucket, "pairs.jsonl", lines(3))["ETag"].strip('"')
     opened = open_source(Source(path=url))
@@ -95,7 +95,7 @@ def test_an_unchanged_object_is_downloaded_once(s3, bucket, tmp_path):
     assert len(before) == 1
 
 
-def test_the_etag_tells_that_an_object_changed(s3, bucket):
+def test_changed_object_is_detected_by_its_etag(s3, bucket):
     url = f"s3://{bucket}/pairs.jsonl"
     put(s3, bucket, "pairs.jsonl", lines(3))
     first = open_source(Source(path=url))
@@ -107,7 +107,7 @@ def test_the_etag_tells_that_an_object_changed(s3, bucket):
     assert next(first.read()).values["prompt"] == "question 0"  # what was opened stays what it was
 
 
-def test_a_bucket_with_versions_gives_the_version_id(s3, bucket):
+def test_versioned_bucket_gives_the_version_id(s3, bucket):
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     url = f"s3://{bucket}/pairs.jsonl"
     versions = [put(s3, bucket, "pairs.jsonl", lines(3))["VersionId"] for _ in range(2)]
@@ -115,7 +115,7 @@ def test_a_bucket_with_versions_gives_the_version_id(s3, bucket):
     assert open_source(Source(path=url)).objects == {url: versions[1]}
 
 
-def test_the_report_says_which_objects_were_read(s3, bucket):
+def test_report_lists_the_objects_that_were_read(s3, bucket):
     etag = put(s3, bucket, "pairs.jsonl", lines(200))["ETag"].strip('"')
     url = f"s3://{bucket}/pairs.jsonl"
     _, report = load_preferences(DataSection(sources=[Source(path=url)]))
@@ -123,17 +123,17 @@ def test_the_report_says_which_objects_were_read(s3, bucket):
     assert report.sources[0].objects == {url: etag}
 
 
-def test_an_object_overwritten_while_it_is_read_is_not_taken(s3, bucket, tmp_path):
+def test_object_overwritten_while_it_is_read_is_refused(s3, bucket, tmp_path):
     put(s3, bucket, "pairs.jsonl", lines(3))
     store = storage.ObjectStore()
     (found,), _ = store.find(f"s3://{bucket}/pairs.jsonl", bool)
     put(s3, bucket, "pairs.jsonl", lines(3, start=7))
-    with pytest.raises(UserError, match="was overwritten while it was read: run again"):
+    with pytest.raises(UserError, match="changed while it was read: run again"):
         store.fetch(found)
     assert cached(tmp_path) == {}
 
 
-def test_keys_may_hold_what_paths_may(s3, bucket):
+def test_keys_can_have_any_characters_of_paths(s3, bucket):
     key = "a b/ü+%20=&?/pairs.jsonl"
     put(s3, bucket, key, lines(3))
     assert n_by_split(f"s3://{bucket}/a b/") == {"train": 3}
@@ -143,17 +143,17 @@ def test_keys_may_hold_what_paths_may(s3, bucket):
     ("path", "words"),
     [
         ("s3://", "has no bucket"),
-        ("s3://{bucket}/missing.jsonl", "there is no such object"),
-        ("s3://{bucket}/x*.jsonl", "there is no such object"),
+        ("s3://{bucket}/missing.jsonl", "does not exist"),
+        ("s3://{bucket}/x*.jsonl", "does not exist"),
         ("s3://{bucket}/notes.txt", r"notes\.txt: must end in \.jsonl"),
-        ("s3://{bucket}/n*", "none of the 1 objects there can be read"),
-        ("s3://{bucket}-missing/a.jsonl", "no such object|refuses it"),
-        ("s3://{bucket}-missing/", r"refuses it \(NoSuchBucket, status 404\): correct the bucket"),
-        ("s3://{bucket}/cut.jsonl.gz", r"cut\.jsonl\.gz: cannot be read to its end"),
-        ("s3://{bucket}/test.jsonl", "no file for training, only test.jsonl"),
+        ("s3://{bucket}/n*", "none of its 1 objects has a supported format"),
+        ("s3://{bucket}-missing/a.jsonl", "does not exist|refused the request"),
+        ("s3://{bucket}-missing/", r"refused the request \(NoSuchBucket, status 404\): correct the bucket"),
+        ("s3://{bucket}/cut.jsonl.gz", r"cut\.jsonl\.gz: cannot be read completely"),
+        ("s3://{bucket}/test.jsonl", "no training file, only test.jsonl"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(s3, bucket, path, words):
+def test_unreadable_objects_give_a_one_line_error(s3, bucket, path, words):
     put(s3, bucket, "notes.txt", b"x")
     put(s3, bucket, "cut.jsonl.gz", gzip.compress(lines(999))[:-200])
     put(s3, bucket, "test.jsonl", lines(3))
@@ -162,9 +162,9 @@ def test_what_cannot_be_read_is_one_line(s3, bucket, path, words):
     assert "\n" not in str(error.value)
 
 
-def test_a_store_out_of_reach_is_one_line(s3, monkeypatch):
+def test_unreachable_store_gives_a_one_line_error(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"cannot be reached or read .*: check AWS_ENDPOINT_URL"):
+    with pytest.raises(UserError, match=r"cannot be reached .*: check AWS_ENDPOINT_URL"):
         open_source(Source(path="s3://bucket/a.jsonl"))
 
 
@@ -179,12 +179,12 @@ def test_missing_credentials_are_named(s3, tmp_path, monkeypatch):
 
 
 def test_hub_settings_on_an_object_are_refused(s3):
-    with pytest.raises(UserError, match="revision 'main' is for datasets on the Hub"):
+    with pytest.raises(UserError, match="revision 'main' applies only to datasets on the Hub"):
         open_source(Source(path="s3://bucket/a.jsonl", revision="main"))
 
 
 class HalfAnswers(http.server.BaseHTTPRequestHandler):
-    """A store that promises 1000 bytes and goes away after ten."""
+    """Return the address of a store that announces 1000 bytes and closes the connection after ten."""
 
     def do_HEAD(self):
         self.send_response(200)
@@ -204,12 +204,12 @@ class HalfAnswers(http.server.BaseHTTPRequestHandler):
         """Silence."""
 
 
-def test_half_a_download_is_none(s3, monkeypatch, tmp_path):
+def test_interrupted_download_leaves_no_file(s3, monkeypatch, tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HalfAnswers)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     try:
-        with pytest.raises(UserError, match=r"s3://bucket/a\.jsonl: the object store cannot be reached or read"):
+        with pytest.raises(UserError, match=r"s3://bucket/a\.jsonl: the object store cannot be reached"):
             open_source(Source(path="s3://bucket/a.jsonl"))
     finally:
         server.shutdown()
@@ -217,9 +217,9 @@ def test_half_a_download_is_none(s3, monkeypatch, tmp_path):
     assert cached(tmp_path) == {}
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(s3, bucket, monkeypatch, tmp_path):
+def test_unwritable_cache_gives_a_one_line_error(s3, bucket, monkeypatch, tmp_path):
     put(s3, bucket, "a.jsonl", lines(3))
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"a\.jsonl: cannot be kept in .*: make room there, or set POSTTRAIN_CACHE"):
+    with pytest.raises(UserError, match=r"a\.jsonl: cannot be written to .*: free space there, or set POSTTRAIN_CACHE"):
         open_source(Source(path=f"s3://{bucket}/a.jsonl"))

@@ -1,4 +1,4 @@
-"""What a run leaves in MLflow, checked against real stores: SQLite, and a server that is killed and comes back."""
+"""MLflow tracking with real stores: SQLite, and a server that is killed and restarted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from posttrain.tracking.mlflow_registry import ModelRegistry, registry_error
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of a SQLite store, made once: MLflow needs seconds for its migrations."""
+    """Return the URI of a SQLite store. It is created once, because MLflow's migrations take seconds."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/deeper/mlflow.db"
     with Tracker(uri, "first", "first", "first").parent("load_preferences"):
         pass
@@ -44,7 +44,7 @@ def _in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def runs(tracker: Tracker, uri: str | None = None) -> dict[str, Any]:
-    """The active runs of a tracker's experiment by name; fails where two have the same."""
+    """Return the active runs of a tracker's experiment by name; fails if two have the same name."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri or tracker.uri)
@@ -61,14 +61,14 @@ def states(tracker: Tracker, uri: str | None = None) -> dict[str, str]:
 
 
 def history(uri: str, run: Any, metric: str) -> list[tuple[int, Any]]:
-    """(step, value) of every point that a store holds, doubles included."""
+    """Return (step, value) of every stored point, including duplicates."""
     from mlflow import MlflowClient
 
     return sorted((m.step, m.value) for m in MlflowClient(uri).get_metric_history(run.info.run_id, metric))
 
 
 def read_unsent(path: Path | None) -> list[dict[str, Any]]:
-    """The records in a file of what MLflow has not taken; its first line names the run."""
+    """Return the records in a file of unsent records, whose first line identifies the run."""
     assert path is not None
     run, *records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert run["run_name"] == "demo-run"
@@ -76,11 +76,11 @@ def read_unsent(path: Path | None) -> list[dict[str, Any]]:
 
 
 def unsent_metrics(path: Path | None) -> list[tuple[int, float]]:
-    """(step, value) of every metric among the records of such a file."""
+    """Return (step, value) of every metric in a file of unsent records."""
     return [(record["step"], record["value"]) for record in read_unsent(path) if record["kind"] == "metric"]
 
 
-def test_one_parent_and_a_nested_run_a_stage(tracker: Tracker) -> None:
+def test_run_has_one_parent_and_a_nested_run_per_stage(tracker: Tracker) -> None:
     with tracker.parent("load_preferences"):
         assert states(tracker) == {"demo-run": "RUNNING"}
     with tracker.stage("train_sft"):
@@ -111,7 +111,7 @@ def test_an_exception_fails_the_stage_and_its_parent(tracker: Tracker) -> None:
     assert states(tracker)["demo-run"] == "FAILED", "another step's success does not mend the run"
 
 
-def test_a_failure_that_is_a_result_fails_the_nested_run_alone(tracker: Tracker) -> None:
+def test_stage_fail_marks_the_nested_run_only(tracker: Tracker) -> None:
     with tracker.stage("train_point") as stage:
         stage.fail("the loss is nan")
         assert states(tracker)["train_point of demo-run"] == "RUNNING"
@@ -134,7 +134,7 @@ def test_a_retry_replaces_the_run_it_retries(tracker: Tracker) -> None:
     assert history(tracker.uri, runs(tracker)["train_dpo of demo-run"], "train/loss") == [(1, 0.5)]
 
 
-def test_a_killed_process_leaves_nothing_running(tracker: Tracker) -> None:
+def test_runs_of_a_killed_process_are_closed(tracker: Tracker) -> None:
     script = (
         "import sys, time; from posttrain.tracking import Tracker\n"
         "with Tracker(*sys.argv[1:]).stage('train_dpo'): print('open', flush=True); time.sleep(600)\n"
@@ -154,7 +154,7 @@ def test_a_killed_process_leaves_nothing_running(tracker: Tracker) -> None:
 
 
 @pytest.mark.parametrize(("told", "state"), [("KILLED", "KILLED"), ("FINISHED", "FINISHED"), (None, "RUNNING")])
-def test_what_ended_on_another_host_is_asked_of_who_knows(
+def test_state_of_a_step_on_another_host_comes_from_ended(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch, told: str | None, state: str
 ) -> None:
     with monkeypatch.context() as elsewhere:
@@ -172,8 +172,8 @@ def test_what_ended_on_another_host_is_asked_of_who_knows(
     assert set(asked) == {("id-0", "train_dpo")}
 
 
-def test_a_resumed_training_tells_its_whole_history_once(tracker: Tracker) -> None:
-    """5,000 logs of an attempt that was killed are told again at once, then the training goes on."""
+def test_resumed_training_records_its_history_once(tracker: Tracker) -> None:
+    """A resumed training records the 5,000 logs of the killed attempt again, then continues."""
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     def tell(stage: tracking.TrackedStage, logs: range) -> None:
@@ -198,7 +198,9 @@ def test_a_resumed_training_tells_its_whole_history_once(tracker: Tracker) -> No
         assert all(value == pytest.approx(step * factor) for step, value in points)
 
 
-def test_parameters_are_flat_short_and_survive_a_conflict(tracker: Tracker, caplog: pytest.LogCaptureFixture) -> None:
+def test_parameters_are_flat_and_truncated_and_keep_their_first_value(
+    tracker: Tracker, caplog: pytest.LogCaptureFixture
+) -> None:
     with tracker.parent("load_preferences") as stage:
         stage.log_params({"dpo": {"beta": 0.1, "sft_checkpoint": None}, "data": {"sources": [{"path": "demo"}]}})
         stage.log_params({"note": "x" * 7000, "odd?name": True, "losses": ["sigmoid", "sft"]})
@@ -215,7 +217,7 @@ def test_parameters_are_flat_short_and_survive_a_conflict(tracker: Tracker, capl
         "losses": '["sigmoid", "sft"]',
     }
     assert [record.getMessage() for record in caplog.records if record.name == "posttrain.tracking.runs"] == [
-        "MLflow parameter dpo.beta stays 0.1: it cannot be changed to 0.5."
+        "MLflow parameter dpo.beta keeps its value 0.1, because MLflow does not allow changing it to 0.5."
     ]
 
 
@@ -236,7 +238,7 @@ def test_datasets_artifacts_and_tags_arrive(tracker: Tracker, tmp_path: Path) ->
     assert json.loads(Path(report).read_text(encoding="utf-8")) == {"n_kept": 100}
 
 
-def test_a_dead_artifact_store_keeps_back_neither_curves_nor_end(tracker: Tracker, tmp_path: Path) -> None:
+def test_artifact_store_outage_does_not_delay_metrics_and_state(tracker: Tracker, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     (tmp_path / "file").touch()
@@ -252,7 +254,7 @@ def test_a_dead_artifact_store_keeps_back_neither_curves_nor_end(tracker: Tracke
     assert (unsent["key"], json.loads(unsent["value"])) == ("evaluation.json", {"accuracy": 0.7})
 
 
-def test_a_dpo_log_is_published_under_readable_names() -> None:
+def test_dpo_log_is_published_under_readable_names() -> None:
     log = {"loss": 0.7, "rewards/accuracies": 0.5, "rewards/margins": 0.1, "rewards/chosen": 0.2,
            "rewards/rejected": 0.1, "logps/chosen": -9.0, "learning_rate": 1e-6, "grad_norm": 2.0}  # fmt: skip
     assert published_metrics(log) == {
@@ -295,14 +297,14 @@ def test_every_step_of_a_trainer_is_recorded_once(tracker: Tracker, tmp_path: Pa
     assert history(tracker.uri, run, "whole_training/loss") == [(3, pytest.approx((4 + 2.56 + 1.6384) / 3))]
 
 
-def test_a_tracker_is_pickled_and_hides_its_password() -> None:
+def test_tracker_can_be_pickled_and_hides_its_password() -> None:
     tracker = Tracker("postgresql://me:secret@host/db", "experiment", "id-1", "demo-run")
     assert pickle.loads(pickle.dumps(tracker)) == tracker  # noqa: S301
     assert "secret" not in repr(tracker)
     assert tracker.shown_uri == "postgresql://host/db"
 
 
-def test_the_link_leads_to_the_curves(tracker: Tracker) -> None:
+def test_link_opens_the_charts(tracker: Tracker) -> None:
     with tracker.parent("load_preferences") as stage:
         link, command = stage.link(), stage.serve_command
     experiment = runs(tracker)["demo-run"].info.experiment_id
@@ -326,8 +328,10 @@ def test_no_password_is_shown(password: str, caplog: pytest.LogCaptureFixture) -
         assert "cret" not in text
 
 
-def test_only_its_own_records_are_sent_to_a_run(store: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """What a first attempt could not tell would be in the way of the second, which has told everything."""
+def test_unsent_records_of_an_earlier_attempt_are_not_sent(
+    store: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Unsent records of a first attempt must not be added to the run of a second attempt."""
     first = Tracker("http://127.0.0.1:9", request.node.name, "id-1", "demo-run")
     with first.stage("train_dpo") as stage:
         stage.log_metrics({"train/loss": 0.5}, step=1)
@@ -336,14 +340,14 @@ def test_only_its_own_records_are_sent_to_a_run(store: str, tmp_path: Path, requ
     second = Tracker(store, first.experiment, "id-1", "demo-run")
     with second.stage("train_dpo") as stage:
         stage.log_metrics({"train/loss": 0.5}, step=1)
-    with pytest.raises(UserError, match="train_dpo was run again since"):
+    with pytest.raises(UserError, match="train_dpo was run again"):
         tracking.send(unsent, store)
     assert history(store, runs(second)["train_dpo of demo-run"], "train/loss") == [(1, 0.5)]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "no JSON", '{"step": "a", "nested": true, "started": 1}'])
-def test_another_file_is_not_sent(text: str) -> None:
-    with pytest.raises(UserError, match="not a file of records"):
+def test_sending_another_file_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="not a file of unsent MLflow records"):
         tracking.send(text, "http://127.0.0.1:9")
 
 
@@ -355,7 +359,7 @@ def test_nested_settings_become_flat() -> None:
     }
 
 
-def test_the_store_is_the_environment_s_or_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_store_is_from_the_environment_or_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking.default_tracking_uri() == f"sqlite:///{tmp_path}/.mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
@@ -372,18 +376,18 @@ def server(store: str, tmp_path: Path) -> Iterator[Server]:
 
 def outages(caplog: pytest.LogCaptureFixture, step: str) -> list[str]:
     messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    return [message for message in messages if f"does not take the records of {step}" in message]
+    return [message for message in messages if f"does not accept the records of {step}" in message]
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_ends_nothing_and_loses_nothing(
+def test_server_outage_does_not_end_the_training_or_lose_records(
     server: Server, store: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracked_stage, "SEND_EVERY_S", 0.05)
     tracker = Tracker(server.uri, "dies", pipeline_run="id-1", run_name="demo-run")
     server.wait()
 
-    # It dies in the middle of SFT and stays away.
+    # The server dies during SFT and stays down.
     with tracker.stage("train_sft") as sft:
         for step in range(10):
             sft.log_metrics({"train/loss": step / 10}, step)
@@ -398,7 +402,7 @@ def test_a_server_that_dies_ends_nothing_and_loses_nothing(
     assert arrived, "nothing was sent while the server lived"
     assert sorted(arrived + unsent_metrics(sft.unsent)) == [(step, step / 10) for step in range(2000)]
 
-    # It is down when DPO begins, and comes back in the middle.
+    # The server is down when DPO starts and comes back during it.
     monkeypatch.setattr(tracked_stage, "RETRY_AFTER_S", 0.1)
     monkeypatch.setattr(tracked_stage, "RETRY_AT_MOST_AFTER_S", 0.5)
     with tracker.stage("train_dpo") as dpo:
@@ -412,9 +416,11 @@ def test_a_server_that_dies_ends_nothing_and_loses_nothing(
     assert history(store, run, "train/loss") == [(1, 0.5), (2, 0.25)]
     assert run.data.tags[tracking.OUTAGE_TAG].startswith("since ")
     assert run.data.tags[STAGE_TAG] == "train_dpo"
-    assert set(states(tracker, store).values()) == {"FINISHED"}, "the end of SFT is told as soon as the server is back"
+    assert set(states(tracker, store).values()) == {"FINISHED"}, (
+        "the state of SFT is sent as soon as the server is back"
+    )
 
-    # What was kept of SFT is sent by hand, and once more by mistake.
+    # The unsent records of SFT are sent twice.
     assert sft.unsent is not None
     for _ in range(2):
         tracking.send(sft.unsent.read_text(encoding="utf-8"), server.uri)
@@ -424,13 +430,13 @@ def test_a_server_that_dies_ends_nothing_and_loses_nothing(
     assert states(tracker, store)["demo-run"] == "FINISHED"
 
 
-def test_a_server_that_was_never_there_costs_seconds(caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_server_delays_a_step_by_seconds_only(caplog: pytest.LogCaptureFixture) -> None:
     tracker = Tracker("http://127.0.0.1:9", "none", pipeline_run="id-1", run_name="demo-run")
     began = time.monotonic()
     with tracker.stage("train_dpo") as stage:
         stage.log_params({"dpo": {"beta": 0.1}})
         stage.log_metrics({"train/loss": 0.5}, step=1)
-        assert "has not answered" in stage.link()
+        assert "no answer yet" in stage.link()
 
     assert time.monotonic() - began < 15
     assert [message.split(":")[0] for message in outages(caplog, "train_dpo")] == ["MLflow at http"]

@@ -1,4 +1,4 @@
-"""Conversions of values that a table of values cannot express: another unit, or several settings for one."""
+"""Conversions of values that a lookup table cannot express, such as other units or several settings for one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEMPLATES = {"chatml": "chatml", "alpaca": "alpaca"}
 
 
 def same(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """The value as it is, or as the entry's table has it."""
+    """Return the value unchanged, or the entry's equivalent for it."""
     if not entry.values:
         return {entry.ours: value}
     key = value if isinstance(value, (str, bool, int, float)) else str(value)
@@ -38,10 +38,10 @@ def method(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def training_method(reading: Reading) -> str:
-    """full, lora or qlora.
+    """Return full, lora or qlora.
 
     Raises:
-        NotCarriedOver: another way to train.
+        NotCarriedOver: the file uses another method.
     """
     if reading.tool.key == "trl":
         adapter, four_bits = bool(reading.get("use_peft")), bool(reading.get("load_in_4bit"))
@@ -59,7 +59,7 @@ def training_method(reading: Reading) -> str:
 
 
 def lora(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """A setting of the adapter, if one is trained."""
+    """A setting of the adapter, if an adapter is trained."""
     try:
         full = training_method(reading) == "full"
     except NotCarriedOver:
@@ -72,7 +72,7 @@ def lora(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def lora_target(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """The layers that get an adapter: all-linear, or a list."""
+    """The layers that get an adapter: all-linear or a list."""
     lora(value, entry, reading)
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
     if reading.get("lora_target_linear") or {"all", "all-linear"} & set(names):
@@ -81,21 +81,21 @@ def lora_target(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def lora_target_linear(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """all-linear, if it is set."""
+    """Return all-linear if the flag is set."""
     if not value:
         raise NotNeeded("is off")
     return lora("all-linear", entry, reading)
 
 
 def max_steps(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """The limit, if there is one."""
+    """dpo.max_steps, if there is a limit."""
     if isinstance(value, int) and value <= 0:
         raise NotNeeded("means no limit, as here without the setting")
     return {entry.ours: value}
 
 
 def warmup_steps(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """Steps; transformers 5 reads a number below 1 as a share of the training."""
+    """dpo.warmup_steps. transformers 5 reads a number below 1 as a share of the training."""
     if isinstance(value, (int, float)) and 0 < value < 1:
         return warmup_ratio(value, entry, reading)
     limit = reading.get("max_steps", -1)
@@ -105,7 +105,7 @@ def warmup_steps(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def warmup_ratio(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """Steps from a share, where max_steps says how many there are."""
+    """dpo.warmup_steps from a ratio, if max_steps sets the number of steps."""
     steps = reading.get("warmup_steps", 0)
     if entry.name == "warmup_ratio" and steps:
         raise NotNeeded("warmup_steps comes first")
@@ -120,7 +120,7 @@ def warmup_ratio(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def eval_steps(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """A number of steps, or a share of the training."""
+    """dpo.eval_steps: a number of steps, or a share of the training."""
     strategy = reading.get("eval_strategy", reading.get("evaluation_strategy"))
     if strategy == "epoch":
         raise NotNeeded(f"has no effect in {reading.tool.name} with eval_strategy epoch")
@@ -128,7 +128,7 @@ def eval_steps(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def eval_strategy(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.eval_steps, where validation is measured once an epoch."""
+    """dpo.eval_steps, if validation is measured once per epoch."""
     if value == "steps":
         raise NotNeeded("validation is always measured by steps")
     if value == "epoch":
@@ -137,7 +137,7 @@ def eval_strategy(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def evals_per_epoch(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """A share of the training, where its epochs are known."""
+    """dpo.eval_steps as a share of the training, if the number of epochs is known."""
     if not value:
         raise NotCarriedOver("validation is always measured during training; data.validation_size: 0 turns it off")
     if reading.get("max_steps", -1) > 0:
@@ -152,7 +152,7 @@ def evals_per_epoch(value: Any, entry: Equivalent, reading: Reading) -> Settings
 
 
 def logging_steps(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """A number of steps."""
+    """dpo.logging_steps."""
     if isinstance(value, float) and not value.is_integer():
         raise NotCarriedOver("dpo.logging_steps is a number of steps, not a share of the training")
     return {entry.ours: int(value)}
@@ -172,14 +172,14 @@ def bf16(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def fp16(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """Nothing: half precision is not offered."""
+    """Always raises, because fp16 is not supported."""
     if not value:
         raise NotNeeded("is off, and fp16 is not offered")
     raise NotCarriedOver("fp16 is not offered; model.precision auto takes bf16 on a GPU, or set fp32")
 
 
 def attention(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """model.attention; FlashAttention is left out, because flat batches need none."""
+    """model.attention. FlashAttention is not carried over, because flat batches do not need it."""
     if value in ("auto", "disabled", "fa2", "flash_attention_2"):
         if value == "auto":
             return {entry.ours: "auto"}
@@ -203,14 +203,14 @@ def attention_flag(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def trust_remote_code(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """The setting, where the model's revision is pinned."""
+    """model.trust_remote_code, if the model's revision is a commit."""
     if not value:
         return {entry.ours: False}
     revision = reading.get("model_revision", reading.get("revision_of_model", ""))
     if not re.fullmatch("[0-9a-f]{40}", str(revision)):
         raise NotCarriedOver(
-            "most models need no code of their own; if this one does, read it, pin it by the 40 digits of its commit in "
-            "model.revision, and set model.trust_remote_code: true"
+            "most models need no remote code; if this one does, read the code, set model.revision to its commit (40 hex digits), "
+            "and set model.trust_remote_code: true"
         )
     return {entry.ours: True}
 
@@ -222,7 +222,7 @@ def template(value: Any, entry: Equivalent, reading: Reading) -> Settings:
         raise NotNeeded("the type of the datasets decides: chatml")
     if value in ("tokenizer_default", "jinja"):
         raise NotNeeded(
-            "the tokenizer's own chat template is used" if value != "jinja" else "chat_template_jinja says which"
+            "the tokenizer's own chat template is used" if value != "jinja" else "chat_template_jinja sets the template"
         )
     if value not in TEMPLATES:
         raise NotCarriedOver(
@@ -233,14 +233,14 @@ def template(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def chat_template_path(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """A .jinja file."""
+    """model.chat_template, which must be a .jinja file."""
     if not str(value).endswith(".jinja"):
         raise NotCarriedOver("model.chat_template takes a .jinja file: save the template as one")
     return {entry.ours: value}
 
 
 def max_length(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """Both limits: where the file has none for prompts, theirs is that of the whole."""
+    """dpo.max_length, and dpo.max_prompt_length with the same value if the file sets no limit for prompts."""
     settings = {entry.ours: value}
     if not {"max_prompt_length", "max_prompt_len"} & reading.settings.keys():
         settings["dpo.max_prompt_length"] = value
@@ -248,7 +248,7 @@ def max_length(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def max_prompt_length(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """The limit, if it is one."""
+    """dpo.max_prompt_length, at most the limit of the whole pair."""
     limits = (reading.get(name) for name in ("max_length", "sequence_len"))
     longest = next((limit for limit in limits if limit is not None), value)
     if value > longest:
@@ -257,7 +257,7 @@ def max_prompt_length(value: Any, entry: Equivalent, reading: Reading) -> Settin
 
 
 def validation_size(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """A share; a number of rows is not offered."""
+    """data.validation_size, if the value is a share. A number of rows is not supported."""
     if value > 1:
         raise NotCarriedOver(
             f"data.validation_size is a share of the prompts (0 to 0.5), not a number of rows ({value:g})"
@@ -266,7 +266,7 @@ def validation_size(value: Any, entry: Equivalent, reading: Reading) -> Settings
 
 
 def optimizer(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.optimizer; the 8-bit one works on whole weights only."""
+    """dpo.optimizer. The 8-bit optimizer does not support sharded weights."""
     settings = same(value, entry, reading)
     if settings[entry.ours] == "adamw_8bit" and any(reading.get(name) for name in ("fsdp", "fsdp_config", "deepspeed")):
         raise NotCarriedOver("the 8-bit optimizer cannot be used with dpo.sharding: adamw is used")

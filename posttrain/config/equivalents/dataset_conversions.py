@@ -1,4 +1,4 @@
-"""Conversions of what the tools say about datasets into data.sources."""
+"""Conversions of the tools' dataset settings into data.sources."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ AXOLOTL_COLUMNS: dict[str, SourceValues] = {
     "argilla_chat": {},
     "default": {},
 }
-"""The second half of axolotl's `type` to the columns that it reads, where they are not called as here."""
+"""The second part of axolotl's `type`, and the columns that it reads under other names than ours."""
 SAME_IN_AXOLOTL = {
     "roles": ({"system": ["system"], "user": ["user"], "assistant": ["assistant"]},),
     "message_property_mappings": ({"role": "role", "content": "content"}, {"role": "from", "content": "value"}),
     "ds_type": ("json", "jsonl", "csv", "parquet"),
     "trust_remote_code": (False,),
 }
-"""What is recognised here without being said."""
+"""Values that have the same effect here without a setting."""
 
 
 def trl_dataset(value: Any, entry: Equivalent, reading: Reading) -> Settings:
@@ -228,7 +228,7 @@ def _registered(name: str, reading: Reading, entry: Equivalent) -> SourceValues:
         if entry.name == "dataset" and not own_name:
             reason = (
                 f"{name} is a name in LLaMA-Factory's dataset_info.json, which was not found: replace the path of the source by "
-                "the file, folder or Hub dataset that it stands for."
+                "the file, folder or Hub dataset of that name."
             )
             reading.inner.append(Fate("dataset", name, "not carried over", ("data.sources",), reason))
         return {"path": name}

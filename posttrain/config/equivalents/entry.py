@@ -1,4 +1,4 @@
-"""What a table of equivalents is made of."""
+"""The entries of a table of equivalents."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Equivalent:
     rule: str = ""
     """Name of the function in `conversions` or `dataset_conversions` that converts the value; empty: `values` decides."""
     difference: str = ""
-    """What is different here, in one sentence; `{tool}` stands for the tool's name."""
+    """The difference here in one sentence; `{tool}` is replaced by the tool's name."""
     value_differences: Mapping[Any, str] = field(default_factory=dict)
     """The same for single values."""
     comment: str | None = None
-    """What an imported config says about the setting; None: `difference`."""
+    """Comment on the setting in an imported config; None: `difference`."""
     default: Any = None
-    """The tool's default, where it is not ours: an import writes it if the file leaves the setting out."""
+    """The tool's default, if it differs from ours. An import writes it if the file does not contain the setting."""
     null: str = ""
     """What null means to the tool, if it does not mean the tool's default."""
 
@@ -55,14 +55,14 @@ class Tool:
     """Its settings for the training data."""
     equivalents: tuple[Equivalent, ...]
     not_needed: Mapping[str, str]
-    """Reason to names, separated by spaces; a name that ends in `*` stands for all that begin so."""
+    """Names, separated by spaces, by reason. A name ending in `*` matches all names with that start."""
     not_supported: Mapping[str, str]
     """The same, for settings whose effect is lost."""
     same: Mapping[str, tuple[Any, ...]]
-    """Setting without an equivalent to the values that have the effect that training has here anyway."""
+    """Values, by setting without an equivalent, whose effect training has here anyway."""
 
     def find(self, name: str) -> Equivalent | WithoutEquivalent | None:
-        """What the table says about a setting; None: the tool has no such setting, as far as the table knows."""
+        """Return the entry of a setting, or None if the tool has no known setting of that name."""
         for entry in self.equivalents:
             if entry.name == name:
                 return entry
@@ -73,7 +73,7 @@ class Tool:
         return None
 
     def without_equivalent(self) -> Iterator[tuple[str, str, bool]]:
-        """Names, reason and whether something is lost, one reason at a time."""
+        """Yield names, reason and whether something is lost, one reason at a time."""
         for needed, groups in ((False, self.not_needed), (True, self.not_supported)):
             for reason, names in groups.items():
                 yield names, reason, needed

@@ -1,4 +1,4 @@
-"""What conversions are given, and what they answer."""
+"""Inputs and results of conversions."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Outcome = Literal["carried over", "not needed", "not carried over"]
 
 
 class NotCarriedOver(Exception):
-    """The effect of a setting is lost; the message says why, and what to do."""
+    """The effect of a setting is lost. The message says why and what to do."""
 
 
 class NotNeeded(Exception):
-    """Nothing is lost without a setting; the message says why."""
+    """Nothing is lost without a setting. The message says why."""
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of one setting of another tool's file."""
+    """The outcome for one setting of another tool's file."""
 
     key: str
     value: Any
     outcome: Outcome
     settings: tuple[str, ...] = ()
-    """Our settings that say the same now."""
+    """Our settings that carry its effect."""
     reason: str = ""
     """With `carried over`: what is different here. Otherwise: why it was not carried over."""
 
@@ -45,6 +45,6 @@ class Reading:
     """Fates of settings inside of others, such as `datasets[0].type`."""
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a setting, or the default where it is missing or null."""
+        """Return the value of a setting, or the default if it is missing or null."""
         value = self.settings.get(name)
         return default if value is None else value

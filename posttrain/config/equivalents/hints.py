@@ -1,4 +1,4 @@
-"""What an unknown key of a config was probably meant to be, where it is another tool's name."""
+"""Hints for unknown config keys that are settings of another tool."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TRAINING = ("dpo", "sft", "sweep.grid")
 
 
 def hint(section: str, key: str, fields: Collection[str], value: Any = None) -> str | None:
-    """What to say about an unknown key, or None where no other tool has a setting of that name.
+    """Return a hint for an unknown key, or None if no other tool has a setting of that name.
 
     Args:
         section: dotted place of the key, without it; empty at the top of the config.
@@ -48,7 +48,7 @@ def _meant(tool: Tool, entry: Equivalent, section: str, fields: Collection[str],
 
 
 def _converted(tool: Tool, entry: Equivalent, value: Any) -> Any:
-    """Our value, where it is another one; None where it is the same or depends on other settings."""
+    """Return our value if it differs from the given one; None if it is the same or depends on other settings."""
     if value is None or isinstance(value, (dict, list)) or entry.ours.startswith("data.sources"):
         return None
     if not (entry.values or entry.rule):

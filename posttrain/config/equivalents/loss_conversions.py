@@ -1,4 +1,4 @@
-"""Conversions of what the tools say about the DPO loss."""
+"""Conversions of settings of the DPO loss."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from posttrain.config.equivalents.entry import Equivalent
 from posttrain.config.equivalents.fates import Fate, NotCarriedOver, NotNeeded, Reading
 
 SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}
-"""Losses of TRL 1.16 that label_smoothing has an effect on."""
+"""Losses on which label_smoothing has an effect in TRL 1.16."""
 
 
 def losses(reading: Reading) -> list[str]:
-    """The file's losses by our names, with the SFT term that another setting adds."""
+    """Return the file's losses by our names, including an SFT term added by another setting."""
     value = next((reading.get(name) for name in ("loss_type", "pref_loss", "dpo_loss_type") if reading.get(name)), None)
     if value is None:
         value = "ipo" if reading.get("rl") == "ipo" else "sigmoid"
@@ -22,7 +22,7 @@ def losses(reading: Reading) -> list[str]:
 
 
 def sft_share(reading: Reading) -> float:
-    """The weight of an SFT term beside the preference loss."""
+    """Return the weight of an SFT term that is added to the preference loss."""
     return float(reading.get("rpo_alpha", reading.get("pref_ftx", 0.0)))
 
 
@@ -38,7 +38,7 @@ def _settings(reading: Reading) -> Settings:
 
 
 def loss_type(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """The losses, each of which must be offered."""
+    """dpo.loss_type; each loss must be supported."""
     for name in [value] if isinstance(value, str) else value:
         if entry.values:
             same(name, entry, reading)
@@ -58,7 +58,7 @@ def sft_weight(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def label_smoothing(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """The share of flipped labels, where the loss uses it."""
+    """dpo.label_smoothing, if the loss uses it."""
     names = losses(reading)
     if not value:
         return {entry.ours: 0.0}
@@ -70,19 +70,19 @@ def label_smoothing(value: Any, entry: Equivalent, reading: Reading) -> Settings
 
 
 def rl(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """The loss, where axolotl's `rl` names one."""
+    """dpo.loss_type, if axolotl's `rl` names a loss."""
     if value == "ipo":
         return {entry.ours: "ipo"}
     raise NotNeeded("the pipeline trains DPO")
 
 
 def stage(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """Nothing: the pipeline trains DPO."""
+    """Always raises, because the pipeline trains DPO."""
     raise NotNeeded("the pipeline trains DPO")
 
 
 def axolotl_trl(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """Beta out of axolotl's section `trl`, whose other settings are GRPO's."""
+    """dpo.beta from axolotl's section `trl`, whose other settings belong to GRPO."""
     if not isinstance(value, dict) or value.get("beta") is None:
         raise NotNeeded("its settings are those of GRPO")
     reading.inner.extend(

@@ -7,7 +7,7 @@ from posttrain.config.equivalents.tools import TOOLS
 
 
 def equivalents_table() -> str:
-    """Each of our settings that another tool has too: what it is called there, and what is different here."""
+    """Return a table of our settings, their names in other tools, and the differences."""
     rows: dict[str, dict[str, list[Equivalent]]] = {}
     for tool in TOOLS.values():
         for entry in tool.equivalents:
@@ -21,7 +21,7 @@ def equivalents_table() -> str:
 
 
 def without_equivalent_table() -> str:
-    """Each setting of another tool that has no equivalent here, with the reason; one row for each reason."""
+    """Return a table of other tools' settings that have no equivalent here; one row for each reason."""
     rows: dict[tuple[bool, str], dict[str, str]] = {}
     for tool in TOOLS.values():
         for names, reason, needed in tool.without_equivalent():
@@ -38,7 +38,7 @@ def without_equivalent_table() -> str:
 
 
 def _differences(by_tool: dict[str, list[Equivalent]]) -> str:
-    """What is different, without the name of the tool where it is the same for several."""
+    """Return the differences; a tool is named only if a difference does not apply to all tools."""
     found: dict[str, list[str]] = {}
     for key, entries in by_tool.items():
         for entry in entries:
@@ -76,5 +76,5 @@ def _order(ours: str) -> tuple[int, str]:
 
 
 def equivalents_tables() -> str:
-    """Both tables, as `docs/coming-from-trl.md` has them."""
+    """Return both tables, as in `docs/coming-from-trl.md`."""
     return f"## Settings with an equivalent\n\n{equivalents_table()}\n\n## Settings without one\n\n{without_equivalent_table()}"

@@ -1,4 +1,4 @@
-"""From a DPO config of TRL, LLaMA-Factory or axolotl to one of ours."""
+"""Converts a DPO config of TRL, LLaMA-Factory or axolotl to ours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from posttrain.config.run_config import RunConfig
 from posttrain.errors import UserError
 
 SFT_LEARNING_RATE_FULL = 1e-5
-"""What an imported config trains all weights with in SFT, which the file says nothing about."""
+"""Learning rate of SFT for full fine-tuning in an imported config, since the file does not contain one."""
 OFF: tuple[Any, ...] = (False, "", [], {}, "none", "no")
 """Values that switch off a setting."""
 
@@ -41,9 +41,9 @@ class ImportedConfig:
     text: str
     """Our YAML file."""
     config: RunConfig
-    """What the text says, checked."""
+    """The text as a checked config."""
     fates: tuple[Fate, ...]
-    """What became of each setting, in the file's order."""
+    """The outcome for each setting, in the order of the file."""
     added: tuple[Added, ...]
 
     @property
@@ -63,14 +63,14 @@ class ImportedConfig:
 
 
 def import_config(source: str | Path | Mapping[str, Any], tool: str = "auto") -> ImportedConfig:
-    """Our config with the settings of another tool's.
+    """Return our config with the settings of another tool's config.
 
     Args:
-        source: a YAML file of TRL, LLaMA-Factory or axolotl that trains DPO, or what is in one.
+        source: a DPO config of TRL, LLaMA-Factory or axolotl, as the path of a YAML file or as its content.
         tool: `trl`, `llama-factory`, `axolotl`, or `auto` to recognise it by the settings' names.
 
     Raises:
-        UserError: not such a file, or not clear of which tool it is.
+        UserError: the file is not a DPO config, or it is not clear of which tool it is.
     """
     where = "config" if isinstance(source, Mapping) else str(source)
     return _Import(read_source(source, tool, where), where).result()
@@ -93,7 +93,7 @@ class _Import:
         self._add_stages()
         config = self._check()
         for fate in self.fates:
-            # What is inside of a source is said in the report; what it was taken out for, at the top of the file.
+            # Settings inside a source are explained in the report only; the YAML has no place for their comments.
             if fate.settings and fate.reason and not fate.settings[0].startswith("data.sources[]"):
                 self._comment(fate.settings[0], fate.reason)
         for added in self.added:
@@ -104,7 +104,7 @@ class _Import:
         return ImportedConfig(tool, text, config, tuple(self.fates), tuple(self.added))
 
     def _take(self, key: str, value: Any) -> None:
-        """Carries one setting over, or says why not."""
+        """Carry one setting over, or record why not."""
         entry = self.reading.tool.find(key)
         if not isinstance(entry, Equivalent):
             self.fates.append(_fate_without_equivalent(key, value, entry, self.reading.tool))
@@ -132,18 +132,18 @@ class _Import:
         try:
             return rule_of(entry)(value, entry, self.reading)
         except (TypeError, ValueError, AttributeError) as error:
-            raise NotCarriedOver(f"its value cannot be read, and {entry.ours} keeps its default") from error
+            raise NotCarriedOver(f"its value is not valid, and {entry.ours} keeps its default") from error
 
     def _note_prompt_limit(self, converted: dict[str, Any]) -> None:
         if "dpo.max_length" in converted and "dpo.max_prompt_length" in converted:
             reason = (
-                f"{self.reading.tool.name}'s file has no limit of its own for prompts, so max_length holds for them too: pairs "
+                f"{self.reading.tool.name}'s file has no separate limit for prompts, so max_length applies to them too: pairs "
                 "whose prompt fills it are dropped and counted. Lower it to leave room for the response."
             )
             self.added.append(Added("dpo.max_prompt_length", converted["dpo.max_prompt_length"], reason))
 
     def _add_defaults(self) -> None:
-        """The tool's defaults where they are not ours."""
+        """Add the tool's defaults that differ from ours."""
         tool = self.reading.tool
         for entry in tool.equivalents:
             known = self.reading.settings.get(entry.name) is not None or (
@@ -162,7 +162,7 @@ class _Import:
             self._note_prompt_limit(converted)
 
     def _add_stages(self) -> None:
-        """Which stages run, and how SFT is trained, which the file does not say."""
+        """Add the stages to run and the settings of SFT, which the file does not contain."""
         tool, method = self.reading.tool, self.settings.get("model.method", "full")
         if tool.key == "trl" and method != "full" and "model.lora.target_modules" not in self.settings:
             reason = "TRL lets PEFT choose the layers, usually q_proj and v_proj."
@@ -187,7 +187,7 @@ class _Import:
         if method == "full":
             sft = {"sft.learning_rate": SFT_LEARNING_RATE_FULL, **sft}
         self.settings.update(sft)
-        self.added.append(Added("sft", sft, f"{tool.name}'s file says nothing about SFT; sizes are those of dpo."))
+        self.added.append(Added("sft", sft, f"{tool.name}'s file has no settings of SFT; sizes are copied from dpo."))
 
     def _add(self, setting: str, value: Any, reason: str) -> None:
         self.settings[setting] = value
@@ -198,7 +198,7 @@ class _Import:
             self.comments[setting].append(text)
 
     def _check(self) -> RunConfig:
-        """The checked config; a value that is not allowed here is taken out, and listed as not carried over."""
+        """Return the checked config; a value that is not allowed is removed and listed as not carried over."""
         while True:
             try:
                 return RunConfig.model_validate(nested(self.settings))
@@ -227,7 +227,7 @@ class _Import:
 
 
 def _difference(entry: Equivalent, value: Any, reading: Reading) -> str:
-    """What a comment says about a setting that was carried over."""
+    """Return the comment for a setting that was carried over."""
     text = entry.difference if entry.comment is None else entry.comment
     own = entry.value_differences.get(value, "") if isinstance(value, str) else ""
     sentences = [part.rstrip(".") + "." for part in (text, own) if part]
@@ -236,7 +236,7 @@ def _difference(entry: Equivalent, value: Any, reading: Reading) -> str:
 
 def _fate_without_equivalent(key: str, value: Any, entry: WithoutEquivalent | None, tool: Tool) -> Fate:
     if entry is None:
-        return Fate(key, value, "not carried over", reason=f"is not a setting of {tool.name} that the import knows")
+        return Fate(key, value, "not carried over", reason=f"is not a known setting of {tool.name}")
     if not entry.needed:
         return Fate(key, value, "not needed", reason=entry.reason)
     off = entry.same or OFF

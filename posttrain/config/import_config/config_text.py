@@ -29,7 +29,7 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _place(setting: str) -> list[int]:
-    """Where a setting stands in the config: the place of each part of its name among the fields of its section."""
+    """Return the position of a setting in the config: the index of each part of its name in its section."""
     section: Any = RunConfig
     places = []
     for part in setting.split("."):
@@ -45,7 +45,7 @@ def config_text(
 
     Args:
         settings: dotted.
-        comments: dotted setting or section to what is said above it.
+        comments: lines above each dotted setting or section.
         header: what the file begins with.
         fates: those that were not carried over are listed at the top.
     """
@@ -60,7 +60,7 @@ def config_text(
 
 
 def describe(fate: Fate) -> str:
-    """A setting and its value, shortened; what may be a secret is not shown."""
+    """Return a setting and its shortened value; values that may be secrets are left out."""
     if _SECRET.search(fate.key):
         return fate.key
     value = yaml.safe_dump(fate.value, default_flow_style=True, width=10_000, allow_unicode=True).strip()
@@ -69,7 +69,7 @@ def describe(fate: Fate) -> str:
 
 
 def summary_lines(tool: str, fates: Sequence[Fate]) -> list[str]:
-    """What became of the settings of a tool's file, for people: each one is in it."""
+    """Return a summary for users of the outcome of every setting in a tool's file."""
     groups = {outcome: [fate for fate in fates if fate.outcome == outcome] for outcome in get_args(Outcome)}
     counts = ", ".join(f"{len(found)} {outcome}" for outcome, found in groups.items())
     lines = [f"Read as a config of {tool}: {counts}."]

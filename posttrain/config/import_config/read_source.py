@@ -1,4 +1,4 @@
-"""A config of another tool: reading the file, and which tool it is of."""
+"""Reads a config of another tool and detects which tool it belongs to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_source(source: str | Path | Mapping[str, Any], tool: str, where: str) -
         where: what messages call the file.
 
     Raises:
-        UserError: not a DPO config of a tool, or not clear of which.
+        UserError: the file is not a DPO config of a tool, or it is not clear of which tool.
     """
     document = dict(source) if isinstance(source, Mapping) else _read(Path(source))
     found = _tool(document, tool, where)
@@ -55,7 +55,7 @@ def _kind(value: Any) -> str:
 
 
 def _tool(document: Mapping[str, Any], tool: str, where: str) -> Tool:
-    """The tool that a config belongs to: the one that knows the most of its settings."""
+    """Return the tool of a config: the one with the most of its settings."""
     if "config" in (document.get("parameters") or {}) or {"finetuning_type", "dpo"} <= document.keys():
         raise UserError(f"{where}: is a config of this project already: run `posttrain check` on it")
     if tool != "auto":
@@ -75,10 +75,10 @@ def _tool(document: Mapping[str, Any], tool: str, where: str) -> Tool:
 
 
 def _refuse_other_trainings(tool: Tool, document: Mapping[str, Any], where: str) -> None:
-    """Nothing, if the file trains DPO.
+    """Check that the file trains DPO.
 
     Raises:
-        UserError: it trains something else.
+        UserError: it trains with another method.
     """
     other = None
     if tool.key == "llama-factory":
@@ -106,7 +106,7 @@ def _number(value: Any) -> Any:
 
 
 def _dataset_info(source: Any, document: Mapping[str, Any]) -> dict[str, Any]:
-    """LLaMA-Factory's dataset_info.json, if it lies where `dataset_dir` says."""
+    """Return LLaMA-Factory's dataset_info.json from the folder `dataset_dir`; empty if it is not there."""
     if isinstance(source, Mapping):
         return {}
     folder = str(document.get("dataset_dir") or "data")

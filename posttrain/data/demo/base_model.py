@@ -1,6 +1,6 @@
-"""The demo's base model: a Llama of two million random weights with a tokenizer of the demo's own words.
+"""The demo's base model: a Llama with two million random weights and a tokenizer trained on the demo's text.
 
-It has read nothing, so whatever it can do after a run it was taught in that run.
+It is not pretrained, so everything it can do after a run was learned in that run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from posttrain.data.demo import pairs as demo
 
 MAX_VOCABULARY = 1024
-"""More than the demo's words need, so each of them becomes one token."""
+"""Large enough for each word of the demo to be one token."""
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 
 
 def build_base(dest: Path) -> Path:
-    """`dest`, now a transformers folder with weights, tokenizer and chat template: the same bytes every time."""
+    """Write weights, tokenizer and chat template to `dest`, reproducible to the byte, and return `dest`."""
     tokenizer = _train_tokenizer()
     special_ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = LlamaConfig(
@@ -48,7 +48,7 @@ def build_base(dest: Path) -> Path:
 
 
 def _train_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: the demo's words are one token each, and any other text still has some."""
+    """Return a byte-level BPE tokenizer with one token for each word of the demo. It can encode any other text too."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -1,13 +1,13 @@
-"""The built-in demo: a small support desk whose customers' true preferences are known.
+"""The built-in demo data: a support desk with a known reward for its replies.
 
-A customer describes a fault, the desk replies. What a reply is worth is `reward`: the correct fix, courtesy, brevity.
-Which of two replies is labelled better is drawn from their rewards by Bradley-Terry. So some labels are wrong, the best
-possible accuracy on them is known (`ceiling`), and a model can be held against the true preference (`true_margin`) too.
+A customer describes a fault and the desk replies. `reward` rates a reply by the correct fix, courtesy and brevity. Labels are
+sampled from the rewards of two replies with the Bradley-Terry model. So some labels are wrong, the best possible accuracy on
+them is known (`ceiling`), and models can also be compared with the true preference (`true_margin`).
 
-What makes this a lesson in preferences, not in imitation, is the desk's habit: more often than the correct fix it says
-"turn it off and on again", whatever the fault. So imitating even its better replies teaches little about what is right.
+The desk most often says "turn it off and on again", whatever the fault. So imitating its replies (SFT) teaches little about the
+correct fix, and preferences (DPO) are needed.
 
-`rows` also holds planted dirt, such as real exports have, for the data report to find.
+`rows` includes defective rows, as in real exports, that the data checks must find.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from typing import Any
 
 Pair = tuple[str, str, str]
 Row = tuple[str, str, str | None]
-"""Prompt, chosen and rejected; in a row, which may be dirty, the last may be missing."""
+"""Prompt, chosen and rejected. In a defective `Row`, rejected may be None."""
 
 SEED = 20
-"""Decides every row: the same seed gives the same rows on any platform."""
+"""The seed gives the same rows on any platform."""
 N_PROMPTS = 4000
 PLANTED = {"duplicate": 40, "conflicting": 60, "empty": 25, "identical": 20, "overlong": 10, "not_text": 5}
-"""Rows that a loader has to drop, by reason. A pair that is also there with its labels swapped is two such rows."""
+"""Number of rows that the loader must drop, by reason. A pair and its copy with swapped labels count as two."""
 OVERLONG_CHARS = 60_000
 N_ROWS = N_PROMPTS + PLANTED["duplicate"] + PLANTED["conflicting"] // 2
 
 CORRECT_FIX, COURTESY, PER_WORD = 3.0, 1.0, -0.15
-"""The reward of the correct fix and no other; of a courteous reply (a curt one loses as much); of each word."""
+"""Rewards: naming the correct fix and no other; courtesy (curtness costs as much); each word."""
 MIN_MARGIN = 0.5
-"""Replies closer than this in reward are never paired: nobody could tell which is better."""
+"""Minimum difference in reward between two paired replies."""
 P_ANSWERS = (0.4, 0.45, 0.15)
-"""How often the desk names the correct fix, its habit, or some fix at random."""
+"""Probabilities of naming the correct fix, the habit, and a random fix."""
 
 FIXES = {
     "charge it for two hours": ("does not turn on", "stays dark"),
@@ -49,7 +49,7 @@ FIXES = {
     "enter the code from the sticker": ("asks for a password", "is locked"),
     "choose your language in the menu": ("speaks French", "greets me in Spanish"),
 }
-"""Each fix, and the complaints it is the correct answer to."""
+"""Each fix and the complaints for which it is correct."""
 HABIT = "turn it off and on again"
 
 GREETINGS = ("Hello", "Hi", "Good morning")
@@ -72,10 +72,10 @@ SMALL_TALK = (
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """The raw rows, dirt included, in a fixed order: `prompt`, `chosen` and `rejected` as text, and `true_margin`.
+    """Yield the raw rows, including defective ones, in a fixed order: `prompt`, `chosen`, `rejected` and `true_margin`.
 
-    `true_margin` is the reward of chosen minus that of rejected, so it is below 0 where the label is wrong; None where
-    rejected is missing. No two clean rows share a prompt, nor would they without the order numbers.
+    `true_margin` is the reward of chosen minus that of rejected: below 0 if the label is wrong, None if rejected is missing. The
+    prompts of clean rows are unique, even without the order numbers.
     """
     rng = random.Random(SEED)
     complaints = [complaint for all_wordings in FIXES.values() for complaint in all_wordings]
@@ -84,17 +84,17 @@ def rows() -> Iterator[dict[str, Any]]:
     for greeting, name, thing, complaint in scenes:
         prompt = f"{greeting}, {name} here. My {thing} {complaint}, order {rng.randrange(1000, 10000)}."
         pairs.append((prompt, *_draw_labelled(rng, prompt)))
-    dirty = _plant_dirt(pairs)
-    rng.shuffle(dirty)
-    for prompt, chosen, rejected in dirty:
+    raw = _plant_defects(pairs)
+    rng.shuffle(raw)
+    for prompt, chosen, rejected in raw:
         margin = None if rejected is None else reward(prompt, chosen) - reward(prompt, rejected)
         yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, "true_margin": margin}
 
 
 def reward(prompt: str, response: str) -> float:
-    """What a response is worth to the customer: the hidden reward, in nats of log-odds, of any text.
+    """Return the hidden reward of a response, in nats of log-odds.
 
-    3 for naming the fix that the prompt's complaint needs and no other, 1 for courtesy, -1 for curtness, -0.15 a word.
+    3 for naming the correct fix for the complaint and no other, 1 for courtesy, -1 for curtness, -0.15 per word.
     """
     named = [fix for fix in FIXES if fix in response]
     correct = named == [_correct_fix(prompt)]
@@ -103,7 +103,7 @@ def reward(prompt: str, response: str) -> float:
 
 
 def ceiling(true_margins: Iterable[float]) -> float:
-    """The best accuracy to be expected of any model on pairs labelled by Bradley-Terry: mean of sigmoid(|margin|)."""
+    """Return the best expected accuracy of any model on labels from the Bradley-Terry model: mean of sigmoid(|margin|)."""
     best = [_sigmoid(abs(margin)) for margin in true_margins]
     return sum(best) / len(best)
 
@@ -113,12 +113,12 @@ def _sigmoid(x: float) -> float:
 
 
 def _correct_fix(prompt: str) -> str:
-    """The fix for the complaint in the prompt; empty where there is none that this desk knows."""
+    """Return the fix for the complaint in the prompt; empty if there is none."""
     return next((fix for fix, complaints in FIXES.items() if any(words in prompt for words in complaints)), "")
 
 
 def _draw_labelled(rng: random.Random, prompt: str) -> tuple[str, str]:
-    """Two replies to the prompt as (chosen, rejected): the first is chosen with probability sigmoid(its margin)."""
+    """Return two replies as (chosen, rejected). The first is chosen with probability sigmoid(its margin)."""
     while True:
         first, second = _draw_reply(rng, prompt), _draw_reply(rng, prompt)
         margin = reward(prompt, first) - reward(prompt, second)
@@ -127,7 +127,7 @@ def _draw_labelled(rng: random.Random, prompt: str) -> tuple[str, str]:
 
 
 def _draw_reply(rng: random.Random, prompt: str) -> str:
-    """What the desk might say: a courteous, curt or no opening, a fix or the habit, up to two idle sentences."""
+    """Return a reply: a courteous, curt or no opening, a fix or the habit, and up to two sentences of small talk."""
     answers = (_correct_fix(prompt), HABIT, rng.choice(tuple(FIXES)))
     [answer] = rng.choices(answers, P_ANSWERS)
     opening = rng.choice((*COURTEOUS, *CURT, "", "", ""))
@@ -135,17 +135,17 @@ def _draw_reply(rng: random.Random, prompt: str) -> str:
     return " ".join([opening, f"{rng.choice(ADVICE)} {answer}.", *idle]).strip()
 
 
-def _plant_dirt(pairs: list[Pair]) -> list[Row]:
-    """The pairs with `PLANTED` among them. No pair is touched twice, so a dirty row has exactly one fault."""
+def _plant_defects(pairs: list[Pair]) -> list[Row]:
+    """Return the pairs with the defects in `PLANTED` added. Each defective row has exactly one defect."""
     untouched = iter(pairs)
-    dirty: list[Row] = []
+    raw: list[Row] = []
     for pair in islice(untouched, PLANTED["duplicate"]):
-        dirty += [pair, pair]
+        raw += [pair, pair]
     for prompt, chosen, rejected in islice(untouched, PLANTED["conflicting"] // 2):
-        dirty += [(prompt, chosen, rejected), (prompt, rejected, chosen)]
-    dirty += [(prompt, chosen, " ") for prompt, chosen, _ in islice(untouched, PLANTED["empty"])]
-    dirty += [(prompt, chosen, chosen) for prompt, chosen, _ in islice(untouched, PLANTED["identical"])]
+        raw += [(prompt, chosen, rejected), (prompt, rejected, chosen)]
+    raw += [(prompt, chosen, " ") for prompt, chosen, _ in islice(untouched, PLANTED["empty"])]
+    raw += [(prompt, chosen, chosen) for prompt, chosen, _ in islice(untouched, PLANTED["identical"])]
     for prompt, chosen, rejected in islice(untouched, PLANTED["overlong"]):
-        dirty.append((prompt, chosen, f"{rejected} " * (OVERLONG_CHARS // len(rejected))))
-    dirty += [(prompt, chosen, None) for prompt, chosen, _ in islice(untouched, PLANTED["not_text"])]
-    return [*dirty, *untouched]
+        raw.append((prompt, chosen, f"{rejected} " * (OVERLONG_CHARS // len(rejected))))
+    raw += [(prompt, chosen, None) for prompt, chosen, _ in islice(untouched, PLANTED["not_text"])]
+    return [*raw, *untouched]

@@ -1,4 +1,4 @@
-"""The layouts of a row, one module each, and how the layout of a source is found out."""
+"""The layouts of rows, one module each, and the detection of a source's layout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _modules(kind: str, names: Sequence[str]) -> dict[str, Any]:
 
 PREFERENCE_LAYOUTS: dict[str, Layout[Pair]] = _modules("preference", PREFERENCE_FORMATS)
 INSTRUCTION_LAYOUTS: dict[str, Layout[Example]] = _modules("instruction", INSTRUCTION_FORMATS)
-"""Name and module of each layout, in the order in which they are tried."""
+"""Module of each layout by name, in the order in which they are tried."""
 
 _SYNONYMS = {
     "prompt": "question query instruction input text post history context",
@@ -39,28 +39,28 @@ _SYNONYMS = {
     "response_2": "response2 response_b answer_2 answer2 answer_b output_2 output_b completion_b",
     "label": "winner preference preferred better",
 }
-"""What the columns of layouts are often called."""
+"""Common other names of the layouts' columns."""
 
 
 def find_layout(
     source: Source, rows: Sequence[Values], layouts: dict[str, Layout[Parsed]]
 ) -> tuple[str, Layout[Parsed]]:
-    """The name and module of the layout that a source has.
+    """Return the name and module of the layout of a source.
 
     Args:
-        source: its `format` names the layout; `auto` has it recognised.
+        source: its `format` is the layout, or `auto` to detect it.
         rows: the first rows, renamed by `source.columns`.
-        layouts: the layouts that may be: those of preference pairs, or those of instruction sets.
+        layouts: the allowed layouts: those of preference pairs, or those of instruction sets.
 
     Raises:
-        UserError: the rows have none of the layouts, or not the one that `format` names.
+        UserError: the rows have none of the layouts, or not the one set by `format`.
     """
     columns = {column for row in rows for column in row}
     if source.format != "auto":
         if source.format not in layouts:
             raise UserError(
-                f"{source.path}: format {source.format} is not possible here: must be auto, {', '.join(layouts)} "
-                "(preference pairs go under data.sources, instruction sets under sft.dataset)"
+                f"{source.path}: format {source.format} is not allowed here: must be auto, {', '.join(layouts)} "
+                "(preference pairs belong in data.sources, instruction sets in sft.dataset)"
             )
         layouts = {source.format: layouts[source.format]}
     for name, layout in layouts.items():
@@ -70,10 +70,11 @@ def find_layout(
 
 
 def rename(row: Values, columns: Mapping[str, str]) -> Values:
-    """The row with columns called as layouts call them.
+    """Return the row with our column names.
 
     Args:
-        columns: our name: the source's name.
+        row: a row of the source.
+        columns: the source's column name by ours.
     """
     if not columns:
         return row
@@ -83,26 +84,26 @@ def rename(row: Values, columns: Mapping[str, str]) -> Values:
 
 
 def check_columns(source: Source, rows: Sequence[Values]) -> None:
-    """Nothing, if each column that the source's settings speak of is there.
+    """Check that the columns named in the settings of a source exist.
 
     Raises:
-        UserError: one is in none of the first rows.
+        UserError: a column is in none of the first rows.
     """
     found = {column for row in rows for column in row}
     for ours, theirs in source.columns.items():
         if theirs not in found:
             near = difflib.get_close_matches(theirs, sorted(found), n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(sorted(found))}"
+            hint = f"did you mean '{near[0]}'?" if near else f"columns: {', '.join(sorted(found))}"
             raise UserError(f"{source.path}: columns: {ours}: there is no column '{theirs}' ({hint})")
     if source.languages is not None and all(language(rename(row, source.columns)) is None for row in rows):
         raise UserError(
-            f"{source.path}: languages is set, but no row says in a column `lang` or `language` what it is in, so all would be "
-            "dropped: map the column with `columns: {lang: <column>}`, or drop languages"
+            f"{source.path}: languages is set, but no row has a column `lang` or `language`, so all rows would be dropped: map the "
+            "column with `columns: {lang: <column>}`, or remove languages"
         )
 
 
 def _mismatch(source: Source, columns: set[str], layouts: dict[str, Layout[Parsed]]) -> str:
-    """What to say of columns that fit none of the layouts: the nearest one, and how to map the columns to it."""
+    """Return the error for columns that match no layout: the nearest layout, and how to map the columns to it."""
 
     def nearness(name: str) -> tuple[float, bool]:
         needed = layouts[name].COLUMNS
@@ -115,27 +116,29 @@ def _mismatch(source: Source, columns: set[str], layouts: dict[str, Layout[Parse
     listed = ", ".join(sorted(columns)) or "none"
     if nearest is None:
         return (
-            f"{source.path}: its columns ({listed}) are those of {', '.join(layouts)}, but not their values: such are a prompt "
-            "that chosen and rejected share, or lists of messages; mend the rows, or name the layout with `format`"
+            f"{source.path}: its columns ({listed}) match {', '.join(layouts)}, but its values do not, e.g. chosen and rejected "
+            "without a common prompt: correct the rows, or set the layout with `format`"
         )
     needed = layouts[nearest].COLUMNS
     missing = [column for column in needed if column not in columns]
     verdict = (
-        f"fit no layout; the nearest, {nearest}," if source.format == "auto" else f"are not those of {nearest}, which"
+        f"match no layout; the nearest one, {nearest},"
+        if source.format == "auto"
+        else f"do not match layout {nearest}, which"
     )
     guess = _guess(needed, columns)
     mapping = ", ".join(f"{column}: {guess.get(column, '<column>')}" for column in missing)
     hint = ""
     if len(columns) == 1 and any(sign in listed for sign in ";\t|"):
-        hint = ". Its one column looks like several: a CSV file must have commas between them"
+        hint = ". The single column looks like several: CSV files must use commas as separators"
     return (
-        f"{source.path}: its columns ({listed}) {verdict} also needs {', '.join(missing)}. If they are called otherwise, say "
-        f"so with `columns: {{{mapping}}}`{hint}"
+        f"{source.path}: its columns ({listed}) {verdict} also needs {', '.join(missing)}. If they have other names, map them "
+        f"with `columns: {{{mapping}}}`{hint}"
     )
 
 
 def _guess(needed: Sequence[str], columns: set[str]) -> dict[str, str]:
-    """Columns that a layout misses: those that are there, and probably what it means."""
+    """Return the probable column of the source for each missing column of a layout."""
     free = {column.lower(): column for column in sorted(columns.difference(needed), reverse=True)}
     found = dict[str, str]()
     for ours in needed:

@@ -1,4 +1,4 @@
-"""What every layout of a row shares: what it must offer, what it gives, and how values become turns."""
+"""Common parts of the layouts: their protocols, their results, and the conversion of values to turns."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from posttrain.data.checks import Turn, Unusable
 
 Values = Mapping[str, Any]
-"""A row as its source has it: column name to value."""
+"""A row of a source: value by column name."""
 
 _ROLES = {
     **{role: role for role in ("system", "user", "assistant")},
     **{"human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"},
 }
-"""What layouts call a role: what we call it."""
+"""Our role by the name that layouts use."""
 
 
 class Pair(NamedTuple):
-    """Two responses to one prompt, the better one first."""
+    """A prompt with a chosen and a rejected response."""
 
     prompt: list[Turn]
     chosen: list[Turn]
@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A pair whose answers were scored, the more the better."""
+    """A pair with scores of its responses; higher is better."""
 
     pair: Pair
     chosen_score: float
@@ -36,7 +36,7 @@ class Scored(NamedTuple):
 
 
 class Example(NamedTuple):
-    """An instruction and the response to learn from."""
+    """An instruction and its response."""
 
     prompt: list[Turn]
     completion: list[Turn]
@@ -45,47 +45,50 @@ class Example(NamedTuple):
 Parsed = TypeVar("Parsed", Pair, Example)
 Parsed_co = TypeVar("Parsed_co", Pair, Example, covariant=True)
 Found = Pair | Scored | Example
-"""What a layout finds in a row."""
+"""The result of parsing a row."""
 
 
 class Layout(Protocol[Parsed_co]):
-    """A module that understands one layout of rows."""
+    """A module that parses one layout of rows."""
 
     @property
     def COLUMNS(self) -> tuple[str, ...]:
-        """The columns without which the layout cannot be."""
+        """The columns that the layout requires."""
 
     def matches(self, columns: set[str], rows: Sequence[Values]) -> bool:
-        """Whether these columns and first rows have this layout."""
+        """Return whether the columns and first rows have this layout."""
 
 
 class RowLayout(Layout[Parsed_co], Protocol[Parsed_co]):
-    """A layout whose rows stand for themselves."""
+    """A layout in which each row can be parsed on its own."""
 
     def parse(self, row: Values) -> Parsed_co | Scored | list[Parsed_co] | list[Scored]:
-        """What is in a row: one pair or example, or a list of them, those furthest apart first.
+        """Return the pair or example in a row, or a list of them with the largest score difference first.
 
-        Raises `Unusable` where there is none.
+        Raises:
+            Unusable: the row has none.
         """
 
 
 class GroupLayout(Layout[Parsed_co], Protocol[Parsed_co]):
-    """A layout in which several rows make a pair."""
+    """A layout in which a pair consists of several rows."""
 
     def group(self, rows: Sequence[Values]) -> list[list[Found] | Unusable]:
-        """What each row gives, in the rows' order: pairs, none where it only is a part of other rows' pairs, or why it is
-        of no use."""
+        """Return the result for each row, in order: its pairs, or why it is unusable.
+
+        The list is empty if the row is only part of other rows' pairs.
+        """
 
 
 def as_text(value: Any) -> str:
-    """The value, which must be text."""
+    """Return the value, which must be a string."""
     if not isinstance(value, str):
         raise Unusable("not_text")
     return value
 
 
 def as_number(value: Any) -> float:
-    """The value, which must be a finite number, or text of one."""
+    """Return the value as a float; it must be a finite number or a string of one."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -96,14 +99,14 @@ def as_number(value: Any) -> float:
 
 
 def as_turns(value: Any, role: str) -> list[Turn]:
-    """The turns in a value: a list of messages as it is, plain text as one turn of `role`."""
+    """Return the turns in a value: those of a list of messages, or one turn of `role` for plain text."""
     if isinstance(value, list):
         return [_as_turn(message) for message in value]
     return [{"role": role, "content": as_text(value)}]
 
 
 def _as_turn(message: Any) -> Turn:
-    """A message in OpenAI's form (`role`, `content`) or ShareGPT's (`from`, `value`)."""
+    """Return a turn from a message in the format of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`)."""
     if not isinstance(message, Mapping):
         raise Unusable("not_text")
     if message.get("tool_calls"):
@@ -116,16 +119,16 @@ def _as_turn(message: Any) -> Turn:
 
 
 def _as_content(content: Any) -> str:
-    """Text, or OpenAI's list of parts where each of them is text."""
+    """Return the text of a string or of OpenAI's list of text parts."""
     if not isinstance(content, list):
         return as_text(content)
     return "".join(as_text(part.get("text") if isinstance(part, Mapping) else None) for part in content)
 
 
 def as_tools(row: Values) -> str | None:
-    """The tools in a row's column `tools`, as JSON that is the same for the same tools; None where it has none.
+    """Return the tools in a row's column `tools` as canonical JSON; None if it has none.
 
-    Arrow fills the keys that one tool has and another has not with null, which is undone here.
+    Keys with null are removed: Arrow adds them for keys that only some of the tools have.
     """
     tools = row.get("tools")
     if isinstance(tools, str):
@@ -152,13 +155,13 @@ def _without_nulls(value: Any) -> Any:
 
 
 def is_conversation(value: Any) -> bool:
-    """Whether a value is a list of messages, going by the first."""
+    """Return whether a value is a list of messages, judged by its first item."""
     first = value[0] if isinstance(value, list) and value else None
     return isinstance(first, Mapping) and ("role" in first or "from" in first)
 
 
 def instruct(instruction: Any, given: Any) -> list[Turn]:
-    """The prompt of an instruction, and of what it is to be carried out on, which follows after a blank line."""
+    """Return the prompt for an instruction and its input, separated by a blank line."""
     instruction, given = as_text(instruction), as_text(given or "")
     if not instruction.strip():
         raise Unusable("empty")
@@ -166,21 +169,21 @@ def instruct(instruction: Any, given: Any) -> list[Turn]:
 
 
 def answer(text: Any) -> list[Turn]:
-    """A response in plain text."""
+    """Return an assistant turn with plain text."""
     return [{"role": "assistant", "content": as_text(text)}]
 
 
 def by_label(prompt: list[Turn], first: list[Turn], second: list[Turn], label: Any) -> Pair:
-    """The pair of two answers.
+    """Return the pair of two answers.
 
     Args:
-        prompt: what both answer.
-        first: the answer that is better where the label is 1, a or model_a.
-        second: the answer that is better where the label is 2, b or model_b.
-        label: 0 is not taken, for it is a tie to some and the first answer to others.
+        prompt: the common prompt.
+        first: the better answer if the label is 1, a or model_a.
+        second: the better answer if the label is 2, b or model_b.
+        label: the label. 0 is not accepted, because it means a tie in some datasets and the first answer in others.
 
     Raises:
-        Unusable: neither is better, or the label is another.
+        Unusable: the label is a tie or unknown.
     """
     name = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip().lower()
     if name in ("1", "1.0", "a", "model_a"):
@@ -191,10 +194,10 @@ def by_label(prompt: list[Turn], first: list[Turn], second: list[Turn], label: A
 
 
 def rank(scores: Sequence[float]) -> list[tuple[int, int]]:
-    """The places of the better and the worse in each pair of unequal scores, those furthest apart first.
+    """Return the indices (better, worse) of all pairs of unequal scores, the largest difference first.
 
     Raises:
-        Unusable: no score is above another.
+        Unusable: all scores are equal, or there is only one.
     """
     places = range(len(scores))
     found = [(i, j) for i in places for j in places if scores[i] > scores[j]]
@@ -204,7 +207,7 @@ def rank(scores: Sequence[float]) -> list[tuple[int, int]]:
 
 
 def ranked_pairs(prompt: list[Turn], answers: Sequence[tuple[Any, float]]) -> list[Scored]:
-    """All pairs of answers, which are texts, with unequal scores, those furthest apart first."""
+    """Return all pairs of text answers with unequal scores, the largest difference first."""
     return [
         Scored(Pair(prompt, answer(answers[i][0]), answer(answers[j][0])), answers[i][1], answers[j][1])
         for i, j in rank([score for _, score in answers])
@@ -212,7 +215,7 @@ def ranked_pairs(prompt: list[Turn], answers: Sequence[tuple[Any, float]]) -> li
 
 
 def split_off_response(turns: list[Turn]) -> Example:
-    """The example in a whole conversation: what follows the user's last turn is learned."""
+    """Return the example in a conversation, whose response is everything after the last user turn."""
     n_prompt = max((i + 1 for i, turn in enumerate(turns) if turn["role"] == "user"), default=0)
     if 0 < n_prompt == len(turns):
         raise Unusable("unanswered")
@@ -220,10 +223,10 @@ def split_off_response(turns: list[Turn]) -> Example:
 
 
 def split_off_shared_prompt(chosen: list[Turn], rejected: list[Turn]) -> Pair:
-    """The pair in two whole conversations: the prompt is all that they share up to a user's turn.
+    """Return the pair in two conversations, whose prompt is their longest common start that ends with a user turn.
 
     Raises:
-        Unusable: they share no user's turn, or one of them ends with the user.
+        Unusable: they have no common user turn, or one of them ends with a user turn.
     """
     if not chosen or not rejected:
         raise Unusable("empty")

@@ -1,4 +1,4 @@
-"""From rows to pairs or examples: whatever the layout, each row is answered for, and the source's limits are kept."""
+"""Parses rows into pairs or examples, with a result for every row, and applies the limits of the source."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Row = TypeVar("Row")
 def read_rows(
     source: Source, layout: Layout[Parsed], rows: Iterable[tuple[Row, Values | None]]
 ) -> Iterator[tuple[Row, list[Parsed | Unusable]]]:
-    """Each row, once, and what it holds: usually one pair or example, or the reason why there is none.
+    """Yield each row once with its results: usually one pair or example, or the reason why there is none.
 
-    A row may hold several pairs. It holds nothing at all only where it is a part of pairs that stand with another row.
+    A row can have several results. It has none only if it is part of pairs that belong to another row.
 
     Args:
-        source: whose limits are kept.
-        layout: of the rows.
-        rows: anything, with the values of its row; None where they cannot be read.
+        source: the source with the limits.
+        layout: the layout of the rows.
+        rows: a label of any type and the values of each row, or None if they cannot be parsed.
     """
     limits = _Limits(source)
     group = getattr(layout, "group", None)
@@ -48,7 +48,7 @@ def read_rows(
 
 
 def language(row: Values) -> object:
-    """The language that a row says it is in; None where it says nothing."""
+    """Return the language that a row states; None if it states none."""
     first = row.get("prompt")
     return row.get("lang") or row.get("language") or (first.get("lang") if isinstance(first, Mapping) else None)
 
@@ -62,14 +62,14 @@ def _wanted(source: Source, values: Values | None) -> Values:
 
 
 class _Limits:
-    """What a source's settings let through of the pairs that a layout finds."""
+    """Applies the limits of a source to its pairs."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._n_pairs = Counter[bytes]()
 
     def keep(self, found: Iterable[Found]) -> list[Any]:
-        """The pairs or examples, each in its place, or why it is left out."""
+        """Return each pair or example, or the reason for which it is left out."""
         return [self._keep(item) for item in found]
 
     def _keep(self, item: Found) -> Any:
@@ -79,7 +79,7 @@ class _Limits:
         if (limit := self._source.max_pairs_per_prompt) is not None:
             try:
                 key = prompt_key(parsed.prompt)
-            except UnicodeEncodeError:  # which the checks will find
+            except UnicodeEncodeError:  # reported later by the checks
                 return parsed
             if self._n_pairs[key] == limit:
                 return Unusable("over_max_pairs")
@@ -92,13 +92,11 @@ class _Limits:
             return True
         if not isinstance(item, Scored):
             name = "min_score_ratio" if difference is None else "min_score_difference"
-            raise UserError(
-                f"{self._source.path}: {name} is set, but its rows have no scores, so it would do nothing: drop it"
-            )
+            raise UserError(f"{self._source.path}: {name} is set, but the rows have no scores: remove the setting")
         if ratio is not None and min(item.chosen_score, item.rejected_score) < 0:
             raise UserError(
-                f"{self._source.path}: min_score_ratio is set, but a score is below 0, as ranks are here, which have no "
-                "ratio: set min_score_difference"
+                f"{self._source.path}: min_score_ratio is set, but a score is negative (e.g. a rank), "
+                "so the ratio has no meaning: use min_score_difference"
             )
         has_ratio = ratio is None or item.chosen_score >= ratio * item.rejected_score
         return has_ratio and (difference is None or item.chosen_score - item.rejected_score >= difference)

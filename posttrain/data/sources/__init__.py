@@ -1,4 +1,4 @@
-"""Rows as their source has them: files, S3, the Hub or the demo, read lazily and in the source's own order."""
+"""Reads rows lazily and in order from files, S3, the Hub or the demo."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ DEMO = "demo"
 
 
 def open_source(source: Source) -> OpenSource:
-    """The source, found and ready to be read.
+    """Locate a source and return it ready for reading.
 
-    `s3://…` is in S3; a path that exists, has wildcards or ends like a data file is local; `organisation/name` and the
-    short names of well-known sets are on the Hub.
+    `s3://…` is in S3. A path that exists, has wildcards or has the suffix of a data file is local. `organisation/name` and the
+    short names of well-known datasets are on the Hub.
 
     Raises:
-        UserError: there is no such source, it cannot be read, or it has no training rows.
+        UserError: the source does not exist, cannot be read or has no training rows.
     """
     if hub.is_on_hub(source) and not _is_here(source):
         return hub.open_hub(source)
@@ -34,16 +34,16 @@ def open_source(source: Source) -> OpenSource:
     if files.is_local(source.location):
         return files.open_files(source)
     raise UserError(
-        f"{source.path}: there is no such file or folder, and it is no Hub id, which has the form organisation/name, nor "
-        f"one of the short names {', '.join(hub.SHORT_NAMES)}: correct the path"
+        f"{source.path}: is neither a file or folder, nor a Hub id (organisation/name), nor one of the short names "
+        f"{', '.join(hub.SHORT_NAMES)}: correct the path"
     )
 
 
 def count_rows(source: Source) -> dict[str, int] | None:
-    """The number of rows in each split, before any check; None for the Hub and S3, which are not asked.
+    """Return the number of rows in each split before any check; None for the Hub and S3, which are not queried.
 
     Raises:
-        UserError: as `open_source`.
+        UserError: as for `open_source`.
     """
     if source.location == DEMO:
         from posttrain.data.demo import pairs as demo
@@ -55,7 +55,7 @@ def count_rows(source: Source) -> dict[str, int] | None:
         counts = files.count_rows(source)
     else:
         if source.location.startswith((".", "/", "~")):
-            files.find_files(source.location)  # says that there is none
+            files.find_files(source.location)  # raises, because there is none
         return None
     return {split: n if source.row_limit is None else min(n, source.row_limit) for split, n in counts.items()}
 
@@ -65,12 +65,12 @@ def _is_here(source: Source) -> bool:
 
 
 def _refuse_hub_settings(source: Source) -> None:
-    """Nothing, if no setting is there that only the Hub would heed."""
+    """Check that no setting is set that applies only to the Hub."""
     for name in ("revision", "subset", "data_dir"):
         if (value := getattr(source, name)) is not None:
             raise UserError(
-                f"{source.path}: {name} {value!r} is for datasets on the Hub, and this source is not there, so it would be "
-                "ignored: drop it, or correct the path"
+                f"{source.path}: {name} {value!r} applies only to datasets on the Hub, and this "
+                f"source is not one: remove {name}, or correct the path"
             )
 
 

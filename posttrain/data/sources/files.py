@@ -1,4 +1,4 @@
-"""Files on this machine: which there are, which split each is of, and their rows."""
+"""Local files: finding them, assigning them to splits, and reading their rows."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from posttrain.errors import UserError
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of a source, wherever the source is."""
+    """A file of a local or S3 source."""
 
     shown: str
-    """Its path or URL, for people."""
+    """Path or URL for display."""
     path: PurePath
     """Its path where it is from, of which the last parts name its rows' source."""
     below: PurePath
-    """As much of it as is below the source's own path: its name, and folders that may tell the split."""
+    """Path relative to the source's path, whose parts may name the split."""
     local: Path
-    """Where its bytes are on this machine."""
+    """Path of the local copy."""
 
 
 def is_local(location: str) -> bool:
-    """Whether a path is one of files, there or not."""
+    """Return whether a location is a path of local files, existing or not."""
     return "://" not in location and (
         Path(location).expanduser().exists() or glob.has_magic(location) or SUFFIX.search(location) is not None
     )
 
 
 def open_files(source: Source) -> OpenSource:
-    """Files on this machine, found by a path, a folder or a glob."""
+    """Open local files given by a path, a folder or a glob."""
     return open_found(source, find_files(source.location))
 
 
 def open_found(source: Source, found: Iterable[DataFile], objects: dict[str, str] | None = None) -> OpenSource:
-    """The files of a source, ready to be read.
+    """Return a source of files, ready for reading.
 
     Args:
-        source: its settings tell the splits apart.
+        source: the source with the names of its splits.
         found: the files, in the order of reading.
-        objects: their versions, where they are from S3.
+        objects: version by URL, for files from S3.
     """
     by_split = _by_split(source, found)
     before = {file: _state(file) for files in by_split.values() for file in files}
@@ -59,13 +59,13 @@ def open_found(source: Source, found: Iterable[DataFile], objects: dict[str, str
             yield from islice(_records(files, split, source), source.row_limit)
         for file, state in before.items():
             if _state(file) != state:
-                raise UserError(f"{file.shown}: was overwritten while it was read: run again when it is complete")
+                raise UserError(f"{file.shown}: changed while it was read: run again when it is complete")
 
     return OpenSource(frozenset(by_split), _digest(by_split), revision=None, read=read, objects=objects or {})
 
 
 def count_rows(source: Source) -> dict[str, int]:
-    """The number of rows in each split, whatever the limit."""
+    """Return the number of rows in each split, ignoring the limit."""
     by_split = _by_split(source, find_files(source.location))
     return {
         split: sum(readers.count_rows(file.local, file.shown) for file in files) for split, files in by_split.items()
@@ -73,10 +73,10 @@ def count_rows(source: Source) -> dict[str, int]:
 
 
 def find_files(location: str) -> list[DataFile]:
-    """The data files at a path, in a folder or under a glob, in the order of their paths.
+    """Return the data files at a path, in a folder or matching a glob, sorted by path.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
     """
     root = Path(location).expanduser()
     if root.is_file():
@@ -88,14 +88,14 @@ def find_files(location: str) -> list[DataFile]:
         file for file in candidates if SUFFIX.search(file.name) and file.is_file() and not _is_hidden(file, root)
     )
     if not files:
-        raise UserError(f"{location}: there is no such file, and no file there ends in {SUFFIXES}: correct it")
+        raise UserError(f"{location}: no data file found (supported suffixes: {SUFFIXES}): correct the path")
     while glob.has_magic(str(root)):
         root = root.parent
     return [DataFile(str(file), file, file.relative_to(root), file) for file in files]
 
 
 def _is_hidden(file: Path, root: Path) -> bool:
-    """Whether a file found under a folder is a tool's own, such as `.cache/x.json`."""
+    """Return whether a file in a folder is hidden, such as `.cache/x.json`."""
     return root.is_dir() and any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
@@ -107,10 +107,10 @@ def _records(files: list[DataFile], split: str, source: Source) -> Iterator[Sour
 
 
 def _by_split(source: Source, found: Iterable[DataFile]) -> dict[str, list[DataFile]]:
-    """The files of each split that the source has, train first.
+    """Return the files of each split of the source, train first.
 
-    A file is of the split that is a word of its name, or else the name of a folder that it is in below the source's own.
-    Files named after no split are for training, unless the user chose a `train_split` of another name than train.
+    A file belongs to the split whose name is a word of its file name, or else of a folder below the source's path. Other files
+    are for training, unless `train_split` has another value than train.
     """
     names = split_names(source)
     by_split: dict[str, list[DataFile]] = {"train": [], "validation": [], "test": []}
@@ -126,14 +126,14 @@ def _by_split(source: Source, found: Iterable[DataFile]) -> dict[str, list[DataF
     if not by_split["train"]:
         names_found = {file.path.name for files in by_split.values() for file in files} | set(passed_over)
         raise UserError(
-            f"{source.path}: has no file for training, only {', '.join(sorted(names_found))}: nothing can be learned. A "
-            f"file's name tells its split; name the one to train on with `train_split` (it is {source.train_split!r})"
+            f"{source.path}: has no training file, only {', '.join(sorted(names_found))}: set `train_split` (now "
+            f"{source.train_split!r}) to the word in the file names that marks the training split"
         )
     return {split: files for split, files in by_split.items() if files}
 
 
 def _split_name(below: PurePath, names: Iterable[str]) -> str | None:
-    """The first of the names that is a word of the file's name, else of its nearest folder; case is ignored."""
+    """Return the first name that is a word of the file name, or else of the nearest folder, ignoring case."""
     for part in reversed(below.parts):
         found = [(match.start(), -len(name), name) for name in names if (match := _as_word(name).search(part))]
         if found:
@@ -157,14 +157,14 @@ def _label(path: PurePath, source: Source) -> str:
 
 
 def _state(file: DataFile) -> tuple[int, int, int]:
-    """What changes when a file does."""
+    """Return values that change when the file changes."""
     with readers.reading(file.shown):
         found = file.local.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _digest(by_split: dict[str, list[DataFile]]) -> str:
-    """sha256 over the files' bytes and splits, whatever the files are called."""
+    """Return the sha256 of the files' contents and splits; file names do not matter."""
     digest = hashlib.sha256()
     for split, files in by_split.items():
         for file in files:

@@ -1,4 +1,4 @@
-"""Datasets on the Hugging Face Hub, at the commit that is recorded."""
+"""Datasets on the Hugging Face Hub, read at a recorded commit."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ SHORT_NAMES = {
     "shp": "stanfordnlp/SHP",
     "ultrafeedback": "HuggingFaceH4/ultrafeedback_binarized",
 }
-"""Well-known preference sets: what they may be called here, and their id."""
+"""Hub id by short name of well-known preference datasets."""
 
 _OWN_SPLITS = {"HuggingFaceH4/ultrafeedback_binarized": ("train_prefs", "test_prefs")}
-"""Sets whose training and test split have names of their own, which stand where the settings are the defaults."""
+"""Names of the training and test splits of datasets with other names, used if the settings have their defaults."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_on_hub(source: Source) -> bool:
-    """Whether a source's path has the form of a Hub id, or is a short name for one."""
+    """Return whether a source's path has the form of a Hub id or is a short name."""
     return source.location in SHORT_NAMES or _HUB_ID.fullmatch(source.location) is not None
 
 
 def open_hub(source: Source) -> OpenSource:
-    """A dataset on the Hub, downloaded into the Hub's own cache.
+    """Download a dataset from the Hub into its cache and return it ready for reading.
 
     Raises:
-        UserError: the Hub does not give it, or it has no training split; while reading: a row cannot be decoded.
+        UserError: the download failed, the dataset has no training split or, while reading, a row cannot be decoded.
     """
     import datasets
 
@@ -70,8 +70,8 @@ def _by_split(source: Source, dataset_id: str, dataset: Any) -> dict[str, Any]:
     by_split = {names[name]: rows for name, rows in dataset.items() if name in names}
     if "train" not in by_split:
         raise UserError(
-            f"{source.path}: has no split {source.train_split!r}, only {', '.join(dataset)}: "
-            "name the one to train on with `train_split`"
+            f"{source.path}: has no split {source.train_split!r}, only {', '.join(dataset)}: set `train_split` to the one to "
+            "train on"
         )
     return by_split
 
@@ -86,13 +86,13 @@ def _records(rows: Any, label: str, split: str) -> Iterator[SourceRecord]:
             yield SourceRecord(label, split, f"{label}:{split}:{n}", values)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{label}: cannot be read after row {n} of {split} ({_first_line(error)}): delete it from the Hub's cache "
-            "(`hf cache`), so that it is downloaded again"
+            f"{label}: cannot be read after row {n} of {split} ({_first_line(error)}): delete it from the Hub cache (`hf cache`), "
+            "so that it is downloaded again"
         ) from error
 
 
 def _resolve_revision(source: Source, dataset_id: str) -> str | None:
-    """The commit that `source.revision` stands for; None where the Hub is out of reach, for a copy may be at hand."""
+    """Return the commit of `source.revision`; None if the Hub is unreachable, in which case a cached copy may be used."""
     from huggingface_hub import HfApi, errors
 
     if source.revision and _COMMIT.fullmatch(source.revision):
@@ -101,15 +101,15 @@ def _resolve_revision(source: Source, dataset_id: str) -> str | None:
         return HfApi().dataset_info(dataset_id, revision=source.revision).sha
     except errors.HfHubHTTPError as error:
         raise _unreachable(source, error) from error
-    except (errors.HTTPError, OSError):  # type: ignore[attr-defined]  # of the HTTP client, whichever that is
+    except (errors.HTTPError, OSError):  # type: ignore[attr-defined]  # of the installed HTTP client
         return None
 
 
 def _unreachable(source: Source, error: Exception) -> UserError:
     return UserError(
-        f"{source.path}: there is no such file or folder, and the Hub did not give the dataset (revision "
-        f"{source.revision or 'newest'}): {_first_line(error)}. Check the id, revision, subset and data_dir, the network, "
-        "and for a private or gated dataset HF_TOKEN; or download the files and give their folder as path"
+        f"{source.path}: is not a file or folder, and loading it from the Hub failed (revision {source.revision or 'newest'}): "
+        f"{_first_line(error)}. Check the id, revision, subset, data_dir and the network, and HF_TOKEN for a private or gated "
+        "dataset; or download the files and set path to their folder"
     )
 
 

@@ -1,4 +1,4 @@
-"""The rows of one file: JSON, JSON lines, CSV or Parquet, the first three also compressed."""
+"""Readers of one file: JSON, JSON Lines, CSV (each also compressed) or Parquet."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from typing import Any, TextIO
 from posttrain.errors import UserError
 
 SUFFIX = re.compile(r"\.(?:(jsonl|ndjson|json|csv)(\.gz|\.zst)?|(parquet))$", re.IGNORECASE)
-"""How a data file's name ends."""
+"""Matches the suffix of a data file."""
 SUFFIXES = ".jsonl, .ndjson, .json, .csv (.gz or .zst may follow) or .parquet"
 
 _MISSING_CELLS = ("nan", "NaN")
 
 Row = tuple[str, dict[str, Any] | None]
-"""Where a row is inside its file, and its values; None where it cannot be read."""
+"""Location of a row in its file and its values, or None if it cannot be parsed."""
 
 
 @contextmanager
 def reading(shown: str) -> Iterator[None]:
-    """Turns what goes wrong while a file is read into an answer that names it as `shown`."""
+    """Turn errors while reading a file into a `UserError` that names the file as `shown`."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:  # Arrow's decompression raises OSError
         why = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{shown}: cannot be read to its end ({why}): copy or download it again") from error
+        raise UserError(f"{shown}: cannot be read completely ({why}): copy or download it again") from error
 
 
 def read_rows(file: Path, shown: str) -> Iterator[Row]:
-    """A file's rows.
+    """Yield the rows of a file.
 
     Args:
         file: the file.
-        shown: what to call it in an error.
+        shown: its name in error messages.
 
     Raises:
-        UserError: it cannot be read to its end, or no row of it could be told from another.
+        UserError: the file cannot be read completely, or its columns are not unique.
     """
     kind = _kind(file)
     if kind == "parquet":
@@ -60,7 +60,7 @@ def read_rows(file: Path, shown: str) -> Iterator[Row]:
 
 
 def count_rows(file: Path, shown: str) -> int:
-    """The number of rows that `read_rows` gives, found as cheaply as the file's kind allows."""
+    """Return the number of rows that `read_rows` yields, without parsing them where possible."""
     kind = _kind(file)
     if kind == "parquet":
         return int(_parquet_file(file, shown).metadata.num_rows)
@@ -77,7 +77,7 @@ def _kind(file: Path) -> str:
 
 
 def _open_text(file: Path) -> TextIO:
-    """The file as text. A byte that is not UTF-8 becomes a lone surrogate, for which its row is dropped later."""
+    """Open a file as text. Invalid UTF-8 becomes lone surrogates, which the check `broken_encoding` finds."""
     suffix = file.suffix.lower()
     binary: Any
     if suffix == ".zst":
@@ -90,7 +90,7 @@ def _open_text(file: Path) -> TextIO:
 
 
 class _ArrowBytes(io.RawIOBase):
-    """An Arrow stream as the kind of stream that Python's own can read text from."""
+    """Adapts an Arrow stream to `io.RawIOBase`."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -129,7 +129,7 @@ def _begins_array(file: Path) -> bool:
 
 
 def _parse_json(text: str) -> Any:
-    """The value, or None where it is not JSON."""
+    """Return the parsed value, or None if the text is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -141,18 +141,17 @@ def _as_values(value: Any) -> dict[str, Any] | None:
 
 
 def _csv_rows(text: TextIO, shown: str) -> Iterator[Row]:
-    """The rows under a header. A cell that pandas wrote for a missing value is None."""
+    """Yield the rows below the header. Cells that pandas writes for missing values become None."""
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(text, strict=True)
     try:
         header = next(reader, [])
     except csv.Error as error:
-        raise UserError(f"{shown}: its header cannot be read ({error}): correct the first line") from error
+        raise UserError(f"{shown}: the header cannot be parsed ({error}): correct the first line") from error
     repeated = [name for name, n in Counter(header).items() if n > 1]
     if repeated:
         raise UserError(
-            f"{shown}: its header has {', '.join(map(repr, repeated))} more than once, so one column would hide another: "
-            "rename or drop one"
+            f"{shown}: the header has {', '.join(map(repr, repeated))} more than once: rename or remove one of the columns"
         )
     while True:
         where = str(reader.line_num + 1)
@@ -181,7 +180,7 @@ def _parquet_file(file: Path, shown: str) -> Any:
     try:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{shown}: is not a readable Parquet file ({error}): copy or download it again") from error
+        raise UserError(f"{shown}: is not a valid Parquet file ({error}): copy or download it again") from error
 
 
 def _parquet_rows(file: Path, shown: str) -> Iterator[Row]:
@@ -190,9 +189,7 @@ def _parquet_rows(file: Path, shown: str) -> Iterator[Row]:
     parquet, n = _parquet_file(file, shown), 0
     names = parquet.schema_arrow.names
     if len(set(names)) < len(names):
-        raise UserError(
-            f"{shown}: two of its columns have the same name, so one would hide the other: rename or drop one"
-        )
+        raise UserError(f"{shown}: two columns have the same name: rename or remove one of them")
     try:
         for batch in parquet.iter_batches(batch_size=1024):
             for row in batch.to_pylist():

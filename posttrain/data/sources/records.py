@@ -1,4 +1,4 @@
-"""What every kind of source gives: records, and the names of splits."""
+"""Types that all kinds of sources share, and the names of splits."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from typing import Any, NamedTuple
 from posttrain.config import Source
 
 SPLIT_ORDER = ("train", "validation", "test")
-"""In which the splits of a source are read."""
+"""Order in which the splits of a source are read."""
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
-"""What a source may call the split that is watched during training."""
+"""Names of validation splits."""
 
 
 class SourceRecord(NamedTuple):
     """One row of a source."""
 
     source: str
-    """Short name of where it is from, the same on any machine."""
+    """Short name of its origin; independent of the machine."""
     split: str
-    """The split that its source puts it in: train, validation or test."""
+    """Its split at the source: train, validation or test."""
     where: str
-    """File and line, or the like, for people."""
+    """Location for display, such as file and line."""
     values: dict[str, Any] | None
-    """Column name to value; None where the row cannot be read."""
+    """Value by column name; None if the row cannot be parsed."""
 
 
 @dataclass(frozen=True)
 class OpenSource:
-    """A source that was found, and is ready to be read."""
+    """A source that was found and is ready for reading."""
 
     splits: frozenset[str]
-    """The splits that the source itself has."""
+    """The splits of the source."""
     digest: str | None
-    """sha256 over the bytes of files."""
+    """sha256 of its files; None if it has none."""
     revision: str | None
-    """The commit on the Hub, where it could be found out."""
+    """The commit on the Hub, if known."""
     read: Callable[[], Iterator[SourceRecord]]
-    """The rows: training first, each split in the source's order."""
+    """Function that yields the rows: training first, each split in the order of the source."""
     objects: dict[str, str] = field(default_factory=dict)
-    """URL of each object in S3: its version id, or its ETag where the bucket keeps no versions."""
+    """Version id by URL of each object in S3, or its ETag if the bucket is not versioned."""
 
 
 def split_names(source: Source) -> dict[str, str]:
-    """What the source calls a split: what we call it."""
+    """Return our split name by the source's."""
     names = dict.fromkeys(VALIDATION_NAMES, "validation")
     if source.test_split is not None:
         names[source.test_split] = "test"

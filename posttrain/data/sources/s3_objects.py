@@ -1,4 +1,4 @@
-"""Objects in S3 or what speaks its language: an object, a prefix or a glob, read as files are."""
+"""Objects in S3-compatible stores: an object, a prefix or a glob, read like files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SCHEME = "s3://"
 
 
 def is_url(location: str) -> bool:
-    """Whether a source's path is in S3."""
+    """Return whether a location is in S3."""
     return location.startswith(SCHEME)
 
 
 def open_objects(source: Source) -> OpenSource:
-    """Objects in S3, in the order of their keys, downloaded where this machine does not have that very version.
+    """Return the objects in S3, sorted by key. Versions that are not cached are downloaded.
 
     Raises:
-        UserError: there is none, or the store does not give it.
+        UserError: there are no such objects, or the store refuses access.
     """
     from posttrain.storage import s3 as storage  # boto3 takes a third of a second to import
 
@@ -43,5 +43,5 @@ def open_objects(source: Source) -> OpenSource:
 
 
 def _is_data(below: str) -> bool:
-    """Whether an object is a data file, and not a tool's own such as `.cache/x.json`."""
+    """Return whether an object is a data file and not hidden, such as `.cache/x.json`."""
     return SUFFIX.search(below) is not None and not any(part.startswith(".") for part in PurePosixPath(below).parts)

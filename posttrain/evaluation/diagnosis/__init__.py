@@ -1,1 +1,1 @@
-"""Rules that find what is wrong with a run in its curves, figures and answers."""
+"""Rules that detect problems of a run from its training curves, metrics and answers."""

@@ -1,4 +1,4 @@
-"""What the rules look at: training curves, figures and answers."""
+"""Inputs of the diagnosis rules: training curves, metrics and answers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ History = list[dict[str, float]]
 
 
 Seen = tuple[str, dict[str, float]] | None
-"""What is the case, and the figures that say so; None where all is well or nothing can be said."""
+"""The title of a finding and the values it is based on; None if the rule does not apply or lacks data."""
 
 
 MIN_LOGS = 8
-"""Fewer logged steps are no curve."""
+"""Minimum number of logged steps for rules on training curves."""
 
 
 class WrittenBy(Protocol):
-    """What rules look at in the answers of one stage."""
+    """Statistics of the answers of one stage that the rules use."""
 
     @property
     def stop_rate(self) -> Estimate: ...
@@ -32,29 +32,32 @@ class WrittenBy(Protocol):
 
 
 class Written(Protocol):
-    """Answers to test prompts, by stage."""
+    """Statistics of the answers to test prompts, by stage."""
 
     @property
     def stages(self) -> Mapping[str, WrittenBy]: ...
 
 
 class Curves:
-    """What a trainer logged, by name of the figure."""
+    """The metrics that a trainer logged."""
 
     def __init__(self, history: History) -> None:
         self._train = [entry for entry in history if "loss" in entry]
         self._validation = [entry for entry in history if "eval_loss" in entry]
 
     def train(self, name: str) -> np.ndarray:
-        """Every logged value of a training figure, in order."""
+        """Return all logged values of a training metric, in order."""
         return np.array([entry[name] for entry in self._train if name in entry])
 
     def validation(self, name: str) -> np.ndarray:
-        """Every value of a validation figure, in order."""
+        """Return all values of a validation metric, in order."""
         return np.array([entry[f"eval_{name}"] for entry in self._validation if f"eval_{name}" in entry])
 
     def ends(self, name: str) -> tuple[float, float] | None:
-        """Means of the first and the last quarter of a training figure; None where it is no curve."""
+        """Return the means of the first and last quarter of a training metric.
+
+        None if there are fewer than `MIN_LOGS` values or some are NaN or infinite.
+        """
         values = self.train(name)
         quarter = len(values) // 4
         if len(values) < MIN_LOGS or not np.isfinite(values).all():
@@ -64,7 +67,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a rule may look at."""
+    """All inputs of a rule."""
 
     figures: Figures
     sft: Curves
@@ -72,5 +75,5 @@ class Evidence:
     generations: Written | None = None
 
     def stage(self, name: str) -> StageFigures | None:
-        """The figures of a stage on the test pairs."""
+        """Return the metrics of a stage on the test pairs."""
         return self.figures.stages[name]

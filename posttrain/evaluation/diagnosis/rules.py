@@ -1,4 +1,4 @@
-"""What is wrong with a run, if anything: rules over the training curves, the evaluation and what the models write."""
+"""Rules that detect problems of a run from its training curves, evaluation and answers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from posttrain.evaluation.diagnosis.evidence import MIN_LOGS, Curves, Evidence, 
 from posttrain.evaluation.figures import SEVERITIES, Figures, Finding, Severity
 
 MIN_SLICE_PAIRS = 20
-"""Smaller slices say too little, whatever their interval."""
+"""Minimum number of pairs in a slice for the slice rule."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that may be wrong, and what to do about it."""
+    """A problem that a run can have, how to detect it and what to do about it."""
 
     name: str
     severity: Severity
     stage: Literal["data", "sft", "dpo"]
     limit: float
     threshold: str
-    """In words; `{limit}` stands for the number."""
+    """When the rule applies, in words; `{limit}` is replaced by the number."""
     advice: str
     check: Callable[[Evidence, float], Seen]
 
@@ -32,10 +32,12 @@ class Rule:
 def diagnose(
     figures: Figures, sft_history: History, dpo_history: History, generations: Written | None = None
 ) -> list[Finding]:
-    """What every rule has found, the gravest first.
+    """Return the findings of all rules, the most severe first.
 
     Args:
-        sft_history, dpo_history: `Checkpoint.history`; empty where there was no such training.
+        figures: the evaluation of the run.
+        sft_history, dpo_history: `Checkpoint.history`; empty if the stage was not trained.
+        generations: statistics of the answers, if there are any.
     """
     evidence = Evidence(figures, Curves(sft_history), Curves(dpo_history), generations)
     findings = []
@@ -62,7 +64,7 @@ def _not_finite(stage: Literal["sft", "dpo"]) -> Callable[[Evidence, float], See
         n = sum(int((~np.isfinite(curves.train(name))).sum()) for name in ("loss", "grad_norm"))
         if n <= limit:
             return None
-        return f"{stage.upper()}'s loss or gradient was no number in {n} logs", {"n_not_finite": float(n)}
+        return f"{stage.upper()}'s loss or gradient norm was NaN or infinite in {n} logs", {"n_not_finite": float(n)}
 
     return check
 
@@ -73,7 +75,7 @@ def _flat_loss(stage: Literal["sft", "dpo"]) -> Callable[[Evidence, float], Seen
         if ends is None or ends[0] - ends[1] >= limit * abs(ends[0]):
             return None
         return (
-            f"{stage.upper()}'s loss did not fall: {ends[0]:.4g} at first, {ends[1]:.4g} at last",
+            f"{stage.upper()}'s loss did not decrease: {ends[0]:.4g} at the start, {ends[1]:.4g} at the end",
             {"first_loss": ends[0], "last_loss": ends[1]},
         )
 
@@ -83,12 +85,12 @@ def _flat_loss(stage: Literal["sft", "dpo"]) -> Callable[[Evidence, float], Seen
 def _unstable(stage: Literal["sft", "dpo"]) -> Callable[[Evidence, float], Seen]:
     def check(evidence: Evidence, limit: float) -> Seen:
         norms = getattr(evidence, stage).train("grad_norm")
-        norms = norms[len(norms) // 10 :]  # the first steps of a fresh model are rough anyway
+        norms = norms[len(norms) // 10 :]  # the first steps are often unstable
         if len(norms) < MIN_LOGS or not np.isfinite(norms).all() or norms.max() <= limit * np.median(norms):
             return None
         ratio = float(norms.max() / np.median(norms))
         return (
-            f"{stage.upper()}'s gradient spiked to {ratio:.0f} times its median",
+            f"{stage.upper()}'s gradient norm rose to {ratio:.0f} times its median",
             {"largest_grad_norm": float(norms.max()), "median_grad_norm": float(np.median(norms))},
         )
 
@@ -98,14 +100,14 @@ def _unstable(stage: Literal["sft", "dpo"]) -> Callable[[Evidence, float], Seen]
 def _reference_mismatch(evidence: Evidence, limit: float) -> Seen:
     digests = evidence.figures.digests
     if "reference" in digests and digests["reference"] != digests.get("sft"):
-        return "DPO was held near another model than this run's SFT", {"same_checkpoint": 0.0}
+        return "DPO was trained against a different reference than this run's SFT model", {"same_checkpoint": 0.0}
     chosen, rejected = evidence.dpo.train("rewards/chosen"), evidence.dpo.train("rewards/rejected")
     if not len(chosen) or not len(rejected):
         return None
     start = {"first_reward_chosen": float(chosen[0]), "first_reward_rejected": float(rejected[0])}
     if max(map(abs, start.values())) <= limit:
         return None
-    return "DPO did not start at its reference: its first rewards are not 0", start
+    return "DPO did not start from its reference: its first rewards are not 0", start
 
 
 def _weak_signal(evidence: Evidence, limit: float) -> Seen:
@@ -114,7 +116,7 @@ def _weak_signal(evidence: Evidence, limit: float) -> Seen:
         return None
     accuracy = dpo.implicit_accuracy
     return (
-        f"DPO has hardly learned: its reward orders {accuracy.value:.1%} of the test pairs right, and chance 50 %",
+        f"DPO learned little: its implicit reward ranks {accuracy.value:.1%} of the test pairs correctly (chance: 50%)",
         {"implicit_accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high},
     )
 
@@ -124,7 +126,7 @@ def _overfit(evidence: Evidence, limit: float) -> Seen:
     if ends is None or not len(validation) or ends[1] - validation[-1] <= limit:
         return None
     return (
-        f"DPO is right on {ends[1]:.1%} of the training pairs, but on {validation[-1]:.1%} of the validation pairs",
+        f"DPO ranks {ends[1]:.1%} of the training pairs correctly, but only {validation[-1]:.1%} of the validation pairs",
         {"train_accuracy": ends[1], "validation_accuracy": float(validation[-1])},
     )
 
@@ -134,7 +136,7 @@ def _memorised(evidence: Evidence, limit: float) -> Seen:
     if dpo is None or dpo.true_agreement is not None or ends is None or ends[1] <= limit:
         return None
     return (
-        f"DPO is right on {ends[1]:.1%} of the training pairs: more than people agree with each other",
+        f"DPO ranks {ends[1]:.1%} of the training pairs correctly, which is more than human annotators usually agree",
         {"train_accuracy": ends[1]},
     )
 
@@ -158,7 +160,7 @@ def _displacement(evidence: Evidence, limit: float) -> Seen:
     if not (chosen[1] < chosen[0] and margins[1] > margins[0] and ratio > limit):
         return None
     return (
-        f"DPO moved probability away from the chosen responses too: their perplexity is {ratio:.2f} times SFT's",
+        f"DPO lowered the probability of the chosen responses too: their perplexity is {ratio:.2f} times that of SFT",
         {
             "first_reward_chosen": chosen[0],
             "last_reward_chosen": chosen[1],
@@ -174,7 +176,7 @@ def _far_away(evidence: Evidence, limit: float) -> Seen:
     if kl is None or kl.low <= limit:
         return None
     return (
-        f"DPO is far from its reference: {kl.value:.2f} nats a token",
+        f"DPO is far from its reference: KL divergence of {kl.value:.2f} nats per token",
         {"kl_nats_per_token": kl.value, "low": kl.low, "high": kl.high},
     )
 
@@ -188,8 +190,8 @@ def _length_exploited(evidence: Evidence, limit: float) -> Seen:
     if correlation.low <= limit or longer.value <= shorter.value:
         return None
     return (
-        f"DPO's reward goes with length: it is right on {longer.value:.1%} of the pairs whose chosen response is longer, and on "
-        f"{shorter.value:.1%} of those where it is shorter",
+        f"DPO's reward depends on length: it ranks {longer.value:.1%} of the pairs with a longer chosen response correctly, but "
+        f"{shorter.value:.1%} of those with a shorter one",
         {"correlation": correlation.value, "accuracy_longer": longer.value, "accuracy_shorter": shorter.value},
     )
 
@@ -201,7 +203,7 @@ def _answers_grew(evidence: Evidence, limit: float) -> Seen:
     sft, dpo = stages["sft"].n_tokens.value, stages["dpo"].n_tokens.value
     if dpo <= limit * sft:
         return None
-    return f"DPO answers with {dpo:.0f} tokens, SFT with {sft:.0f}", {"sft_tokens": sft, "dpo_tokens": dpo}
+    return f"DPO's answers have {dpo:.0f} tokens on average, SFT's {sft:.0f}", {"sft_tokens": sft, "dpo_tokens": dpo}
 
 
 def _stop_rate_fell(evidence: Evidence, limit: float) -> Seen:
@@ -211,16 +213,21 @@ def _stop_rate_fell(evidence: Evidence, limit: float) -> Seen:
     sft, dpo = stages["sft"].stop_rate.value, stages["dpo"].stop_rate.value
     if sft - dpo <= limit:
         return None
-    return f"DPO ends {dpo:.1%} of its answers, SFT {sft:.1%}", {"sft_stop_rate": sft, "dpo_stop_rate": dpo}
+    return f"DPO ends {dpo:.1%} of its answers with a stop token, SFT {sft:.1%}", {
+        "sft_stop_rate": sft,
+        "dpo_stop_rate": dpo,
+    }
 
 
 def _too_easy(evidence: Evidence, limit: float) -> Seen:
     sft, ends = evidence.stage("sft"), evidence.dpo.ends("rewards/accuracies")
     if sft is not None and sft.likelihood_accuracy.value > limit:
         accuracy = sft.likelihood_accuracy.value
-        return f"SFT alone orders {accuracy:.1%} of the test pairs right", {"sft_accuracy": accuracy}
+        return f"SFT already ranks {accuracy:.1%} of the test pairs correctly", {"sft_accuracy": accuracy}
     if ends is not None and ends[0] > limit:
-        return f"DPO is right on {ends[0]:.1%} of the pairs from the start", {"first_train_accuracy": ends[0]}
+        return f"DPO ranked {ends[0]:.1%} of the training pairs correctly from the start", {
+            "first_train_accuracy": ends[0]
+        }
     return None
 
 
@@ -233,7 +240,7 @@ def _length_says_as_much(evidence: Evidence, limit: float) -> Seen:
     if longer.low <= 0.5 or longer.value - best <= limit:
         return None
     return (
-        f"always preferring the longer response is right on {longer.value:.1%} of the test pairs, the model on {best:.1%}",
+        f"preferring the longer response ranks {longer.value:.1%} of the test pairs correctly, the model {best:.1%}",
         {"prefer_longer": longer.value, "accuracy": best},
     )
 
@@ -260,21 +267,22 @@ LOWER_RATE = "lower {stage}.learning_rate, raise its warmup_steps, or lower its 
 RULES = (
     *(
         Rule(
-            "not_finite", "error", stage, 0, "any loss or gradient that is no number",
+            "not_finite", "error", stage, 0, "any logged loss or gradient norm that is NaN or infinite",
             f"do not use this model; {LOWER_RATE.format(stage=stage)}", _not_finite(stage),
         )
         for stage in ("sft", "dpo")
     ),
     Rule(
         "reference_mismatch", "error", "dpo", 0.5,
-        "reference of another checkpoint, or a first reward beyond +-{limit:g}",
-        "score the reference with the checkpoint that DPO starts from; with logging_steps above 1, a high learning rate also "
-        "moves the first average: lower it", _reference_mismatch,
+        "reference of another checkpoint, or a first reward outside +-{limit:g}",
+        "score the reference with the checkpoint that DPO starts from; if logging_steps is above 1, a high learning rate can also "
+        "cause this: lower it", _reference_mismatch,
     ),
     *(
         Rule(
-            "loss_did_not_fall", "warning", stage, 0.01, "last quarter less than {limit:.0%} below the first",
-            f"raise {stage}.learning_rate or train for longer ({stage}.epochs); if it jumps about, lower the learning rate",
+            "loss_did_not_fall", "warning", stage, 0.01,
+            "mean loss of the last quarter less than {limit:.0%} below that of the first quarter",
+            f"raise {stage}.learning_rate or {stage}.epochs; if the loss is noisy, lower the learning rate",
             _flat_loss(stage),
         )
         for stage in ("sft", "dpo")
@@ -288,60 +296,64 @@ RULES = (
     ),
     Rule(
         "weak_signal", "warning", "dpo", 0.55, "implicit-reward accuracy on test below {limit:.0%}",
-        "train for longer (dpo.epochs) or faster (dpo.learning_rate), lower dpo.beta, or look at the data: are the labels "
-        "consistent, are there enough pairs, does a response still hold what makes it better after the cut to dpo.max_length?",
+        "raise dpo.epochs or dpo.learning_rate, lower dpo.beta, or check the data: inconsistent labels, too few pairs, or "
+        "responses truncated to dpo.max_length before they differ",
         _weak_signal,
     ),
     Rule(
         "overfit", "warning", "dpo", 0.15, "training accuracy above validation accuracy by more than {limit:.0%}",
-        "fewer steps (dpo.epochs, or dpo.early_stopping_patience), higher dpo.beta, or more data", _overfit,
+        "lower dpo.epochs, set dpo.early_stopping_patience, raise dpo.beta, or add data", _overfit,
     ),
     Rule(
-        "memorised", "warning", "dpo", 0.8, "training accuracy above {limit:.0%} on data that people labelled",
-        "fewer steps (dpo.epochs), higher dpo.beta, or more data", _memorised,
+        "memorised", "warning", "dpo", 0.8, "training accuracy above {limit:.0%} on data labelled by people",
+        "lower dpo.epochs, raise dpo.beta, or add data", _memorised,
     ),
     Rule(
         "validation_loss_rose", "warning", "dpo", 0.05, "last validation loss more than {limit:.0%} above the best",
-        "set dpo.early_stopping_patience, which keeps the best weights, or take fewer dpo.epochs or a lower learning rate",
+        "set dpo.early_stopping_patience, which keeps the best weights, or lower dpo.epochs or dpo.learning_rate",
         _validation_rose,
     ),
     Rule(
         "likelihood_displacement", "warning", "dpo", 1.2,
-        "chosen reward falling, margin growing, and perplexity on chosen above {limit:g} times SFT's",
-        "mix an SFT term into the loss (dpo.loss_type: [sigmoid, sft]), raise dpo.beta, or lower dpo.learning_rate",
+        "chosen reward falls, margin grows, and perplexity of chosen responses is above {limit:g} times SFT's",
+        "add an SFT term to the loss (dpo.loss_type: [sigmoid, sft]), raise dpo.beta, or lower dpo.learning_rate",
         _displacement,
     ),
     Rule(
-        "far_from_reference", "warning", "dpo", 0.5, "KL to the reference surely above {limit:g} nats a token",
-        "raise dpo.beta, lower dpo.learning_rate, or train for fewer steps; read what it writes", _far_away,
+        "far_from_reference", "warning", "dpo", 0.5,
+        "lower bound of the KL divergence from the reference above {limit:g} nats per token",
+        "raise dpo.beta, lower dpo.learning_rate or dpo.epochs; read some of its answers", _far_away,
     ),
     Rule(
         "length_exploited", "warning", "dpo", 0.2,
-        "rank correlation of implicit margin and difference in length surely above {limit:g}",
-        "balance the lengths of chosen and rejected in the data, or take dpo.loss_type: sigmoid_norm, which counts by token",
+        "lower bound of the rank correlation of implicit margin and length difference above {limit:g}",
+        "balance the lengths of chosen and rejected responses, or use dpo.loss_type: sigmoid_norm, which averages over tokens",
         _length_exploited,
     ),
     Rule(
         "answers_grew", "warning", "dpo", 1.5, "answers more than {limit:g} times as long as SFT's",
-        "see whether the data prefers long responses; take dpo.loss_type: sigmoid_norm, or raise dpo.beta", _answers_grew,
+        "check whether the data prefers long responses; use dpo.loss_type: sigmoid_norm, or raise dpo.beta", _answers_grew,
     ),
     Rule(
-        "stop_rate_fell", "warning", "dpo", 0.1, "ends fewer of its answers than SFT by more than {limit:.0%}",
+        "stop_rate_fell", "warning", "dpo", 0.1, "share of answers that end with a stop token more than {limit:.0%} below SFT's",
         "raise dpo.max_length, so that responses keep their stop token in training; raise dpo.beta or lower dpo.learning_rate",
         _stop_rate_fell,
     ),
     Rule(
         "slice_got_worse", "warning", "dpo", 0.0,
-        f"a slice of at least {MIN_SLICE_PAIRS} pairs whose gain over SFT is surely below {{limit:g}}",
-        "look at the wrong pairs of that slice; add data like it, or raise dpo.beta", _slice_worse,
+        f"a slice of at least {MIN_SLICE_PAIRS} pairs whose interval of the gain over SFT lies entirely below {{limit:g}}",
+        "read the wrongly ranked pairs of this slice; add similar training data, or raise dpo.beta", _slice_worse,
     ),
     Rule(
-        "too_easy", "note", "data", 0.95, "SFT's accuracy on test, or DPO's on its first pairs, above {limit:.0%}",
-        "these pairs leave little to learn: rejected responses that are nearly good teach more", _too_easy,
+        "too_easy", "note", "data", 0.95,
+        "accuracy of SFT on the test pairs, or of DPO on the first training pairs, above {limit:.0%}",
+        "these pairs leave little to learn: use rejected responses that are closer in quality to the chosen ones", _too_easy,
     ),
     Rule(
-        "length_says_as_much", "note", "data", 0.0, "preferring the longer response surely beats chance, and the model",
-        "length alone would do as well: judge by accuracy where the chosen response is shorter, or balance the data",
+        "length_says_as_much", "note", "data", 0.0,
+        "interval of the accuracy of preferring the longer response above 50%, and this accuracy above the model's",
+        "length predicts the label as well as the model: compare accuracy on pairs "
+        "with a shorter chosen response, or balance the data",
         _length_says_as_much,
     ),
 )  # fmt: skip

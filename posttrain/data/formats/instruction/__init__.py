@@ -1,1 +1,1 @@
-"""Layouts whose rows are an instruction and its response, a module each."""
+"""Layouts of instruction datasets, one module each."""

@@ -1,4 +1,4 @@
-"""Instruction sets as in Stanford Alpaca: instruction, an input that may be missing, output."""
+"""Layout of Stanford Alpaca: instruction, optional input, output."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ COLUMNS = REQUIRED_COLUMNS["alpaca"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> Example:
-    """The example in a row; an input follows its instruction after a blank line."""
+    """Return the example in a row. The input follows the instruction after a blank line."""
     return Example(instruct(row.get("instruction"), row.get("input")), answer(row.get("output")))

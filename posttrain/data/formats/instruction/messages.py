@@ -1,4 +1,4 @@
-"""Instruction sets of whole conversations: the response to the user's last turn is learned."""
+"""Layout of conversations as `messages`. The response to the last user turn is trained on."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ COLUMNS = REQUIRED_COLUMNS["messages"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> Example:
-    """The example in a row."""
+    """Return the example in a row."""
     if not isinstance(row.get("messages"), list):
         raise Unusable("not_text")
     return split_off_response(as_turns(row["messages"], "user"))

@@ -1,4 +1,4 @@
-"""Instruction sets with a prompt and a completion: text, or lists of messages."""
+"""Layout with the columns prompt and completion, as text or lists of messages."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ COLUMNS = REQUIRED_COLUMNS["prompt_completion"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> Example:
-    """The example in a row; plain text is one turn of the user, or of the assistant."""
+    """Return the example in a row. Plain text becomes a user turn in the prompt and an assistant turn in the completion."""
     return Example(as_turns(row.get("prompt"), "user"), as_turns(row.get("completion"), "assistant"))

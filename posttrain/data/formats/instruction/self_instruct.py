@@ -1,4 +1,4 @@
-"""Instruction sets as in Self-Instruct: an instruction, and instances of it with an input each.
+"""Layout of Self-Instruct: an instruction and several instances with input and output.
 
 Source: Wang et al. 2022, https://github.com/yizhongw/self-instruct.
 """
@@ -15,12 +15,12 @@ COLUMNS = REQUIRED_COLUMNS["self_instruct"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> list[Example]:
-    """An example for each instance in a row."""
+    """Return an example for each instance in a row."""
     instances = row.get("instances")
     if not isinstance(instances, list) or not all(isinstance(instance, Mapping) for instance in instances):
         raise Unusable("not_text")

@@ -1,6 +1,6 @@
-"""Instruction sets as in ShareGPT: `conversations` of `from` (human, gpt, system) and `value`, perhaps a `system` beside.
+"""Layout of ShareGPT: `conversations` with `from` (human, gpt, system) and `value`, and an optional column `system`.
 
-The response to the user's last turn is learned.
+The response to the last user turn is trained on.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ COLUMNS = REQUIRED_COLUMNS["sharegpt"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> Example:
-    """The example in a row; a system prompt in a column of its own comes first."""
+    """Return the example in a row. A system prompt from the column `system` comes first."""
     if not isinstance(row.get("conversations"), list):
         raise Unusable("not_text")
     turns = as_turns(row["conversations"], "user")

@@ -1,1 +1,1 @@
-"""Layouts whose rows become preference pairs, a module each."""
+"""Layouts of preference datasets, one module each."""

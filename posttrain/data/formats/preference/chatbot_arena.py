@@ -1,4 +1,4 @@
-"""Two whole conversations with the same user and a winner, as in Chatbot Arena and MT-bench's human judgements.
+"""Layout of Chatbot Arena and MT-Bench's human judgements: two conversations with the same user, and a winner.
 
 Source: Zheng et al. 2023, lmsys/chatbot_arena_conversations: `winner` is model_a, model_b, tie or tie (bothbad).
 """
@@ -15,12 +15,12 @@ COLUMNS = REQUIRED_COLUMNS["chatbot_arena"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> Pair:
-    """The pair in a row; of several turns, those before the last must be the same in both conversations."""
+    """Return the pair in a row. All turns before the last one must be the same in both conversations."""
     first, second = row.get("conversation_a"), row.get("conversation_b")
     if not isinstance(first, list) or not isinstance(second, list):
         raise Unusable("not_text")

@@ -1,4 +1,4 @@
-"""Chosen and rejected as lists of messages: whole conversations, or responses beside a `prompt` column."""
+"""Layout with chosen and rejected as lists of messages: conversations, or responses to a `prompt` column."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ COLUMNS = REQUIRED_COLUMNS["conversational"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS) and any(is_conversation(row.get(name)) for row in rows for name in COLUMNS)
 
 
 def parse(row: Values) -> Pair:
-    """The pair in a row.
+    """Return the pair in a row.
 
-    Where chosen and rejected are whole conversations, a prompt in plain text beside them repeats the user's turn, and
-    is passed over; a prompt of messages must be how both begin.
+    If chosen and rejected are whole conversations, a plain-text prompt repeats the user turn and is ignored. A prompt of
+    messages must be the start of both.
     """
     chosen, rejected = as_turns(row.get("chosen"), "assistant"), as_turns(row.get("rejected"), "assistant")
     if not chosen or not rejected:

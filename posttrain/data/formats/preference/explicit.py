@@ -1,4 +1,4 @@
-"""Prompt, chosen and rejected in a column each: text, or the prompt as a list of messages."""
+"""Layout with the columns prompt, chosen and rejected as text. The prompt can also be a list of messages."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ COLUMNS = REQUIRED_COLUMNS["explicit"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> Pair:
-    """The pair in a row; plain text is one turn of the user, or of the assistant."""
+    """Return the pair in a row. Plain text becomes a user turn in the prompt and an assistant turn in the responses."""
     return Pair(
         as_turns(row.get("prompt"), "user"),
         as_turns(row.get("chosen"), "assistant"),

@@ -1,4 +1,4 @@
-"""A question, and a column for each model with its solution and whether it is right, as GSM8K's example solutions have.
+"""Layout of GSM8K's example solutions: a question, and one column per model with its solution and whether it is correct.
 
 Source: Cobbe et al. 2021, https://github.com/openai/grade-school-math, `example_model_solutions.jsonl`.
 """
@@ -16,12 +16,12 @@ COLUMNS = REQUIRED_COLUMNS["graded_solutions"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS) and any(_is_graded(value) for row in rows for value in row.values())
 
 
 def parse(row: Values) -> list[Scored]:
-    """Each right solution of a row before each wrong one, scored 1 and 0."""
+    """Return all pairs of a correct solution (score 1) and a wrong one (score 0) in a row."""
     solutions = [value for value in row.values() if _is_graded(value)]
     if not all(isinstance(solution["is_correct"], bool) for solution in solutions):
         raise Unusable("unknown_label")

@@ -1,7 +1,7 @@
-"""Transcripts as in Anthropic's HH-RLHF: `\\n\\nHuman: ...\\n\\nAssistant: ...`.
+"""Layout of Anthropic's HH-RLHF: transcripts of the form `\\n\\nHuman: ...\\n\\nAssistant: ...`.
 
-Source: Bai et al. 2022, https://github.com/anthropics/hh-rlhf. Copies of it that keep the prompt in a column of its own
-are read as well.
+Source: Bai et al. 2022, https://github.com/anthropics/hh-rlhf. Copies with the prompt in a separate column are
+supported too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     starts = (row.get("prompt") or row.get("chosen") for row in rows)
     return columns.issuperset(COLUMNS) and any(isinstance(s, str) and s.startswith("\n\nHuman:") for s in starts)
 
 
 def parse(row: Values) -> Pair:
-    """The pair in a row's two transcripts, white space around each turn removed."""
+    """Return the pair in a row's two transcripts, without white space around turns."""
     prompt = as_text(row.get("prompt") or "")
     chosen, rejected = (as_text(row.get(name)) for name in COLUMNS)
     if not chosen.strip() or not rejected.strip():

@@ -1,4 +1,4 @@
-"""Chosen and rejected as whole texts that begin alike: what they share, up to a space, is the prompt."""
+"""Layout with chosen and rejected as texts with a common start, which is the prompt."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ COLUMNS = REQUIRED_COLUMNS["implicit"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout: most rows do begin with a prompt that both texts share."""
+    """Return whether the columns have this layout and the texts of most rows have a common start."""
     return columns.issuperset(COLUMNS) and "prompt" not in columns and 2 * sum(map(_is_usable, rows)) > len(rows)
 
 
 def parse(row: Values) -> Pair:
-    """The pair in a row. The texts are cut at white space, which belongs to neither part."""
+    """Return the pair in a row. Texts are split at white space, which belongs to neither part."""
     chosen, rejected = as_text(row.get("chosen")).strip(), as_text(row.get("rejected")).strip()
     if not chosen or not rejected:
         raise Unusable("empty")

@@ -1,4 +1,4 @@
-"""An input, two outputs and the number of the better one, as in LLMBar.
+"""Layout of LLMBar: an input, two outputs and the number of the better one.
 
 Source: Zeng et al. 2023, https://github.com/princeton-nlp/LLMBar.
 """
@@ -14,11 +14,11 @@ COLUMNS = REQUIRED_COLUMNS["llmbar"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> Pair:
-    """The pair in a row."""
+    """Return the pair in a row."""
     first, second = answer(row.get("output_1")), answer(row.get("output_2"))
     return by_label(as_turns(row.get("input"), "user"), first, second, row.get("label"))

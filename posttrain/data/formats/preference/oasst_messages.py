@@ -1,7 +1,6 @@
-"""One message a row, with its parent and its rank among its siblings, as OpenAssistant's oasst1 has on the Hub.
+"""Layout of OpenAssistant's oasst1 on the Hub: one message per row, with its parent and its rank among its siblings.
 
-Source: Köpf et al. 2023, OpenAssistant/oasst1. A rank of 0 is the best. A deleted message is used in nothing, nor is what
-follows it.
+Source: Köpf et al. 2023, OpenAssistant/oasst1. Rank 0 is the best. Deleted messages and their descendants are not used.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ class Message(NamedTuple):
     turn: Turn
     rank: float | None
     parent: int | None
-    """Its parent's place among the messages; None for the first of a tree."""
+    """Index of its parent; None for the root of a tree."""
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def group(rows: Sequence[Values]) -> list[list[Found] | Unusable]:
-    """What each row gives: a message that was answered several times, the pairs of its answers; what is only in these, none.
+    """Return the result for each row: the pairs of ranked answers to its message, or why it is unusable.
 
-    A tree's messages may stand anywhere in the source.
+    The list is empty for messages that are only part of other messages' pairs. The messages of a tree can be in any order.
     """
     outcomes: list[list[Found] | Unusable | None] = [None] * len(rows)
     place = dict[str, int]()
@@ -63,10 +62,10 @@ def group(rows: Sequence[Values]) -> list[list[Found] | Unusable]:
 
 
 def as_message(row: Values) -> tuple[Turn, float | None]:
-    """A message's turn and rank.
+    """Return the turn and rank of a message.
 
     Raises:
-        Unusable: it was deleted, or has no text or role.
+        Unusable: the message was deleted or has no text or role.
     """
     if row.get("deleted"):
         raise Unusable("deleted")
@@ -75,9 +74,9 @@ def as_message(row: Values) -> tuple[Turn, float | None]:
 
 
 def sibling_pairs(messages: dict[int, Message]) -> tuple[dict[int, list[Scored]], set[int]]:
-    """The pairs of ranked answers to each message, by the message's place, and the places of all messages in any pair.
+    """Return the pairs of ranked answers by the index of their message, and the indices of all messages that are in a pair.
 
-    A score is the rank below 0, so the best has 0 and `min_score_difference` counts ranks.
+    The score is the negative rank, so the best answer has 0 and `min_score_difference` counts ranks.
     """
     answers = defaultdict[int, list[int]](list)
     for i, message in messages.items():
@@ -101,7 +100,7 @@ def sibling_pairs(messages: dict[int, Message]) -> tuple[dict[int, list[Scored]]
 
 
 def _parent(row: Values, place: dict[str, int]) -> int | None:
-    """The place of a row's parent: None for the first of a tree, -1 where there is no such row."""
+    """Return the index of a row's parent: None for the root of a tree, -1 if the parent is missing."""
     parent = row.get("parent_id")
     if parent is None:
         return None
@@ -109,7 +108,7 @@ def _parent(row: Values, place: dict[str, int]) -> int | None:
 
 
 def _rooted(parents: dict[int, int | None], usable: set[int]) -> set[int]:
-    """The places from which one gets to the first message of a tree by way of usable messages alone."""
+    """Return the indices of messages whose ancestors are all usable."""
     rooted = dict[int | None, bool]({None: True})
     for start in parents:
         path, at = dict[int | None, None](), start
@@ -122,7 +121,7 @@ def _rooted(parents: dict[int, int | None], usable: set[int]) -> set[int]:
 
 
 def _thread(messages: dict[int, Message], last: int) -> list[int]:
-    """The places of the messages from the first of the tree to this one."""
+    """Return the indices of the messages from the root of the tree to this one."""
     thread, at = list[int](), last
     while True:
         thread.append(at)

@@ -1,4 +1,4 @@
-"""One tree of messages a row, replies within replies, as OpenAssistant's exports of oasst1 have.
+"""Layout of OpenAssistant's exports of oasst1: one tree of nested messages per row.
 
 Source: Köpf et al. 2023, OpenAssistant/oasst1, `*_trees.jsonl`.
 """
@@ -16,12 +16,12 @@ COLUMNS = REQUIRED_COLUMNS["oasst_trees"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS) and any(isinstance(row.get("prompt"), Mapping) for row in rows)
 
 
 def parse(row: Values) -> list[Scored]:
-    """The pairs of ranked answers in a row's tree; a message that cannot be used goes with all that follows it."""
+    """Return the pairs of ranked answers in a row's tree. Unusable messages are skipped with their descendants."""
     if not isinstance(row.get("prompt"), Mapping):
         raise Unusable("not_text")
     messages = dict[int, Message]()

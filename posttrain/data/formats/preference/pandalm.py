@@ -1,6 +1,6 @@
-"""Two responses to an instruction, and what each of several annotators made of them, as in PandaLM's test set.
+"""Layout of PandaLM's test set: an instruction, two responses and the votes of several annotators.
 
-Source: Wang et al. 2023, https://github.com/WeOpenML/PandaLM: 1 and 2 are for that response, 0 is a tie.
+Source: Wang et al. 2023, https://github.com/WeOpenML/PandaLM: votes are 1 or 2 for a response and 0 for a tie.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ COLUMNS = REQUIRED_COLUMNS["pandalm"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> Pair:
-    """The pair in a row, as more than half of its annotators rank it; without such a majority it is a tie."""
+    """Return the pair in a row by majority vote. Without a majority it is a tie."""
     votes = [as_number(row[name]) for name in row if name.startswith("annotator")]
     if not votes or not set(votes) <= {0, 1, 2}:
         raise Unusable("unknown_label")

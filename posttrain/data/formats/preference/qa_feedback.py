@@ -1,7 +1,7 @@
-"""A question, passages to answer it from, four predictions and six comparisons of them, as in Fine-Grained RLHF.
+"""Layout of Fine-Grained RLHF: a question with passages, four predictions and their six pairwise comparisons.
 
 Source: Wu et al. 2023, https://github.com/allenai/FineGrainedRLHF: `preference` compares (1, 2), (1, 3), (1, 4), (2, 3), (2, 4)
-and (3, 4); 1 is for the first of the two, 2 for the second, 0 is a tie.
+and (3, 4). 1 means the first is better, 2 the second, 0 a tie.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ COLUMNS = REQUIRED_COLUMNS["qa_feedback"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> list[Pair]:
-    """The pairs of a row's predictions, but for its ties."""
+    """Return the pairs of a row's predictions, without ties."""
     predictions = [answer(row[name]) for name in sorted(row) if name.startswith("prediction ")]
     compared, verdicts = list(combinations(predictions, 2)), row.get("preference")
     if not isinstance(verdicts, list) or len(verdicts) != len(compared):
@@ -39,7 +39,7 @@ def parse(row: Values) -> list[Pair]:
 
 
 def _prompt(row: Values) -> list[Turn]:
-    """The question, and after it each passage under its title."""
+    """Return a prompt with the question, followed by the passages with their titles."""
     question, passages = as_text(row.get("question")), row.get("passages")
     if not isinstance(passages, list) or not all(isinstance(passage, list) and passage for passage in passages):
         raise Unusable("not_text")

@@ -1,6 +1,6 @@
-"""Chosen and rejected with a score each, as in UltraFeedback binarized: text or conversations.
+"""Layout of UltraFeedback binarized: chosen and rejected with scores, as text or conversations.
 
-Source: the card of HuggingFaceH4/ultrafeedback_binarized. Pairs of equal scores, which it has, are ties.
+Source: the card of HuggingFaceH4/ultrafeedback_binarized. Some pairs have equal scores and are ties.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ COLUMNS = REQUIRED_COLUMNS["scored_pair"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> Scored:
-    """The pair in a row, with its scores."""
+    """Return the pair in a row with its scores."""
     scored = Scored(conversational.parse(row), as_number(row.get("score_chosen")), as_number(row.get("score_rejected")))
     if scored.chosen_score == scored.rejected_score:
         raise Unusable("tie")

@@ -1,6 +1,6 @@
-"""Two comments to a post of Reddit, with their scores, as in the Stanford Human Preferences dataset.
+"""Layout of the Stanford Human Preferences dataset: two comments on a Reddit post, with scores.
 
-Source: Ethayarajh et al. 2022, the card of stanfordnlp/SHP: `labels` is 1 where A is preferred, 0 where B is. It advises
+Source: Ethayarajh et al. 2022, the card of stanfordnlp/SHP. `labels` is 1 if A is preferred and 0 if B is. The card recommends
 `min_score_ratio: 2` and `max_pairs_per_prompt: 5`.
 """
 
@@ -16,12 +16,12 @@ COLUMNS = REQUIRED_COLUMNS["shp"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> Pair | Scored:
-    """The pair in a row, with its scores where the row has them."""
+    """Return the pair in a row, with its scores if the row has them."""
     label = as_number(row.get("labels"))
     if label not in (0, 1):
         raise Unusable("unknown_label")

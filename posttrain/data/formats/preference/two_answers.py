@@ -1,4 +1,4 @@
-"""A prompt, two responses, and a label that says which is better: 1 or 2, a or b, model_a or model_b, tie."""
+"""Layout with a prompt, two responses and a label of the better one: 1 or 2, a or b, model_a or model_b, or tie."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ COLUMNS = REQUIRED_COLUMNS["two_answers"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> Pair:
-    """The pair in a row."""
+    """Return the pair in a row."""
     prompt = as_turns(row.get("prompt"), "user")
     first, second = (as_turns(row.get(name), "assistant") for name in ("response_1", "response_2"))
     return by_label(prompt, first, second, row.get("label"))

@@ -1,7 +1,7 @@
-"""An instruction and several answers with ratings, as in UltraFeedback before it was binarized.
+"""Layout of UltraFeedback before binarization: an instruction and several rated answers.
 
 Source: Cui et al. 2023, openbmb/UltraFeedback. An answer's score is its `fine-grained_score`, the mean of four ratings from 1
-to 5; its `overall_score` counts only where that is missing, for it was wrong in the first release.
+to 5. `overall_score`, which was wrong in the first release, is used only if that is missing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ COLUMNS = REQUIRED_COLUMNS["ultrafeedback"]
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
-    """Whether these columns and first rows have this layout."""
+    """Return whether the columns and first rows have this layout."""
     return columns.issuperset(COLUMNS)
 
 
 def parse(row: Values) -> list[Scored]:
-    """All pairs of a row's answers with unequal scores; an answer without text or score is passed over."""
+    """Return all pairs of a row's answers with unequal scores. Answers without text or score are skipped."""
     completions = row.get("completions")
     if not isinstance(completions, list):
         raise Unusable("not_text")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -54,6 +55,11 @@ class ModelSection(Section):
         description="flat: sdpa or flex (auto: flex on a GPU, else sdpa); padded: any but flex (auto: what transformers has)",
     )
     trust_remote_code: bool = Field(False, description="run Python code that ships with the model; needs a revision")
+
+    def without_paths(self) -> dict[str, Any]:
+        """Return what these settings mean for any base model: without its place, and with a template file's name only."""
+        template = self.chat_template and Path(self.chat_template).name
+        return {**self.model_dump(mode="json", exclude={"base", "revision"}), "chat_template": template}
 
     @model_validator(mode="after")
     def remote_code_is_pinned(self) -> ModelSection:

@@ -7,8 +7,6 @@ import unicodedata
 
 from posttrain.data.checks import Turn
 
-SPLITS = ("train", "validation", "test")
-
 
 def prompt_key(prompt: list[Turn]) -> bytes:
     """32 bytes that are the same for prompts that differ at most in case, white space or Unicode form."""

@@ -160,7 +160,7 @@ def test_rows_are_labelled_by_their_place_not_their_machine(tmp_path, monkeypatc
     for path in ("hh", f"{tmp_path}/hh", "../" + tmp_path.name + "/hh/**/*"):
         assert {record.source for record in read(path)} == {"hh/harmless", "hh/pairs"}
     monkeypatch.chdir(tmp_path / "hh")
-    assert [record.source for record in read("pairs.jsonl")] == ["pairs"]
+    assert [record.source for record in read("pairs.jsonl")] == ["hh/pairs"]
 
 
 @pytest.mark.parametrize("n_read", [0, 2])

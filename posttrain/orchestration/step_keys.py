@@ -1,6 +1,6 @@
 """A cache function for each step: ZenML calls one by its import path and without arguments.
 
-`from posttrain.orchestration.step_keys import steps-train_sft` would name the function for the module `steps.train_sft`.
+The attribute `steps-train_sft` of this module is the function for the module `steps.train_sft`.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Small records, as JSON: the base model, the decision."""
+"""What the materializers of small records share: each record is one JSON file."""
 
 import hashlib
 from typing import Any, ClassVar
@@ -8,14 +8,11 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 from zenml.metadata.metadata_types import MetadataType
 
-from posttrain.evaluation.gate import Champion, Promotion
-from posttrain.models.checkpoint import Base
-
 
 class RecordMaterializer(BaseMaterializer):
     """Stores a record as one JSON file."""
 
-    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Base, Champion, Promotion)
+    SKIP_REGISTRATION: ClassVar[bool] = True
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA
 
     @property
@@ -24,25 +21,24 @@ class RecordMaterializer(BaseMaterializer):
         return f"{self.uri}/record.json"
 
     def save(self, data: BaseModel) -> None:
-        """Stores the record."""
+        """Store the record."""
         with self.artifact_store.open(self.file_uri, "w") as file:
             file.write(data.model_dump_json(indent=2))
 
-    def load(self, data_type: type[BaseModel]) -> BaseModel:
-        """The record."""
+    def load(self, data_type: type[Any]) -> Any:
+        """Return the stored record."""
         with self.artifact_store.open(self.file_uri, "r") as file:
             return data_type.model_validate_json(file.read())
 
-    def save_visualizations(self, data: BaseModel) -> dict[str, VisualizationType]:
-        """The file itself, which the dashboard can show."""
+    def save_visualizations(self, data: Any) -> dict[str, VisualizationType]:
+        """Return the file itself, which the dashboard can show."""
         return {self.file_uri: VisualizationType.JSON}
 
-    def extract_metadata(self, data: BaseModel) -> dict[str, MetadataType]:
-        """Every field that has a value."""
-        return data.model_dump(exclude_none=True)
+    def extract_metadata(self, data: Any) -> dict[str, MetadataType]:
+        """Return every field that has a value."""
+        fields: dict[str, MetadataType] = data.model_dump(exclude_none=True)
+        return fields
 
-    def compute_content_hash(self, data: BaseModel) -> str:
-        """sha256 of the record; of a champion, the digest of its model."""
-        if isinstance(data, Champion):
-            return data.digest or "none"  # which version it has in the registry is nothing to those who must beat it
+    def compute_content_hash(self, data: Any) -> str:
+        """Return the sha256 of the record."""
         return hashlib.sha256(data.model_dump_json().encode()).hexdigest()

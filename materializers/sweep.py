@@ -1,4 +1,4 @@
-"""Sweeps: each point's scores, and the outcome with its picture."""
+"""The outcome of a sweep, with its picture."""
 
 from typing import Any, ClassVar
 
@@ -6,21 +6,9 @@ from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers.records import RecordMaterializer
-from posttrain.config import point_label
-from posttrain.evaluation.sweep import SweepOutcome, SweepPoint
+from posttrain.evaluation.sweep import SweepOutcome
 from posttrain.reporting.html import Table, tables_page
 from posttrain.reporting.sweep_report import sweep_picture, sweep_rows
-
-
-class SweepPointMaterializer(RecordMaterializer):
-    """Stores a point with its scores of every validation pair."""
-
-    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (SweepPoint,)
-
-    def extract_metadata(self, data: Any) -> dict[str, MetadataType]:
-        """Which point it is, and its figures or why it has none."""
-        figures = data.scores.metrics() if data.scores else {"failure": data.failure or ""}
-        return {"point": point_label(data.values), **figures}
 
 
 class SweepOutcomeMaterializer(RecordMaterializer):

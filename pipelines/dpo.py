@@ -17,17 +17,17 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     from steps.score_reference import score_reference
     from steps.train_dpo import train_dpo
 
-    model, n_tokens = config.model, config.evaluation.tokens_per_batch
-    preferences, data_report, base, sft_checkpoint = up_to_sft(config)
+    preferences, data_report, base, model, sft_checkpoint = up_to_sft(config)
+    dpo, n_tokens = config.without_sources().dpo, config.evaluation.tokens_per_batch
     reference_logps = dpo_checkpoint = None
     if config.finetuning_type != "sft":
-        reference_logps = score_reference(preferences, sft_checkpoint, base, model, config.dpo.lengths, n_tokens)
-        dpo_checkpoint = train_dpo(reference_logps, sft_checkpoint, base, model, config.dpo, config.seed)
-    judge_and_promote(config, preferences, data_report, base, sft_checkpoint, dpo_checkpoint, reference_logps)
+        reference_logps = score_reference(preferences, sft_checkpoint, base, model, dpo.lengths, n_tokens)
+        dpo_checkpoint = train_dpo(reference_logps, sft_checkpoint, base, model, dpo, config.seed)
+    judge_and_promote(config, preferences, data_report, base, model, sft_checkpoint, dpo_checkpoint, reference_logps)
 
 
-def up_to_sft(config: RunConfig) -> tuple[Any, Any, Any, Any]:
-    """The steps that every pipeline begins with: preferences, their report, base model and SFT checkpoint."""
+def up_to_sft(config: RunConfig) -> tuple[Any, Any, Any, Any, Any]:
+    """The steps that every pipeline begins with: preferences, their report, base model, its settings and SFT checkpoint."""
     import materializers  # noqa: F401 (registers them)
     from posttrain.orchestration.existing_checkpoint import existing_checkpoint
     from steps.check_tokens import check_tokens
@@ -37,22 +37,30 @@ def up_to_sft(config: RunConfig) -> tuple[Any, Any, Any, Any]:
     from steps.resolve_base import resolve_base
     from steps.train_sft import train_sft
 
-    model, sft = config.model, config.sft
     preferences, data_report = load_preferences(config.data)
-    base = resolve_base(model)
+    base, model = resolve_base(config.model)
     check_tokens(preferences, base, model, config.dpo.lengths, config.data.checks)
     if config.dpo.sft_checkpoint:
         found = existing_checkpoint(config.dpo.sft_checkpoint)
         sft_checkpoint = import_checkpoint(str(found)) if isinstance(found, Path) else found
-        return preferences, data_report, base, sft_checkpoint
+        return preferences, data_report, base, model, sft_checkpoint
     instructions = None
-    if sft.dataset:
-        instructions, _ = load_instructions(preferences, sft.dataset, config.data)
-    return preferences, data_report, base, train_sft(preferences, instructions, base, model, sft, config.seed)
+    if config.sft.dataset:
+        instructions, _ = load_instructions(preferences, config.sft.dataset, config.data)
+    sft = config.without_sources().sft
+    sft_checkpoint = train_sft(preferences, instructions, base, model, sft, config.seed)
+    return preferences, data_report, base, model, sft_checkpoint
 
 
 def judge_and_promote(
-    config: RunConfig, preferences: Any, data_report: Any, base: Any, sft: Any, dpo: Any, reference_logps: Any
+    config: RunConfig,
+    preferences: Any,
+    data_report: Any,
+    base: Any,
+    model: Any,
+    sft: Any,
+    dpo: Any,
+    reference_logps: Any,
 ) -> None:
     """The steps that every pipeline ends with: the newest model against those before it and the one in production."""
     from steps.conclude import conclude
@@ -63,8 +71,9 @@ def judge_and_promote(
     from steps.promote import promote
     from steps.report import report
 
-    model, lengths, section = config.model, config.dpo.lengths, config.evaluation
-    pair_sets = load_pair_sets(preferences, section.sets, config.data) if section.sets else None
+    lengths, section = config.dpo.lengths, config.without_sources().evaluation
+    sets = config.evaluation.sets
+    pair_sets = load_pair_sets(preferences, sets, config.data) if sets else None
     champion = find_champion(dpo or sft, config.name)
     generations = generate(preferences, base, sft, dpo, model, lengths, section)
     evaluation = evaluate(

@@ -18,18 +18,18 @@ def one_sft_then_many_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B00
     from steps.score_reference import score_reference
     from steps.train_point import train_point
 
-    model, n_tokens = config.model, config.evaluation.tokens_per_batch
-    preferences, data_report, base, sft_checkpoint = up_to_sft(config)
+    n_tokens = config.evaluation.tokens_per_batch
+    preferences, data_report, base, model, sft_checkpoint = up_to_sft(config)
     reference_logps = score_reference(preferences, sft_checkpoint, base, model, config.dpo.lengths, n_tokens)
     checkpoints, points = [], []
-    for values, dpo in config.sweep_points():
+    for values, dpo in config.without_sources().sweep_points():
         checkpoint, point = train_point(
             values, reference_logps, sft_checkpoint, base, model, dpo, n_tokens, config.seed
         )
         checkpoints.append(checkpoint)
         points.append(point)
-    dpo_checkpoint, _ = choose_point(points, checkpoints, config.sweep, config.evaluation)
-    judge_and_promote(config, preferences, data_report, base, sft_checkpoint, dpo_checkpoint, reference_logps)
+    dpo_checkpoint, _ = choose_point(points, checkpoints, config.sweep, config.without_sources().evaluation)
+    judge_and_promote(config, preferences, data_report, base, model, sft_checkpoint, dpo_checkpoint, reference_logps)
 
 
 sweep_pipeline = CheckedPipeline(

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from posttrain.config import DataSection, Source
-from posttrain.data import pair_sets as library
+from posttrain.data import pair_set_loader as library
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.orchestration.step import step

@@ -9,6 +9,15 @@ from posttrain.orchestration.step import step
 
 
 @step(enable_cache=False)
-def resolve_base(model: ModelSection) -> Annotated[Base, "base_model"]:
-    """The exact base that the config's name stands for now. Always asked again: a branch moves, a folder is edited."""
-    return library.resolve_base(model)
+def resolve_base(
+    model: ModelSection,
+) -> tuple[
+    Annotated[Base, "base_model"],
+    Annotated[ModelSection, "model_settings"],
+]:
+    """Return the exact base that the config's name stands for now, and the settings for it, cached by content and not by path.
+
+    Never cached itself: a branch moves, a folder is edited.
+    """
+    base = library.resolve_base(model)
+    return base, model  # spelled out: ZenML counts the outputs in the source

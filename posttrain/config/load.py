@@ -1,4 +1,4 @@
-"""From a YAML file to a checked config."""
+"""Load a run's YAML file and check its settings."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ TOP_LEVEL_KEYS = frozenset(
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Reads YAML and refuses a key that stands twice, of which YAML would drop the first in silence."""
+    """Reads YAML and rejects duplicate keys: YAML would silently drop the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node."""
+        """Return the mapping of a node."""
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} appears twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> Any:
-    """What is in a YAML file.
+    """Return the content of a YAML file.
 
     Raises:
-        UserError: it cannot be read, or is not YAML.
+        UserError: the file cannot be read, or is not YAML.
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
@@ -73,7 +73,7 @@ def load_document(path: str | Path, assignments: Sequence[str] = ()) -> tuple[di
     path = Path(path)
     document = read_yaml(path)
     if not isinstance(document, dict):
-        raise UserError(f"{path}: holds no settings: they go under `parameters: config:`")
+        raise UserError(f"{path}: contains no settings: put them under `parameters: config:`")
     for key in document:
         if key not in TOP_LEVEL_KEYS:
             hint = (
@@ -93,7 +93,7 @@ def load_document(path: str | Path, assignments: Sequence[str] = ()) -> tuple[di
 
 
 def _other_tool(document: dict[Any, Any]) -> str | None:
-    """What to do about a file of another tool; None where fewer than half of its keys are of one."""
+    """Return what to do with a file of another tool; None if fewer than half of its keys belong to one."""
     for tool in TOOLS.values():
         if 2 * sum(tool.find(str(key)) is not None for key in document) > len(document) > 1:
             return "if this is a DPO config of TRL, LLaMA-Factory or axolotl, `posttrain import-config` turns it into one of ours"
@@ -101,10 +101,10 @@ def _other_tool(document: dict[Any, Any]) -> str | None:
 
 
 def check_config(values: Any, path: str | Path = "config") -> RunConfig:
-    """The checked config of plain values, as read from YAML.
+    """Return the checked config of plain values, as read from YAML.
 
     Raises:
-        UserError: one line a mistake, each beginning with `path`.
+        UserError: one line for each mistake, each beginning with `path`.
     """
     try:
         return RunConfig.model_validate(values)
@@ -113,5 +113,5 @@ def check_config(values: Any, path: str | Path = "config") -> RunConfig:
         for item in error.errors():
             key, message = explain(item, RunConfig)
             lines.setdefault(key, []).append(message)
-        # A value that fits none of several types has an error for each: they are one mistake.
+        # A value that fits none of several types gets one error for each type: report them as one.
         raise UserError("\n".join(f"{path}: {key}: {merge(messages)}" for key, messages in lines.items())) from error

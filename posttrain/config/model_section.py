@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -60,6 +61,11 @@ class ModelSection(Section):
     trust_remote_code: bool = Field(
         False, description="run Python code from the model repository; needs revision to be a commit"
     )
+
+    def without_paths(self) -> dict[str, Any]:
+        """Return what these settings mean for any base model: without its place, and with a template file's name only."""
+        template = self.chat_template and Path(self.chat_template).name
+        return {**self.model_dump(mode="json", exclude={"base", "revision"}), "chat_template": template}
 
     @model_validator(mode="after")
     def validate_remote_code(self) -> ModelSection:

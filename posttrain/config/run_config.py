@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from posttrain.config.checkpoints_section import CheckpointsSection
 from posttrain.config.data_section import DataSection
 from posttrain.config.evaluation_section import EvaluationSection, GateSection
 from posttrain.config.explain import explain
@@ -14,14 +15,6 @@ from posttrain.config.model_section import ModelSection
 from posttrain.config.section import Section
 from posttrain.config.sweep_section import SweepSection, point_label
 from posttrain.config.training_sections import DpoSection, SftSection
-
-
-class CheckpointsSection(Section):
-    """What an interrupted training goes on from; lies in the artifact store until the training is done."""
-
-    interval_s: float = Field(
-        600.0, ge=0, description="seconds between two training checkpoints; lower: less is lost, more is written"
-    )
 
 
 class TrackingSection(Section):
@@ -51,6 +44,18 @@ class RunConfig(Section):
     checkpoints: CheckpointsSection = CheckpointsSection()
     tracking: TrackingSection = TrackingSection()
     sweep: SweepSection | None = Field(None, description="settings of sweep_pipeline: DPO trainings to run and compare")
+
+    def without_sources(self) -> RunConfig:
+        """Return the settings for steps that are given the instructions, SFT checkpoint and pair sets as artifacts.
+
+        These artifacts have digests of their content, so where they come from must not be a part of what is cached.
+        """
+        sections = {
+            "sft": self.sft.model_copy(update={"dataset": None}),
+            "dpo": self.dpo.model_copy(update={"sft_checkpoint": None}),
+            "evaluation": self.evaluation.model_copy(update={"sets": []}),
+        }
+        return self.model_copy(update=sections)
 
     def sweep_points(self) -> list[tuple[dict[str, Any], DpoSection]]:
         """Return each combination of the grid's values and the `dpo` section with these values; empty without a sweep.

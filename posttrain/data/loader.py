@@ -26,10 +26,11 @@ from posttrain.data.formats import (
 )
 from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values, as_tools
 from posttrain.data.mixture import find_left_out
-from posttrain.data.pool import LEAKS, NEAR_LEAKS, TEST, Pool, canonical
+from posttrain.data.pool import LEAKS, NEAR_LEAKS, TEST, Pool
 from posttrain.data.preferences import EXAMPLE_SCHEMA, PAIR_SCHEMA, Instructions, Preferences, _dataset, _digest
 from posttrain.data.profile import agreement
 from posttrain.data.report import DataReport, Tally
+from posttrain.data.rows import canonical
 from posttrain.data.sources import DEMO, OpenSource, SourceRecord, count_rows, open_source
 from posttrain.data.splits import choose_split, prompt_key
 from posttrain.errors import UserError

@@ -1,4 +1,4 @@
-"""Further sets of pairs to judge a model by, such as LLMBar or PandaLM: read whole, never trained on."""
+"""Further sets of pairs to judge a model by, such as LLMBar or PandaLM: never trained on."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from datasets import Dataset
-
-from posttrain.config import DataSection, Source
-from posttrain.data.loader import load_pairs
-from posttrain.data.preferences import Preferences
-from posttrain.data.splits import prompt_key
-from posttrain.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -51,39 +45,3 @@ class PairSets:
                 for i, entry in enumerate(about)
             }
         )
-
-
-def load_pair_sets(sources: list[Source], preferences: Preferences, data: DataSection) -> PairSets:
-    """The pairs of each source, less those whose prompt is trained on.
-
-    Args:
-        preferences: whose training prompts would flatter a model.
-        data: its `max_chars` and `max_drop_share` hold here too.
-
-    Raises:
-        UserError: a source is missing or has no known layout, nothing of it is left, or two have the same name.
-    """
-    trained_on = {
-        prompt_key(prompt) for split in (preferences.train, preferences.validation) for prompt in split["prompt"]
-    }
-    sets: dict[str, PairSet] = {}
-    for source in sources:
-        rows, report = load_pairs(source, trained_on, data)
-        name = set_name(source)
-        if name in sets:
-            raise UserError(
-                f"evaluation.sets: two sets are called {name!r}, so their figures could not be told apart: rename a file or "
-                "folder, or name both in one glob"
-            )
-        sets[name] = PairSet(rows, report.digest, report.dropped)
-    return PairSets(sets)
-
-
-def set_name(source: Source) -> str:
-    """What a set is called: the last two parts of its path without suffixes, and its part of a Hub dataset.
-
-    Examples: `llmbar/Natural` for `../data/llmbar/Natural.jsonl.gz`, `org/name/subset` for a subset on the Hub.
-    """
-    *folders, last = (part for part in Path(source.path).parts if part not in ("/", "..", "."))
-    parts = [*folders[-1:], last.split(".")[0] or last]
-    return "/".join([*parts, *(part for part in (source.subset, source.data_dir) if part)])

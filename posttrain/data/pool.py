@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -18,7 +17,8 @@ from posttrain.data.checks import Turn
 from posttrain.data.near_duplicates import Sketches, find_near, words
 from posttrain.data.profile import DataProfile, Gatherer
 from posttrain.data.report import Tally, printable
-from posttrain.data.splits import SPLITS, prompt_key
+from posttrain.data.rows import SPLITS, canonical
+from posttrain.data.splits import prompt_key
 from posttrain.data.spool import SplitFiles, Spool
 
 # A prompt that occurs in several splits belongs to the first of these.
@@ -26,14 +26,6 @@ OWNERS = ("test", "validation", "train")
 TEST, VALIDATION, TRAIN = range(3)
 LEAKS = {TEST: "prompt_in_test", VALIDATION: "prompt_in_validation"}
 NEAR_LEAKS = {TEST: "near_test", VALIDATION: "near_validation"}
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-
-
-def canonical(value: Any) -> bytes:
-    """JSON that is the same for the same content."""
-    return _ENCODER.encode(value).encode()
 
 
 class Pool:

@@ -11,9 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from posttrain.data.pool import canonical
-from posttrain.data.splits import SPLITS
-from posttrain.data.spool import BATCH_ROWS
+from posttrain.data.rows import SPLITS, canonical
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 PAIR_SCHEMA = pa.schema(
@@ -40,6 +38,8 @@ EXAMPLE_SCHEMA = pa.schema(
 )
 """An instruction and its response."""
 
+BATCH_ROWS = 1000
+"""Rows that are read at once."""
 SAVED_ROWS = 50_000
 """Number of rows to write at once."""
 

@@ -7,8 +7,6 @@ import unicodedata
 
 from posttrain.data.checks import Turn
 
-SPLITS = ("train", "validation", "test")
-
 
 def prompt_key(prompt: list[Turn]) -> bytes:
     """Return a 32-byte key that ignores case, white space and Unicode normalisation form."""

@@ -47,9 +47,10 @@ def resolve_base(section: ModelSection) -> Base:
     else:
         commit = _commit_on_hub(section)
         digest = f"hub:{section.base}@{commit}"
+    name = section.base if folder is None or section.base == "demo" else str(folder.resolve())
     template = Path(section.chat_template or "")
     template_digest = file_digest(template) if template.suffix == ".jinja" and template.is_file() else None
-    return Base(id=section.base, revision=commit, digest=digest, template_digest=template_digest)
+    return Base(id=name, revision=commit, digest=digest, template_digest=template_digest)
 
 
 def _local_base(section: ModelSection) -> Path | None:

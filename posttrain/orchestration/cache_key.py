@@ -1,24 +1,176 @@
-"""What the code is that a step runs."""
+"""The part of a step's cache key that stands for its code: the modules and packages that can change its result.
 
+ZenML looks at the step's own function only, so without this a step would be served from the cache after an edit of the
+library. Every step has a digest of its own: an edit re-runs the steps that use the edited module.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
 import functools
 import hashlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+from posttrain.orchestration.source_graph import Reference, SourceGraph, SourceModule
 from posttrain.tracking import package_versions
 
-ROOT = Path(__file__).parents[2]
+LIBRARY, MATERIALIZERS = "posttrain", "materializers"
+
+NOT_FOLLOWED = {
+    "posttrain.tracking": "publishes results to MLflow",
+    "posttrain.orchestration.run_figures": "publishes results to MLflow",
+    "posttrain.orchestration.step_tracking": "opens the MLflow run of a step",
+    "posttrain.orchestration.step": "decides about caching, retries and alerts",
+    "posttrain.orchestration.cache_key": "computes these digests",
+    "posttrain.config.explain": "words the errors of settings",
+    "posttrain.config.equivalents": "names settings of other tools in errors",
+}
+"""Modules and packages that steps use and that cannot change a result, and what they do."""
+
+PACKAGES_WITHOUT_EFFECT = frozenset(
+    "boto3 botocore click fsspec huggingface_hub matplotlib mlflow psutil pyarrow pydantic requests rich tqdm urllib3 yaml "
+    "zenml".split()
+)
+"""Import names of packages that move, store, check or show results and do not change them."""
+
+ALSO_USED = {
+    "torch": ("numpy",),
+    "transformers": ("accelerate", "bitsandbytes", "flash-attn", "safetensors", "tokenizers"),
+    "trl": ("accelerate", "datasets"),
+}
+"""Distributions that a package uses to compute results, and that our modules need not import themselves."""
+
+
+@functools.cache
+def step_digest(module: str) -> str:
+    """Return the sha256 of the code and of the package versions that can change the result of a step.
+
+    Args:
+        module: name of the module that defines the step, such as `steps.train_sft`.
+    """
+    return digest_of_step(module, _folders(module.partition(".")[0], LIBRARY, MATERIALIZERS))
+
+
+def digest_of_step(module: str, folders: dict[str, Path]) -> str:
+    """Return the digest of a step whose code, library and materializers are in these folders, by top-level package."""
+    graph, stored_types = _project(tuple(sorted(folders.items())))
+    used = _types_of_step(graph, module)
+    reached = graph.reached(module, *(name for name, types in stored_types.items() if types & used))
+    digest = hashlib.sha256()
+    for name in sorted(reached.modules):
+        found = graph.module(name)
+        assert found is not None
+        digest.update(f"{name} {found.digest}\n".encode())
+    for name, version in relevant_versions(reached.packages).items():
+        digest.update(f"{name} {version}\n".encode())
+    return digest.hexdigest()
+
+
+def relevant_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the version of each installed distribution that can change a result, in order.
+
+    Builds of one version for a CPU and for a GPU count as the same: a laptop may start what a GPU trains.
+
+    Args:
+        packages: import names.
+    """
+    used = set(packages) - PACKAGES_WITHOUT_EFFECT
+    names = {name for package in used for name in (package, *ALSO_USED.get(package, ()))}
+    versions = {name: _version(name) for name in sorted(names)}
+    return {name: version.partition("+")[0] for name, version in versions.items() if version is not None}
 
 
 @functools.cache
 def code_digest() -> str:
-    """sha256 over the code that steps run and the versions of what it is built on: a part of every step's cache key.
+    """Return the sha256 of all code that steps can run and of the recorded package versions: what a run names as its code.
 
-    ZenML looks at the step's own function alone, so without this an edit of the library would be served stale. torch for a
-    CPU and for a GPU is one version: the image's digest is that of the machine which started the run.
+    Unlike the cache keys it changes with every edit, also of comments.
     """
+    return digest_of_code(_folders(LIBRARY, MATERIALIZERS, "steps"))
+
+
+def digest_of_code(folders: dict[str, Path]) -> str:
+    """Return the digest of all Python files in these folders, by the name of their package."""
     versions = {package: version.partition("+")[0] for package, version in package_versions().items()}
     digest = hashlib.sha256(repr(versions).encode())
-    for package in ("posttrain", "steps", "materializers"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(ROOT).as_posix()}\n".encode() + path.read_bytes())
+    for name, folder in folders.items():
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{name}/{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+@functools.cache
+def _project(folders: tuple[tuple[str, Path], ...]) -> tuple[SourceGraph, dict[str, set[Reference]]]:
+    """One graph for all steps of a process, so that every module is parsed once, and the types that materializers store."""
+    graph = SourceGraph(dict(folders), tuple(NOT_FOLLOWED))
+    return graph, {name: _stored_types(graph, name) for name in graph.below(MATERIALIZERS)}
+
+
+def _stored_types(graph: SourceGraph, materializers: str) -> set[Reference]:
+    """The types that the materializers of a module read and write."""
+    module = graph.module(materializers)
+    assert module is not None
+    values = [
+        node.value
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "ASSOCIATED_TYPES" and node.value
+    ]
+    return _types(graph, module, values)
+
+
+def _types_of_step(graph: SourceGraph, step: str) -> set[Reference]:
+    """The types that the steps of a module take and return."""
+    module = graph.module(step)
+    if module is None:
+        return set()
+    annotations: list[ast.AST] = []
+    for function in ast.walk(module.tree):
+        if isinstance(function, ast.FunctionDef) and any(map(_is_step, function.decorator_list)):
+            annotations += [function.args, *([function.returns] if function.returns else [])]
+    return _types(graph, module, annotations)
+
+
+def _is_step(decorator: ast.expr) -> bool:
+    """Whether a decorator is `step`, with or without options."""
+    called = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return ast.unparse(called).rpartition(".")[2] == "step"
+
+
+def _types(graph: SourceGraph, module: SourceModule, nodes: Iterable[ast.AST]) -> set[Reference]:
+    """What the names in some expressions of a module stand for."""
+    names = {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
+    return {graph.definition(module.imports.get(name, Reference(module.name, name))) for name in names}
+
+
+def _folders(*packages: str) -> dict[str, Path]:
+    """The folder of each top-level package that exists; of a single module, its path without the suffix."""
+    found = {}
+    for package in packages:
+        if paths := getattr(sys.modules.get(package), "__path__", None):
+            found[package] = Path(next(iter(paths)))
+        elif (module := sys.modules.get(package)) and module.__file__:
+            found[package] = Path(module.__file__).with_suffix("")
+        elif (spec := importlib.util.find_spec(package)) and spec.origin:
+            origin = Path(spec.origin)
+            found[package] = origin.parent if origin.name == "__init__.py" else origin.with_suffix("")
+    return found
+
+
+def _version(package: str) -> str | None:
+    """The version of the distribution that provides a package; None where it is not installed."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    if importlib.util.find_spec(package) is None:
+        return None
+    distributions = _distributions().get(package)
+    return importlib.metadata.version(distributions[0]) if distributions else None
+
+
+_distributions = functools.cache(
+    importlib.metadata.packages_distributions
+)  # takes a second, and most names need no look-up

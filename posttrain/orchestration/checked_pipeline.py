@@ -1,4 +1,4 @@
-"""What every pipeline here has in common: one YAML file tells it everything, and a mistake costs one line."""
+"""The class of all pipelines: one YAML file holds all settings, and a mistake in it is reported in one line."""
 
 from __future__ import annotations
 
@@ -12,45 +12,44 @@ from typing import Any
 
 import click
 from zenml.client import Client
-from zenml.config.cache_policy import CachePolicy
 from zenml.enums import ExecutionMode
 from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
 from posttrain import configure
 from posttrain.errors import UserError
-from posttrain.orchestration.cache_key import code_digest
-from posttrain.orchestration.run_file import check_run_file, schedule_name, settings_of_points
+from posttrain.orchestration.run_file import RunFile, read_run_file
 from posttrain.orchestration.schedules import replacing
 
 
 class CheckedPipeline(Pipeline):
-    """A pipeline whose file is checked before any work, and that prints its outcome at the end."""
+    """A pipeline that checks its run file before any work starts and prints the outcome at the end."""
 
     def __init__(self, name: str, entrypoint: Any, default_config: Path) -> None:
         configure()
-        super().__init__(name=name, entrypoint=entrypoint, cache_policy=CachePolicy(cache_func=code_digest))
+        super().__init__(name=name, entrypoint=entrypoint)
         self.default_config = default_config
-        self.run_file: str | None = None
+        self.run_file: RunFile | None = None
 
     def with_options(self, config_path: str | None = None, **options: Any) -> Pipeline:  # type: ignore[override]
-        """A copy that is told everything by one file.
+        """Return a copy with all settings of one file.
 
-        The default is taken here and not baked in: ZenML merges a second file into the first, key by key.
+        The default file is chosen here and not in the pipeline's definition: ZenML would merge a second file into it.
         """
         self._make_steps_importable()
         path = config_path or os.path.relpath(self.default_config)
         with clean_errors():
-            options.setdefault("run_name", check_run_file(path, self.default_config.parents[1]))
-            options.setdefault("steps", settings_of_points(path))
-        pipeline = super().with_options(config_path=path, execution_mode=_execution_mode(), **options)
-        pipeline.run_file = path
-        return pipeline
+            run_file = read_run_file(path, self.default_config.parents[1])
+        options = {"run_name": run_file.run_name, "steps": run_file.steps_of_points, **options}
+        configured = super().with_options(config_path=path, execution_mode=_execution_mode(), **options)
+        assert isinstance(configured, CheckedPipeline)
+        configured.run_file = run_file
+        return configured
 
     def __call__(self, *args: Any, **kwargs: Any) -> PipelineRunResponse | None:
-        """Runs the pipeline and prints what came out, or where that can be seen later."""
+        """Run the pipeline, and print the outcome or how to see it later."""
         self._make_steps_importable()
-        with clean_errors(), replacing(schedule_name(self.run_file)):
+        with clean_errors(), replacing(self.run_file.schedule if self.run_file else None):
             run = super().__call__(*args, **kwargs)
         with clean_errors():
             _print_outcome(run)
@@ -63,22 +62,24 @@ class CheckedPipeline(Pipeline):
 
 
 def _execution_mode() -> ExecutionMode:
-    """Stop at the first failure, where the orchestrator can; others only leave out what depends on the failed step."""
+    """Return the mode that stops at the first failure, or, where the orchestrator lacks it, skips the steps that depend on it."""
     supported = Client().active_stack.orchestrator.supported_execution_modes
     return ExecutionMode.FAIL_FAST if ExecutionMode.FAIL_FAST in supported else ExecutionMode.CONTINUE_ON_FAILURE
 
 
 def _print_outcome(run: PipelineRunResponse | None) -> None:
-    """Raises:
-    UserError: the run failed where no exception reaches this terminal, as on a cluster; says in which step, and why.
+    """Print the report of a finished run.
+
+    Raises:
+        UserError: the run failed on a cluster, from which no exception reaches this terminal; names the step and the reason.
     """
-    # Steps have imported by now what these need; before, it would delay the answer to a mistake in the config.
+    # Imported late: the steps have loaded these packages by now, and loading them first would delay the check of the config.
     from posttrain.orchestration.finished_runs import read_report
     from posttrain.reporting.terminal import print_report
 
     if run is None:
         click.echo(
-            "Scheduled. Its runs and what else there is: posttrain schedule list. The last outcome: posttrain report"
+            "Scheduled. List schedules and their runs: posttrain schedule list. Show the last outcome: posttrain report"
         )
     elif run.status.is_successful:
         print_report(read_report(run.id))
@@ -88,14 +89,16 @@ def _print_outcome(run: PipelineRunResponse | None) -> None:
             f"{step.name}: {(step.exception_info and step.exception_info.message) or step.status.value}"
             for step in ended
         ]
-        raise UserError(f"run {run.name} {run.status.value}: {'; '.join(why) or 'before any step: see its log'}")
+        raise UserError(f"run {run.name} {run.status.value}: {'; '.join(why) or 'before the first step: see its log'}")
     else:
-        click.echo(f"Run {run.name} goes on without this terminal. When it has ended: posttrain report {run.name}")
+        click.echo(
+            f"Run {run.name} continues without this terminal. Once it has ended, run: posttrain report {run.name}"
+        )
 
 
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    """Inside, a user's mistake is one line on the terminal, and no stack trace is logged."""
+    """Report a user's mistake in one line, without a stack trace in the log."""
     handlers = logging.getLogger().handlers
     for handler in handlers:
         handler.addFilter(_without_trace)

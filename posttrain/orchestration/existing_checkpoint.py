@@ -1,4 +1,4 @@
-"""Artifacts of earlier runs."""
+"""SFT checkpoints of earlier runs."""
 
 import contextlib
 from pathlib import Path
@@ -12,13 +12,13 @@ from posttrain.errors import UserError
 
 
 def existing_checkpoint(name: str) -> Path | ArtifactVersionResponse:
-    """The SFT checkpoint that a config names: its folder, or the artifact version.
+    """Return the SFT checkpoint that a config names: its folder or artifact version.
 
     Args:
-        name: a folder, the id of an artifact version, or an artifact and its version: `sft_checkpoint:3`, in short `3`.
+        name: a folder, the id of an artifact version, or an artifact and its version: `sft_checkpoint:3`, or just `3`.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is no such checkpoint.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -27,7 +27,7 @@ def existing_checkpoint(name: str) -> Path | ArtifactVersionResponse:
     filters: dict[str, Any] = {"artifact": artifact or "sft_checkpoint", "version": version}
     with contextlib.suppress(ValueError):
         filters = {"id": UUID(name)}
-    # Not get_artifact_version: inside a pipeline ZenML puts that off until the step runs, too late for a clear answer.
+    # Not get_artifact_version: inside a pipeline ZenML defers it until the step runs, too late for a clear error.
     found = Client().list_artifact_versions(**filters, data_type="contains:posttrain.models.checkpoint", size=1)
     if not found.items:
         raise UserError(

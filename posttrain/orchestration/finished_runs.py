@@ -1,4 +1,4 @@
-"""The outcome of a run, read back from ZenML."""
+"""The outcome of a finished run, read from ZenML."""
 
 import os
 import shlex
@@ -22,13 +22,13 @@ PIPELINE = "dpo_pipeline"
 
 
 def read_report(run: str | UUID | None = None) -> Report:
-    """The outcome of a run, as it is printed.
+    """Return the outcome of a run in the form that is printed.
 
     Args:
         run: its name or id; None for the last run of dpo_pipeline.
 
     Raises:
-        UserError: there is no such run, or it has no outcome.
+        UserError: there is no such run, or it did not succeed.
     """
     found = _finished(run)
     steps, about = found.steps, found.run_metadata
@@ -45,14 +45,14 @@ def read_report(run: str | UUID | None = None) -> Report:
 
 
 def read_run_report(run: str | UUID | None = None) -> tuple[RunReport, pa.Table]:
-    """Everything that a run found out, and the test pairs behind it.
+    """Return the full report of a run, and the test pairs behind its figures.
 
     Raises:
-        UserError: as `read_report`, or the run is of a time before there were such reports.
+        UserError: as `read_report`, or an older version made the run.
     """
     found = _finished(run)
     if "report" not in found.steps:
-        raise UserError(f"run {found.name} has no page: it is of an older version; run it again")
+        raise UserError(f"run {found.name} has no report page, because an older version made it: run it again")
     return output(found.steps["report"]).load(), output(found.steps["evaluate"]).load().pairs
 
 
@@ -60,15 +60,15 @@ def _finished(run: str | UUID | None) -> PipelineRunResponse:
     found = find_run(run)
     if not found.status.is_successful:
         raise UserError(
-            f"run {found.name} is {found.status.value}, without outcome: name another run (`zenml pipeline runs list`)"
+            f"run {found.name} is {found.status.value} and has no outcome: name another run (`zenml pipeline runs list`)"
         )
     if "promote" not in found.steps:
-        raise UserError(f"run {found.name} is not of {PIPELINE}: name another run (`zenml pipeline runs list`)")
+        raise UserError(f"run {found.name} was not made by {PIPELINE}: name another run (`zenml pipeline runs list`)")
     return found
 
 
 def _next_steps(run: str, training: StepRunResponse) -> Iterator[str]:
-    """Yield where to look next, in lines that work when pasted into the shell that ran this."""
+    """Yield lines that say where to look next, with commands that can be pasted into the current shell."""
     metadata = first_run(training).run_metadata
     checkpoint = output(training, "dpo_checkpoint" if training.name == "choose_point" else None)
     yield f"Model:   {shlex.quote(f'{checkpoint.uri}/files')}"
@@ -81,7 +81,7 @@ def _next_steps(run: str, training: StepRunResponse) -> Iterator[str]:
 
 
 def _command(line: str) -> str:
-    """Return a command of this environment as it can be pasted here: with its path if PATH lacks it, and ZenML's folder."""
+    """Return a command with its path, if PATH lacks it, and with ZenML's settings, so that it can be pasted as it is."""
     program, rest = line.split(" ", 1)
     scripts = Path(sys.executable).parent
     found = shutil.which(program)
@@ -93,7 +93,7 @@ def _command(line: str) -> str:
 
 
 def find_run(run: str | UUID | None) -> PipelineRunResponse:
-    """A run by its name or id; None for the last one of dpo_pipeline."""
+    """Return a run by its name or id; None stands for the last run of dpo_pipeline."""
     client = Client()
     if run is None:
         latest = client.list_pipeline_runs(pipeline=PIPELINE, sort_by="desc:created", size=1, hydrate=True)
@@ -119,11 +119,11 @@ def _other_store() -> str:
 
 
 def output(step: StepRunResponse, name: str | None = None) -> Any:
-    """An artifact that a step has made, or reused from the cache; without a name its only one."""
+    """Return an artifact that a step made or took from the cache; without a name its only artifact."""
     (artifact,) = step.outputs[name] if name else next(iter(step.outputs.values()))
     return artifact
 
 
 def first_run(step: StepRunResponse) -> StepRunResponse:
-    """The run of a step that did the work, where this one was served from the cache."""
+    """Return the step run that did the work: the original one if this one was cached."""
     return Client().get_run_step(step.original_step_run_id) if step.original_step_run_id else step

@@ -1,4 +1,4 @@
-"""What the materializers of folders share: files go to the artifact store and back in pieces, never whole in memory."""
+"""The base class of materializers that store folders: files are copied in pieces, so they need not fit in memory."""
 
 import shutil
 import tempfile
@@ -15,28 +15,28 @@ PIECE_BYTES = 8 * 2**20
 
 
 class FolderMaterializer(BaseMaterializer):
-    """Stores what can write itself into a folder (`save`) and read itself from one (`load`)."""
+    """Stores data that can write itself into a folder (`save`) and read itself from one (`load`)."""
 
     SKIP_REGISTRATION: ClassVar[bool] = True
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA
 
     @property
     def files_uri(self) -> str:
-        """Where the files are; beside them the artifact may have visualizations."""
+        """The folder of the files in the artifact store, apart from visualizations."""
         return f"{self.uri}/files"
 
     def save(self, data: Any) -> None:
-        """Stores the files that the data writes."""
+        """Store the files that the data writes."""
         with tempfile.TemporaryDirectory() as folder:
             data.save(Path(folder))
             upload(Path(folder), self.files_uri, self.artifact_store)
 
     def load(self, data_type: type[Any]) -> Any:
-        """The data, read from files that stay on this machine until the step has ended."""
+        """Return the data, read from files that stay on this machine until the step ends."""
         return data_type.load(self.local_folder())
 
     def local_folder(self) -> Path:
-        """The stored files: the very ones if the store is on this machine, else a copy that goes when the step ends."""
+        """Return a folder with the files: the store's own if it is local, else a copy that is deleted when the step ends."""
         if isinstance(self.artifact_store, LocalArtifactStore):
             return Path(self.files_uri)
         with self.get_temporary_directory(delete_at_exit=False) as folder:
@@ -44,7 +44,7 @@ class FolderMaterializer(BaseMaterializer):
             return Path(folder)
 
     def save_page(self, html: str) -> dict[str, VisualizationType]:
-        """Stores a page for the dashboard."""
+        """Store an HTML page for the dashboard."""
         uri = f"{self.uri}/preview.html"
         with self.artifact_store.open(uri, "w") as file:
             file.write(html)
@@ -52,7 +52,7 @@ class FolderMaterializer(BaseMaterializer):
 
 
 def upload(folder: Path, uri: str, store: BaseArtifactStore) -> None:
-    """Copies the files of a folder into an artifact store."""
+    """Copy the files of a folder into an artifact store."""
     store.makedirs(uri)
     for path in sorted(folder.iterdir()):
         with path.open("rb") as source, store.open(f"{uri}/{path.name}", "wb") as target:
@@ -60,13 +60,15 @@ def upload(folder: Path, uri: str, store: BaseArtifactStore) -> None:
 
 
 def download(uri: str, folder: Path, store: BaseArtifactStore) -> None:
-    """Copies the files of an artifact into a folder.
+    """Copy the files of an artifact into a folder.
 
     Raises:
-        UserError: the store names a file that would lie elsewhere.
+        UserError: a name in the store leads outside the folder.
     """
     for name in map(str, store.listdir(uri)):
         if name == ".." or Path(name).name != name:
-            raise UserError(f"{uri}: holds {name!r}, which is no name of a file in it: it was tampered with, delete it")
+            raise UserError(
+                f"{uri}: contains {name!r}, which is not a plain file name: someone has changed the artifact, delete it"
+            )
         with store.open(f"{uri}/{name}", "rb") as source, (folder / name).open("wb") as target:
             shutil.copyfileobj(source, target, PIECE_BYTES)

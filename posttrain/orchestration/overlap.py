@@ -1,4 +1,4 @@
-"""No two runs of one schedule at once."""
+"""Prevent two runs of one schedule at the same time."""
 
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -11,13 +11,13 @@ from zenml.utils.time_utils import utc_now
 from posttrain.errors import UserError
 
 SILENCE = timedelta(minutes=30)
-"""After which a run that says nothing is taken for dead: ZenML's own limit for the heartbeat of a step."""
+"""A run without any sign of life for this long counts as dead: ZenML's own limit for the heartbeat of a step."""
 
 
 def leave_to_earlier_run() -> None:
-    """Ends a scheduled run that finds the one before it still going.
+    """End a scheduled run if the previous run of its schedule is still in progress.
 
-    Kubernetes starts no such run in the first place (`concurrency_policy: Forbid`); other orchestrators know nothing like it.
+    Kubernetes does not start such a run (`concurrency_policy: Forbid`); other orchestrators have no such setting.
 
     Raises:
         UserError: names the earlier run.
@@ -25,15 +25,18 @@ def leave_to_earlier_run() -> None:
     run = get_step_context().pipeline_run
     if run.schedule and (other := run_in_progress(run.schedule.id, before=run)):
         raise UserError(
-            f"left to run {other.name} of schedule {run.schedule.name}, which is still going: the next one on schedule takes "
-            "up what is new. If it hangs: zenml pipeline runs stop " + other.name
+            f"run {other.name} of schedule {run.schedule.name} is still in progress, so this one ends: the next scheduled run "
+            "uses the new data. If the earlier run hangs: zenml pipeline runs stop " + other.name
         )
 
 
 def run_in_progress(schedule: UUID, before: PipelineRunResponse | None = None) -> PipelineRunResponse | None:
-    """The run of a schedule that is going, of those that began before another one.
+    """Return the run of a schedule that is in progress, or None.
 
-    Its status does not tell: a run whose machine was lost stays `running` for ever. So it must have given a sign of life.
+    Args:
+        before: consider only runs that began before this one.
+
+    The status is not enough: a run whose machine was lost stays `running` forever. So a sign of life is needed too.
     """
     runs = Client().list_pipeline_runs(schedule_id=schedule, in_progress=True, sort_by="desc:created", hydrate=True)
     for run in runs.items:
@@ -42,13 +45,13 @@ def run_in_progress(schedule: UUID, before: PipelineRunResponse | None = None) -
         if utc_now() - last_sign(run) < SILENCE:
             return run
         print(
-            f"Run {run.name} is given up: it says that it is going, but has been silent since {last_sign(run):%F %T} UTC"
+            f"Run {run.name} counts as dead: its status is running, but its last sign of life was at {last_sign(run):%F %T} UTC"
         )
     return None
 
 
 def last_sign(run: PipelineRunResponse) -> datetime:
-    """When a run was last known to be alive: its beginning, or a beginning, heartbeat or end of one of its steps."""
+    """Return when a run was last known to be alive: its start, or a start, heartbeat or end of one of its steps."""
     signs: list[datetime | None] = [run.created, run.start_time]
     for step in run.steps.values():
         signs += [step.created, step.start_time, step.latest_heartbeat, step.end_time]

@@ -8,10 +8,10 @@ from zenml.client import Client
 
 
 def project_root() -> Path:
-    """The folder with `.zen` at or above the current one; the current one where there is none."""
+    """Return the folder with `.zen` at or above the current one; the current one where there is none."""
     return Client.find_repository() or Path.cwd()
 
 
 def step_names(root: Path) -> frozenset[str]:
-    """The steps of a project: one module each in its folder `steps`."""
+    """Return the names of a project's steps: one module for each in its folder `steps`."""
     return frozenset(path.stem for path in (root / "steps").glob("*.py") if not path.stem.startswith("_"))

@@ -1,10 +1,10 @@
-"""The model registries: ZenML's, which decides what is in production, and MLflow's, which follows it.
+"""The model registries: ZenML's, which decides which model is in production, and MLflow's, which follows it.
 
-A ZenML pipeline with `model=` gets a new version in every run, also where everything came from the cache. Here the step
-that judges a model makes its version, named after the result, so there is one for each result and none for a repetition.
+A ZenML pipeline with `model=` creates a new version in every run, even if every step was cached. Here the step that judges
+a model creates its version and names it after the result, so repeated results create no new version.
 
-Promotion is one write: the stage `production` in ZenML. Before it all is prepared, after it all can be derived: so work
-that was interrupted, or done by two at once, is put in order by `reconcile`, which every run calls first.
+A promotion is a single write: the stage `production` in ZenML. Everything else is prepared before it or derived from it, so
+`reconcile`, which every run calls first, can complete what an interruption or two concurrent runs left behind.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 N_KEPT_IN_STEP = 100
-"""Versions that MLflow's registry is compared in: the newest."""
+"""How many of the newest versions are compared with MLflow's registry."""
 
 
 def result_name(figures: Figures, gate: dict[str, Any]) -> str:
-    """What the version of a judged model is called, e.g. `dpo-3f9c2a1b07`: the same for the same figures and gate."""
+    """Return the version name of a judged model, such as `dpo-3f9c2a1b07`: the same for the same figures and gate."""
     digest = hashlib.sha256(f"{figures.model_dump_json()} {sorted(gate.items())}".encode()).hexdigest()
     return f"{figures.newest}-{digest[:10]}"
 
@@ -54,21 +54,21 @@ def settle(
     run: PipelineRunResponse,
     tracker: Tracker,
 ) -> Promotion:
-    """Registers a judged model, and makes it the champion if it was promoted; the decision as it stands then.
+    """Register a judged model, make it the champion if it is promoted, and return the final decision.
 
     Args:
         name: of the model.
-        version_name: as `result_name` gives it; a version of this name is completed, not made again.
-        opponent: the champion that it was judged against.
-        candidate: the artifact that holds its checkpoint.
-        run, tracker: the pipeline run that judged it, and its place in MLflow.
+        version_name: from `result_name`; an existing version of this name is completed.
+        opponent: the champion that it was compared with.
+        candidate: the artifact with its checkpoint.
+        run, tracker: the pipeline run that judged it, and its MLflow tracker.
     """
     version = _version(name, version_name)
     _link_run(version, run)
     digest = str(candidate.run_metadata["digest"])
     champion = sole_champion(name)
     if promotion.promoted and champion and digest_of(champion) not in (opponent.digest, digest):
-        changed = f"version {champion.name} has become the champion meanwhile: run again, to be held against it"
+        changed = f"version {champion.name} has become the champion in the meantime: run again to compare with it"
         promotion = promotion.model_copy(update={"promoted": False, "reasons": [*promotion.reasons, changed]})
     metadata = {
         **promotion.model_dump(),
@@ -88,13 +88,13 @@ def settle(
 
 
 def standing_champion(name: str, candidate_digest: str) -> Champion:
-    """The champion that a candidate is to be held against.
+    """Return the champion that a candidate is compared with.
 
-    A candidate that is the champion itself is held against the one that it was promoted over: so a run that is repeated
-    after its promotion finds all as it was, and nothing is done again.
+    A candidate that is the champion itself is compared with the champion that it replaced, so repeating a run after its
+    promotion changes nothing.
 
     Raises:
-        UserError: what is in production is not a model of this pipeline.
+        UserError: the model in production is not from this pipeline.
     """
     champion = sole_champion(name)
     if champion is None:
@@ -102,8 +102,8 @@ def standing_champion(name: str, candidate_digest: str) -> Champion:
     digest = digest_of(champion)
     if digest is None:
         raise UserError(
-            f"version {champion.name} of model {name} is in production, but was not put there by this pipeline and names no "
-            f"checkpoint to be held against: `zenml model version update {name} {champion.name} --stage archived --force`"
+            f"version {champion.name} of model {name} is in production, but this pipeline did not promote it, so it has no "
+            f"checkpoint to compare with. Archive it: `zenml model version update {name} {champion.name} --stage archived --force`"
         )
     if digest == candidate_digest:
         return Champion.model_validate(champion.run_metadata["judged_against"])
@@ -111,7 +111,7 @@ def standing_champion(name: str, candidate_digest: str) -> Champion:
 
 
 def sole_champion(name: str) -> ModelVersionResponse | None:
-    """The version in production. Where two promotions at once have left two there, the later version stays."""
+    """Return the version in production; if concurrent promotions left two there, archive all but the latest."""
     standing = _versions(name, stage=ModelStages.PRODUCTION)
     for other in standing[1:]:
         other.set_stage(ModelStages.ARCHIVED, force=True)
@@ -119,16 +119,16 @@ def sole_champion(name: str) -> ModelVersionResponse | None:
 
 
 def digest_of(version: ModelVersionResponse) -> str | None:
-    """Of the checkpoint of a version; None where a person made the version."""
+    """Return the digest of a version's checkpoint; None if the version was created by hand."""
     digest = version.run_metadata.get("digest")
     return None if digest is None else str(digest)
 
 
 def reconcile(name: str, uri: str) -> None:
-    """Makes MLflow's registry say what ZenML's says; without MLflow it waits for the next run.
+    """Bring MLflow's registry in line with ZenML's; if MLflow does not answer, the next run does it.
 
-    Every judged version is registered, `champion` is the one in production, `challenger` the newest one that was refused
-    since, and each side has a link to the other.
+    Every judged version is registered. `champion` is the version in production, `challenger` the newest version refused
+    since then. Each registry links to the other.
     """
     try:
         registry = ModelRegistry(uri, name)
@@ -139,16 +139,18 @@ def reconcile(name: str, uri: str) -> None:
                 link = {"mlflow_version": number, "mlflow_model": registry.link(number)}
                 log_metadata(metadata={**link}, model_version_id=version.id)
         written = None
-        while (aliases := _aliases(name, registry.numbers())) != written:  # again, if another promotion came in between
+        while (
+            aliases := _aliases(name, registry.numbers())
+        ) != written:  # repeated if another promotion happened in between
             for alias, target in aliases.items():
                 registry.set_alias(alias, target)
             written = aliases
     except registry_error() as error:
-        logger.warning("MLflow's registry of %s is behind: %s. The next run brings it up to date.", name, reason(error))
+        logger.warning("MLflow's registry of %s is out of date: %s. The next run updates it.", name, reason(error))
 
 
 def _aliases(name: str, numbers: dict[str, str]) -> dict[str, str | None]:
-    """The number in MLflow that each alias must point to, by what ZenML says now."""
+    """Return the MLflow version number for each alias, according to ZenML."""
     champion, judged = sole_champion(name), _judged(name)
     since = champion.number if champion else 0
     refused = [v for v in judged if v.number > since and v.run_metadata["promoted"] is False]
@@ -177,12 +179,12 @@ def _registration(name: str, version: ModelVersionResponse) -> Registration:
 
 
 def _judged(name: str) -> list[ModelVersionResponse]:
-    """The versions that this pipeline has judged, newest first, of the last `N_KEPT_IN_STEP`."""
+    """Return the versions that this pipeline has judged among the last `N_KEPT_IN_STEP`, newest first."""
     return [version for version in _versions(name) if digest_of(version) is not None]
 
 
 def _versions(name: str, **filters: Any) -> list[ModelVersionResponse]:
-    """Newest first; none where the model is not known yet."""
+    """Return versions of a model, newest first; none if the model does not exist."""
     try:
         found = Client().list_model_versions(
             model=name, sort_by="desc:number", size=N_KEPT_IN_STEP, hydrate=True, **filters
@@ -202,7 +204,7 @@ def _version(name: str, version_name: str) -> ModelVersionResponse:
 
 
 def _link_run(version: ModelVersionResponse, run: PipelineRunResponse) -> None:
-    """Links a version to a run and to all that the run has made or reused."""
+    """Link a version to a run and to all artifacts that the run made or reused."""
     client = Client()
     for artifact in get_artifacts_versions_of_pipeline_run(client.get_pipeline_run(run.id)):
         link_artifact_version_to_model_version(artifact, version)

@@ -1,4 +1,4 @@
-"""What MLflow's row of a run shows: its evaluation, answers and verdict."""
+"""Metrics and tags of a run in MLflow: its evaluation, generated answers and verdict."""
 
 from posttrain.evaluation import generations as generate
 from posttrain.evaluation.figures import Figures
@@ -9,7 +9,7 @@ from posttrain.tracking import TrackedStage
 
 
 def log_evaluation(run: TrackedStage, figures: Figures) -> None:
-    """The key figures as metrics, all of them as a file, and the findings: each has a tag of its own that says what is so."""
+    """Log the key figures as metrics, all figures as a file, and a tag for each finding of the diagnosis."""
     run.log_metrics(key_figures(figures))
     run.log_dict(figures.model_dump(), "evaluation.json")
     run.set_tags({f"finding.{finding.rule}": f"{finding.severity}: {finding.title}" for finding in figures.findings})
@@ -18,10 +18,10 @@ def log_evaluation(run: TrackedStage, figures: Figures) -> None:
 
 
 def log_generations(run: TrackedStage, generations: Generations) -> None:
-    """The key figures of the answers."""
+    """Log the key figures of the generated answers."""
     run.log_metrics(generate.key_figures(generations))
 
 
 def log_promotion(run: TrackedStage, promotion: Promotion) -> None:
-    """The verdict."""
+    """Tag the run with the verdict."""
     run.set_tags({"promoted": str(promotion.promoted).lower(), "reasons": "; ".join(promotion.reasons)})

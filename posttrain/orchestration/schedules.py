@@ -1,6 +1,6 @@
-"""Schedules: a file makes one, the same file again brings it up to date, and it can be paused and deleted.
+"""Create, update, pause and delete schedules: a run file creates one, and running the file again updates it.
 
-ZenML makes a schedule but cannot replace one, and on SageMaker it neither pauses nor deletes what it made.
+ZenML can create a schedule but not replace one, and on SageMaker it can neither pause nor delete it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def replacing(name: str | None) -> Iterator[None]:
-    """Inside, ZenML may make a schedule of this name; an earlier one gives way to it, or is as it was if that fails.
+    """Replace the schedule of this name by one that is created in the context; keep the old one if that fails.
 
     Raises:
-        UserError: a run of the earlier schedule is still going, and would be ended with it.
+        UserError: a run of the old schedule is in progress and would be ended with it.
     """
     if name is None:
         yield
         return
     client, aside = Client(), f"{name} (replaced)"
-    standing = [schedule for schedule in (_find(name), _find(aside)) if schedule]  # aside: an update was cut off
+    standing = [
+        schedule for schedule in (_find(name), _find(aside)) if schedule
+    ]  # aside: left by an interrupted update
     for schedule in standing:
         _end_no_run(schedule)
     if standing:
@@ -51,39 +53,39 @@ def replacing(name: str | None) -> Iterator[None]:
         delete(schedule)
     if standing and not standing[0].active:
         set_active(find(name), False)
-        click.echo(f"Schedule {name} is up to date and still paused: posttrain schedule resume {name}")
+        click.echo(f"Schedule {name} is up to date and still paused. To resume it: posttrain schedule resume {name}")
     elif standing:
         click.echo(f"Schedule {name} is up to date.")
 
 
 def find(name: str) -> ScheduleResponse:
-    """The schedule of a name.
+    """Return the schedule with a name.
 
     Raises:
-        UserError: there is none; names those there are.
+        UserError: there is no such schedule; lists the existing ones.
     """
     if schedule := _find(name):
         return schedule
     names = ", ".join(schedule.name for schedule in every()) or "none"
-    raise UserError(f"schedule {name!r}: there is none of this name (there are: {names})")
+    raise UserError(f"schedule {name!r}: no such schedule (existing: {names})")
 
 
 def every() -> list[ScheduleResponse]:
-    """All schedules of the project, newest first."""
+    """Return all schedules of the project, newest first."""
     return list(Client().list_schedules(sort_by="desc:created", size=1000, hydrate=True).items)
 
 
 def last_run(schedule: ScheduleResponse) -> PipelineRunResponse | None:
-    """The newest run that a schedule has started."""
+    """Return the newest run that a schedule has started."""
     runs = Client().list_pipeline_runs(schedule_id=schedule.id, sort_by="desc:created", size=1).items
     return runs[0] if runs else None
 
 
 def set_active(schedule: ScheduleResponse, active: bool) -> None:
-    """Pauses a schedule or lets it go on.
+    """Pause or resume a schedule.
 
     Raises:
-        UserError: a run of it is going, or the orchestrator cannot.
+        UserError: a run of it is in progress, or the orchestrator does not support it.
     """
     orchestrator = _orchestrator(schedule)
     if schedule.active == active:
@@ -103,10 +105,10 @@ def set_active(schedule: ScheduleResponse, active: bool) -> None:
 
 
 def delete(schedule: ScheduleResponse) -> None:
-    """Deletes a schedule where it fires, and then in ZenML, which keeps its runs.
+    """Delete a schedule in its orchestrator and then in ZenML, which keeps its runs.
 
     Raises:
-        UserError: a run of it is going, or the orchestrator cannot; nothing is deleted then.
+        UserError: a run of it is in progress, or the orchestrator does not support it; nothing is deleted then.
     """
     orchestrator = _orchestrator(schedule)
     _end_no_run(schedule)
@@ -117,8 +119,8 @@ def delete(schedule: ScheduleResponse) -> None:
         Client().delete_schedule(schedule.id)
     else:
         raise UserError(
-            f"schedule {schedule.name}: ZenML cannot delete schedules of this orchestrator, and it would go on firing: "
-            f"delete it there, then: zenml pipeline schedule delete {schedule.name}"
+            f"schedule {schedule.name}: ZenML cannot delete schedules of this orchestrator, so it would keep starting runs: "
+            f"delete it there, then run: zenml pipeline schedule delete {schedule.name}"
         )
 
 
@@ -128,20 +130,20 @@ def _find(name: str) -> ScheduleResponse | None:
 
 
 def _end_no_run(schedule: ScheduleResponse) -> None:
-    """A run's token is that of its schedule: it is worth nothing once that is paused. And with a CronJob its pods are deleted.
+    """Check that no run of a schedule is in progress: its token is the schedule's and ends with it, as do the pods of a CronJob.
 
     Raises:
-        UserError: names the run that is going, and how it is stopped.
+        UserError: names the run, and how to stop it.
     """
     if run := run_in_progress(schedule.id):
         raise UserError(
-            f"schedule {schedule.name}: its run {run.name} is going, and would be ended by the change: wait for it, or stop "
-            f"it first: zenml pipeline runs stop {run.name}"
+            f"schedule {schedule.name}: its run {run.name} is in progress and would be ended by the change: wait for it, or "
+            f"stop it first: zenml pipeline runs stop {run.name}"
         )
 
 
 def _orchestrator(schedule: ScheduleResponse) -> BaseOrchestrator | None:
-    """Of a schedule; None if it was deleted meanwhile."""
+    """Return the orchestrator of a schedule, or None if it has been deleted."""
     if schedule.orchestrator_id is None:
         return None
     model = Client().get_stack_component(StackComponentType.ORCHESTRATOR, schedule.orchestrator_id)
@@ -151,7 +153,7 @@ def _orchestrator(schedule: ScheduleResponse) -> BaseOrchestrator | None:
 
 
 class _Trigger:
-    """What starts a SageMaker pipeline: a schedule of Amazon EventBridge, which ZenML makes and then forgets but for a link."""
+    """The Amazon EventBridge schedule that starts a SageMaker pipeline; ZenML creates it and keeps only a link to it."""
 
     KEPT = (
         "ScheduleExpression",
@@ -168,21 +170,21 @@ class _Trigger:
         self.client, self.place = client, {"GroupName": group, "Name": name}
 
     def set_state(self, state: str) -> None:
-        """AWS replaces the whole schedule, so all of it is handed back."""
+        """Enable or disable the schedule; AWS replaces all of its fields, so all are passed."""
         now = self.client.get_schedule(**self.place)
         kept = {key: now[key] for key in self.KEPT if key in now}
         self.client.update_schedule(**self.place, **kept, State=state)
 
     def delete(self) -> None:
-        """Done already where it is gone."""
+        """Delete the schedule, if it still exists."""
         try:
             self.client.delete_schedule(**self.place)
         except self.client.exceptions.ResourceNotFoundException:
-            logger.warning("EventBridge knows no schedule %s any more", self.place["Name"])
+            logger.warning("EventBridge no longer has a schedule %s", self.place["Name"])
 
 
 def _eventbridge(schedule: ScheduleResponse, orchestrator: Any) -> _Trigger | None:
-    """The trigger of a schedule on SageMaker."""
+    """Return the trigger of a schedule on SageMaker, or None on other orchestrators."""
     link = schedule.run_metadata.get("trigger_url")
     if orchestrator is None or orchestrator.flavor != "sagemaker" or not isinstance(link, str):
         return None

@@ -1,4 +1,4 @@
-"""Questions to the parts of a stack: addresses, the Docker daemon, GPUs of a cluster or an account."""
+"""Probes of the parts of a stack: addresses, the Docker daemon, GPUs of a cluster or an account."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ print(json.dumps({found.metadata["Name"]: found.version for found in importlib.m
 
 
 class Unknown(Exception):
-    """Cannot be told from here; the message says why."""
+    """The answer cannot be known from here; the message says why."""
 
 
 def differing(found: dict[str, str], constraints: str) -> list[str]:
-    """The packages found whose versions are not those pinned, such as `torch 2.12.0 (pinned: 2.13.0)`."""
+    """Return the packages whose versions differ from their pins, such as `torch 2.12.0 (pinned: 2.13.0)`."""
 
     def plain(name: str) -> str:
         return name.lower().replace("_", "-").replace(".", "-")
@@ -42,8 +42,10 @@ def differing(found: dict[str, str], constraints: str) -> list[str]:
 
 
 def _connect(url: str) -> None:
-    """Raises:
-    OSError: nothing answers at the address, within seconds: clients of S3 go on trying for minutes.
+    """Check within seconds that an address accepts connections: clients of S3 would retry for minutes.
+
+    Raises:
+        OSError: nothing answers.
     """
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -51,23 +53,23 @@ def _connect(url: str) -> None:
 
 
 def _docker(*arguments: str) -> str:
-    """What docker prints.
+    """Return what docker prints.
 
     Raises:
-        UserError: it is not here, or fails.
+        UserError: docker is not installed, or fails.
     """
     if shutil.which("docker") is None:
-        raise UserError("docker: there is no such command here: install it")
+        raise UserError("docker: command not found: install it")
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(
-            f"docker {arguments[0]}: {done.stderr.strip()[-200:]}: see that it runs and that you may use it"
+            f"docker {arguments[0]}: {done.stderr.strip()[-200:]}: check that docker runs and that you may use it"
         )
     return done.stdout
 
 
 def _asked(steps: dict[str, Any], settings: str) -> list[dict[str, Any]]:
-    """The settings of each step that has some for an orchestrator."""
+    """Return the settings for an orchestrator of every step that has any."""
     every = (((options or {}).get("settings") or {}).get(settings) for options in steps.values())
     return [found for found in every if found]
 
@@ -86,8 +88,8 @@ def _gpu_of_nodes(component: Any, asked: list[dict[str, Any]]) -> str:
         if n > max(fitting, default=0):
             labelled = f" with the labels {selectors}" if selectors else ""
             raise UserError(
-                f"a pod asks for {n} {GPU}, but no node{labelled} has more than {max(fitting, default=0)}: add one (a pool that "
-                "grows from none shows none), see to NVIDIA's device plugin, or ask for fewer"
+                f"a pod requests {n} {GPU}, but no node{labelled} has more than {max(fitting, default=0)}: add a node (a node pool "
+                "that scales from zero shows none), check NVIDIA's device plugin, or request fewer"
             )
     return f"{sum(has for has, _ in held)} {GPU} on {sum(has > 0 for has, _ in held)} of {len(nodes)} nodes"
 
@@ -95,7 +97,7 @@ def _gpu_of_nodes(component: Any, asked: list[dict[str, Any]]) -> str:
 def _gpu_of_quota(component: Any, asked: list[dict[str, Any]]) -> str:
     types = sorted({settings["instance_type"] for settings in asked if settings.get("instance_type")})
     if not types:
-        raise Unknown("no step names an instance_type: name the run's file with --config")
+        raise Unknown("no step has an instance_type: name the run file with --config")
     pages = component.sagemaker_session.boto_session.client("service-quotas").get_paginator("list_service_quotas")
     quotas = {
         quota["QuotaName"]: quota["Value"]
@@ -105,6 +107,6 @@ def _gpu_of_quota(component: Any, asked: list[dict[str, Any]]) -> str:
     for kind in types:
         if not quotas.get(f"{kind} for training job usage"):
             raise UserError(
-                f"your quota of {kind} for training jobs is 0: ask for one in the AWS console, Service Quotas"
+                f"your quota of {kind} for training jobs is 0: request an increase in the AWS console under Service Quotas"
             )
     return ", ".join(f"{kind}: {quotas[f'{kind} for training job usage']:.0f} at once" for kind in types)

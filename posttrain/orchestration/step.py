@@ -1,4 +1,4 @@
-"""`step` as every file here uses it: ZenML's, with two promises more."""
+"""The `step` decorator of all steps: ZenML's, with its own cache keys, retries and alerts."""
 
 import functools
 from collections.abc import Callable
@@ -10,23 +10,27 @@ from zenml.client import Client
 from zenml.steps.step_context import StepContext
 
 from posttrain import configure
+from posttrain.compat.zenml_internals import without_caching_parameters
 from posttrain.errors import UserError
+from posttrain.orchestration.step_keys import cache_policy
 from posttrain.tracking import without_password
 
 MISTAKE = f"{UserError.__module__}.{UserError.__name__}"
 
 
 def step(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """ZenML's `step`; but what the user must mend is not tried again, and a failure is told to the stack's alerters."""
+    """Return a ZenML step that is cached by the code it uses, does not retry a user's mistake, and alerts on failure."""
     configure()
     if function is None:
         return functools.partial(step, **options)
+    options.setdefault("cache_policy", cache_policy(function.__module__))
     # None of zenml.step's overloads takes options that are not spelled out.
-    return zenml.step(_no_mistake_twice(function), on_failure=alert, **options)  # type: ignore[call-overload]
+    created = zenml.step(_no_mistake_twice(function), on_failure=alert, **options)  # type: ignore[call-overload]
+    return without_caching_parameters(created)
 
 
 def alert(exception: BaseException) -> None:
-    """Posts which step failed and why to every alerter of the stack, once no retry is left; says nothing without one.
+    """Post which step failed and why to every alerter of the stack, after the last retry; do nothing without an alerter.
 
     ZenML's own hook posts the whole stack trace and all parameters, and warns where there is no alerter.
     """
@@ -38,9 +42,9 @@ def alert(exception: BaseException) -> None:
 
 
 def _no_mistake_twice(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, except that an attempt after one that ended with a `UserError` ends with the same at once.
+    """Return a function that fails at once if the attempt before it ended with a `UserError`, with the same error.
 
-    ZenML and Kubernetes retry whatever failed, also a wrong config or a training that diverged.
+    ZenML and Kubernetes retry every failure, even a wrong config or a training that diverged.
     """
 
     @functools.wraps(function)
@@ -53,7 +57,7 @@ def _no_mistake_twice(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _earlier_mistake() -> str | None:
-    """The message of the `UserError` that ended the attempt before this one."""
+    """Return the message of the `UserError` that ended the previous attempt, or None."""
     if not StepContext.is_active() or (this := get_step_context().step_run).version == 1:
         return None
     earlier = Client().list_run_steps(

@@ -1,4 +1,4 @@
-"""A step's place in MLflow."""
+"""The MLflow run of a step."""
 
 import logging
 from collections.abc import Iterator
@@ -19,19 +19,19 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def tracked(*, nested: bool, point: DpoSection | None = None) -> Iterator[TrackedStage]:
-    """The MLflow run of the current step, with the run's settings; a link to it is kept with the step.
+    """Open the MLflow run of the current step and log the settings; ZenML stores a link to it with the step.
 
-    The experiment's name is read from the run and is no parameter of a step, so renaming it trains nothing again.
+    The experiment's name is read from the pipeline run and is not a parameter of the step, so renaming it retrains nothing.
 
     Args:
-        nested: whether the step has curves of its own, else it writes to the run of the whole pipeline.
-        point: of a sweep, in place of the section that the run was told.
+        nested: whether the step gets a run of its own; otherwise it writes to the run of the whole pipeline.
+        point: settings of one point of a sweep, logged instead of those of the run.
     """
     context = get_step_context()
     config = RunConfig.model_validate((context.pipeline_run.config.parameters or {})["config"])
     settings = config.model_dump(exclude={"sweep"} if point or not config.sweep else None)
     if point:
-        settings["dpo"] = point.model_dump()
+        settings["dpo"] |= point.model_dump(exclude={"sft_checkpoint"})
     run, step = context.pipeline_run, context.step_run.name
     tracker = Tracker(tracking_uri(), config.tracking.experiment, str(run.id), run.name, ended)
     stage = tracker.stage(step) if nested else tracker.parent(step)
@@ -47,9 +47,9 @@ def tracked(*, nested: bool, point: DpoSection | None = None) -> Iterator[Tracke
 
 
 def ended(pipeline_run: str, step: str) -> str | None:
-    """How a step has ended that MLflow was not told of; None where it goes on, or its run is none of this ZenML.
+    """Return the final status of a step that could not report it to MLflow; None if it is running or its run is unknown here.
 
-    A pod that was killed tells MLflow nothing, but its orchestrator tells ZenML.
+    A killed pod reports nothing to MLflow, but its orchestrator reports to ZenML.
     """
     try:
         run = Client().get_pipeline_run(pipeline_run)
@@ -62,30 +62,30 @@ def ended(pipeline_run: str, step: str) -> str | None:
 
 
 def _keep(unsent: Path) -> None:
-    """Copies what MLflow has not taken to the artifact store, unless that is here: a pod takes its files with it."""
+    """Copy records that MLflow did not accept to a remote artifact store: a pod's files are lost when it ends."""
     store = Client().active_stack.artifact_store
     if not store.config.is_local:
         uri = f"{store.path}/unsent/{unsent.name}"
         store.makedirs(f"{store.path}/unsent")
         with store.open(uri, "w") as file:
             file.write(unsent.read_text(encoding="utf-8"))
-        logger.warning("It is also at %s, and will be when this machine is gone.", uri)
+        logger.warning("The file is also stored at %s, where it outlives this machine.", uri)
 
 
 def send_unsent(place: str) -> int:
-    """Sends to MLflow what it did not take during a run, and returns the number of records.
+    """Send the records that MLflow did not accept during a run, and return their number.
 
     Raises:
-        UserError: the file cannot be read, or MLflow does not take the records.
+        UserError: the file cannot be read, or MLflow rejects the records.
     """
     return send(read_unsent(place), tracking_uri())
 
 
 def read_unsent(place: str) -> str:
-    """What MLflow has not taken: a file here, or in the artifact store of the active stack.
+    """Return the content of a file of unsent records, on this machine or in the artifact store of the active stack.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     try:
         if "://" not in place:
@@ -94,12 +94,12 @@ def read_unsent(place: str) -> str:
             return str(file.read())
     except (OSError, IllegalOperationError) as error:
         raise UserError(
-            f"{place}: cannot be read ({error}): name a file that a run has named as its records"
+            f"{place}: cannot be read ({error}): name the file that the run printed for its unsent records"
         ) from error
 
 
 def tracking_uri() -> str:
-    """Of the active stack's MLflow tracker, if it has one; its credentials are put where MLflow looks for them."""
+    """Return the address of the active stack's MLflow tracker, else the default one; set the tracker's credentials for MLflow."""
     component: Any = Client().active_stack.experiment_tracker
     if component is None or component.flavor != "mlflow":
         return default_tracking_uri()

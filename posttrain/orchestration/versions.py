@@ -1,4 +1,4 @@
-"""Models of earlier runs, found by what a person calls them."""
+"""Find models of earlier runs by name."""
 
 import contextlib
 from dataclasses import dataclass
@@ -25,24 +25,24 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Version:
-    """A trained model, and what is known of the run that made it."""
+    """A trained model, and what is known about the run that made it."""
 
     name: str
     checkpoint: Checkpoint
     model: ModelSection
-    """Names its base."""
+    """Settings that load the model, with its base."""
     report: RunReport | None
-    """None where the model is a folder, or its run left no report."""
+    """None if the model is a folder or its run has no report."""
 
 
 def find_version(name: str | None) -> Version:
-    """A model by the name a person gives it.
+    """Return the model with a name.
 
     Args:
         name: a folder, a version of a model or of a checkpoint; None for the model in production.
 
     Raises:
-        UserError: there is none of that name, or no or several models are in production.
+        UserError: there is no such model, or not exactly one model is in production.
     """
     if name is not None and (folder := Path(name).expanduser()).is_dir():
         checkpoint = Checkpoint.load(folder)
@@ -54,7 +54,7 @@ def find_version(name: str | None) -> Version:
 
 
 def stages_of(run: str | None) -> list[Version]:
-    """SFT and, where there is one, DPO of a run; of the last one where none is named."""
+    """Return the SFT model and, if trained, the DPO model of a run; None stands for the last run."""
     found = find_run(run)
     versions = []
     for step in ("train_sft", "train_dpo"):
@@ -91,7 +91,7 @@ def _find(name: str | None) -> tuple[ArtifactVersionResponse, str]:
 
 
 def _of_model(version: ModelVersionResponse) -> ArtifactVersionResponse:
-    """The checkpoint that a version of a model was promoted, or refused, for."""
+    """Return the checkpoint behind a version of a model."""
     artifact = version.get_artifact("dpo_checkpoint") or version.get_artifact("sft_checkpoint")
     if artifact is None:
         raise UserError(f"{version.model.name}:{version.number}: has no checkpoint: {REMEDY}")
@@ -99,7 +99,7 @@ def _of_model(version: ModelVersionResponse) -> ArtifactVersionResponse:
 
 
 def _report(artifact: ArtifactVersionResponse) -> RunReport | None:
-    """The report of the run that made an artifact."""
+    """Return the report of the run that made an artifact, or None."""
     if artifact.producer_pipeline_run_id is None:
         return None
     steps = Client().get_pipeline_run(artifact.producer_pipeline_run_id).steps

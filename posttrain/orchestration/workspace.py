@@ -1,4 +1,4 @@
-"""Where a step writes what its materializer will store."""
+"""A temporary folder for the files that a step's materializer will store."""
 
 import atexit
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def workspace() -> Path:
-    """An empty folder that is removed when the process ends: ZenML stores an artifact after its step has returned."""
+    """Return an empty folder, deleted when the process ends: ZenML stores artifacts after the step has returned."""
     folder = tempfile.mkdtemp(prefix="posttrain-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)

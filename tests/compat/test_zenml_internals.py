@@ -4,9 +4,11 @@ import inspect
 
 import pytest
 from support.contracts import require
+from zenml import step
 from zenml.client import Client
 from zenml.enums import StoreType
 from zenml.models import ModelVersionPipelineRunRequest, ScheduleUpdate
+from zenml.steps import BaseStep
 from zenml.zen_stores.rest_zen_store import RestZenStore
 from zenml.zen_stores.sql_zen_store import SqlZenStore
 
@@ -15,6 +17,7 @@ from posttrain.compat.zenml_internals import (
     link_run_record,
     server_version,
     update_schedule_record,
+    without_caching_parameters,
 )
 
 METHODS = [
@@ -66,3 +69,23 @@ def test_client_cannot_do_it_itself():
 
 def test_a_local_database_has_no_server_version():
     assert server_version(Client()) is None
+
+
+def test_steps_have_classes_of_their_own_with_caching_parameters():
+    @step
+    def first() -> None: ...
+
+    @step
+    def second() -> None: ...
+
+    require(
+        isinstance(BaseStep.caching_parameters, property) and "caching_parameters" not in vars(type(first)),
+        "zenml",
+        "BaseStep.caching_parameters is a property",
+        without_caching_parameters,
+    )
+    require(
+        type(first) is not type(second), "zenml", "zenml.step makes a class for each step", without_caching_parameters
+    )
+    assert without_caching_parameters(first).caching_parameters == {}
+    assert second.caching_parameters is not None

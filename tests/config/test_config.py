@@ -138,10 +138,10 @@ def test_two_mistakes_give_two_lines():
 
 
 FILES = {
-    "a key twice": ("parameters: {config: {dpo: {beta: 0.1, beta: 0.5}}}", "the key 'beta' stands twice"),
+    "a key twice": ("parameters: {config: {dpo: {beta: 0.1, beta: 0.5}}}", "the key 'beta' appears twice"),
     "missing": (None, "cannot be read (No such file or directory): check the path"),
     "not yaml": ("a: [1", "not valid YAML"),
-    "empty": ("", "holds no settings"),
+    "empty": ("", "contains no settings"),
     "a section at the top": ("dpo: {beta: 1}", "dpo: unknown key (run settings go under `parameters: config:`)"),
     "unknown top key": ("scedule: {}", "scedule: unknown key (did you mean 'schedule'?)"),
     "unknown parameter": ("parameters: {beta: 1}", "parameters.beta: unknown key (the only parameter is `config`)"),

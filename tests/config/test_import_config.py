@@ -313,7 +313,7 @@ BAD = {
     "a list": ("- a\n- b", "is a list, not a mapping of settings"),
     "text": ("hello", "is a text, not a mapping of settings"),
     "empty": ("", "is empty"),
-    "a key twice": ("beta: 0.1\nbeta: 0.2", "the key 'beta' stands twice"),
+    "a key twice": ("beta: 0.1\nbeta: 0.2", "the key 'beta' appears twice"),
     "something else": ("services: {web: {}}", "has no setting of TRL, LLaMA-Factory, axolotl"),
     "ambiguous": (
         "model_name_or_path: a/b\nlearning_rate: 1.0e-6\n",

@@ -160,7 +160,7 @@ def test_labels_of_rows_do_not_depend_on_the_machine(tmp_path, monkeypatch):
     for path in ("hh", f"{tmp_path}/hh", "../" + tmp_path.name + "/hh/**/*"):
         assert {record.source for record in read(path)} == {"hh/harmless", "hh/pairs"}
     monkeypatch.chdir(tmp_path / "hh")
-    assert [record.source for record in read("pairs.jsonl")] == ["pairs"]
+    assert [record.source for record in read("pairs.jsonl")] == ["hh/pairs"]
 
 
 @pytest.mark.parametrize("n_read", [0, 2])

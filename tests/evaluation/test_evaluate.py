@@ -1,13 +1,15 @@
 """Metrics and intervals of an evaluation, compared with values worked by hand."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths, SftSection, Source
-from posttrain.data.pair_sets import PairSets, load_pair_sets, set_name
+from posttrain.data.pair_set_loader import load_pair_sets, set_name
+from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.divergence import NextTokenKL
@@ -388,6 +390,7 @@ def test_sets_with_equal_names_are_refused(preferences, extra):
 
 def test_the_name_of_a_set_is_short():
     assert set_name(Source(path="../shared/data/llmbar/Natural.jsonl.gz")) == "llmbar/Natural"
+    assert set_name(Source(path="bench.jsonl")) == set_name(Source(path=str(Path("bench.jsonl").absolute())))
     assert set_name(Source(path="org/name", subset="hard")) == "org/name/hard"
 
 

@@ -17,7 +17,7 @@ from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.models import PipelineRunResponse
 
-from materializers.sweep import SweepOutcomeMaterializer, SweepPointMaterializer
+from materializers import SweepOutcomeMaterializer, SweepPointMaterializer
 from pipelines.dpo import dpo_pipeline
 from pipelines.sweep import sweep_pipeline
 from posttrain.config import (
@@ -37,7 +37,7 @@ from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.sweep import SweepPoint, ValidationScores, choose, train_point
 from posttrain.orchestration.finished_runs import read_report
-from posttrain.orchestration.run_file import check_run_file, settings_of_points
+from posttrain.orchestration.run_file import read_run_file
 from posttrain.reporting.sweep_report import render_sweep, sweep_picture, sweep_rows
 from posttrain.reporting.terminal import print_report
 from posttrain.training.reference import score_reference
@@ -280,15 +280,15 @@ def test_each_pipeline_refuses_the_others_config(tmp_path: Path) -> None:
 def test_zenmls_settings_of_train_point_are_those_of_every_point(tmp_path: Path) -> None:
     retry = {"retry": {"max_retries": 2}}
     path = written(tmp_path, {"sweep": {"grid": {"beta": [0.1, 0.2, 0.5]}}}, steps={"train_point": retry})
-    assert settings_of_points(path) == {"train_point_2": retry, "train_point_3": retry}
-    assert settings_of_points(written(tmp_path, {"sweep": {"grid": {"beta": [0.1, 0.2]}}})) == {}
+    assert read_run_file(path, ROOT).steps_of_points == {"train_point_2": retry, "train_point_3": retry}
+    assert read_run_file(written(tmp_path, {"sweep": {"grid": {"beta": [0.1, 0.2]}}}), ROOT).steps_of_points == {}
 
 
 def test_settings_of_a_step_that_a_sweep_lacks_are_an_error(tmp_path: Path) -> None:
     """Else ZenML would drop them, and the points would train without their GPU."""
     path = written(tmp_path, {"sweep": {"grid": {"beta": [0.1]}}}, steps={"train_dpo": {}})
     with pytest.raises(UserError, match=r"steps\.train_dpo: unknown step \(known: check_tokens, choose_point, "):
-        check_run_file(path, ROOT)
+        read_run_file(path, ROOT)
 
 
 @pytest.mark.slow

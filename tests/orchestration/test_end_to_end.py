@@ -82,7 +82,7 @@ def test_the_peers_values_run_the_whole_path(name: str, tmp_path: Path, tiny_fol
     assert (first.step, round(first.value, 2)) == (1, 0.69)
 
 
-def test_a_changed_row_runs_what_depends_on_it(
+def test_a_changed_row_reruns_the_steps_that_depend_on_it(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = write_pairs(tmp_path / "pairs.jsonl")
@@ -145,7 +145,7 @@ def test_a_changed_row_runs_what_depends_on_it(
 
 
 @pytest.mark.soak
-def test_a_run_that_was_killed_is_taken_up_by_the_next(
+def test_a_killed_run_is_resumed_by_the_next(
     tmp_path: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """kill -9 in the midst of DPO: the next run of the same config goes on from there, and ends with the same model."""
@@ -197,7 +197,7 @@ def test_a_run_that_was_killed_is_taken_up_by_the_next(
     assert states == {"FINISHED", "KILLED"}
 
 
-def test_mlflow_keeps_a_parent_run_and_one_nested_run_a_stage(tmp_path: Path, tiny_folder: Path) -> None:
+def test_mlflow_has_a_parent_run_and_a_nested_run_for_each_stage(tmp_path: Path, tiny_folder: Path) -> None:
     config = {
         "name": "tracked",
         "model": {"base": str(tiny_folder), "method": "lora"},
@@ -238,7 +238,9 @@ def test_mlflow_keeps_a_parent_run_and_one_nested_run_a_stage(tmp_path: Path, ti
     assert parent.data.tags["promoted"] in ("true", "false")
 
 
-def test_a_failed_run_leaves_no_run_open(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_leaves_no_mlflow_run_open(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """max_length leaves no room for any response, which only shows once the prompts are tokens."""
     config = {
         "model": {"base": str(tiny_folder)},

@@ -88,7 +88,7 @@ def any_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("any_store")
-def test_preferences_come_back() -> None:
+def test_preferences_survive_a_round_trip() -> None:
     pairs = preferences()
     back = stored(PreferencesMaterializer, pairs).load(Preferences)
     assert back.digest == pairs.digest
@@ -96,7 +96,7 @@ def test_preferences_come_back() -> None:
 
 
 @pytest.mark.usefixtures("any_store")
-def test_instructions_come_back() -> None:
+def test_instructions_survive_a_round_trip() -> None:
     turn = [{"role": "user", "content": "Hello"}]
     instructions = Instructions(
         Dataset.from_list([{"id": "1", "source": "s", "prompt": turn, "completion": turn, "tools": None}])
@@ -107,7 +107,7 @@ def test_instructions_come_back() -> None:
 
 
 @pytest.mark.usefixtures("any_store")
-def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
+def test_a_checkpoint_survives_a_round_trip(tmp_path: Path) -> None:
     original = checkpoint(tmp_path / "sft")
     back = stored(CheckpointMaterializer, original).load(Checkpoint)
     assert back.manifest == original.manifest
@@ -132,7 +132,7 @@ def test_a_checkpoint_that_was_tampered_with_is_refused(tmp_path: Path, tamper: 
 
 
 @pytest.mark.usefixtures("any_store")
-def test_reference_logps_come_back() -> None:
+def test_reference_logps_survive_a_round_trip() -> None:
     table = pa.table({"id": ["a"], "ref_chosen_logps": np.array([-1.5], dtype=np.float32)})
     lengths = Lengths(max_length=9, max_prompt_length=4)
     reference = ReferenceLogps(table, key="k" * 64, checkpoint="c" * 64, lengths=lengths, cut={"train": {"cut": 1}})
@@ -140,7 +140,7 @@ def test_reference_logps_come_back() -> None:
 
 
 @pytest.mark.usefixtures("any_store")
-def test_an_evaluation_comes_back() -> None:
+def test_an_evaluation_survives_a_round_trip() -> None:
     original = evaluation()
     back = stored(EvaluationMaterializer, original).load(Evaluation)
     assert back.figures == original.figures
@@ -149,7 +149,7 @@ def test_an_evaluation_comes_back() -> None:
 
 
 @pytest.mark.parametrize("record", [BASE, Promotion(promoted=False, opponent="sft", reasons=["<b>too few</b>"])])
-def test_a_record_comes_back(record: Any) -> None:
+def test_a_record_survives_a_round_trip(record: Any) -> None:
     assert stored(RecordMaterializer, record).load(type(record)) == record
 
 
@@ -184,7 +184,7 @@ def test_text_in_a_preview_cannot_run() -> None:
     assert "&lt;script&gt;" in page
 
 
-def test_a_large_file_is_never_whole_in_memory(tmp_path: Path) -> None:
+def test_a_large_file_is_copied_in_pieces(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(bytes(64 * 2**20))
     store = Client().active_stack.artifact_store
     tracemalloc.start()
@@ -201,7 +201,7 @@ def test_no_materializer_takes_every_dict_or_path() -> None:
             assert type_.__module__.startswith("posttrain")
 
 
-def test_a_data_report_comes_back_and_is_shown_as_a_page() -> None:
+def test_a_data_report_survives_a_round_trip_and_has_a_page() -> None:
     _, report = load_preferences(DataSection(sources=[Source(path="demo", limit=100)], test_size=0.2))
     materializer = stored(ReportMaterializer, report)
     assert materializer.load(type(report)) == report

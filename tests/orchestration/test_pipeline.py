@@ -22,7 +22,7 @@ from posttrain.evaluation.gate import Promotion
 from posttrain.orchestration import cache_key as _code
 from posttrain.orchestration.finished_runs import read_report
 from posttrain.orchestration.project import step_names
-from posttrain.orchestration.run_file import check_run_file
+from posttrain.orchestration.run_file import read_run_file
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -62,8 +62,9 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
         ),
         ({"steps": {"train_dpo": {"setings": {}}}}, "steps.train_dpo.setings: unknown key"),
         ({"steps": {"train_dpo": {"parameters": {"seed": 1}}}}, "steps.train_dpo.parameters: not allowed"),
+        ({"steps": {"train_dpo": {"cache_policy": {"expires_after": 9}}}}, "steps.train_dpo.cache_policy: not allowed"),
         ({"steps": {"load_preferences": {"enable_cache": True}}}, "enable_cache: true is not allowed"),
-        ({"enable_cache": True}, "enable_cache: true would also serve the data from the cache"),
+        ({"enable_cache": True}, "enable_cache: true is not allowed: it would also take the data from the cache"),
         ({"enable_step_logs": "maybe"}, "enable_step_logs: 'maybe' is not allowed"),
         ({"shedule": {}}, "shedule: unknown key"),
         ({"schedule": {"cron_expression": "0 3 * * 1"}}, "stack 'default' cannot run schedules"),
@@ -71,10 +72,10 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
 )
 def test_what_zenml_would_ignore_is_an_error(tmp_path: Path, zenml: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        check_run_file(written(tmp_path, **zenml), ROOT)
+        read_run_file(written(tmp_path, **zenml), ROOT)
 
 
-def test_there_is_one_file_a_step() -> None:
+def test_each_step_has_a_file_of_its_name() -> None:
     for name in step_names(ROOT):
         assert getattr(importlib.import_module(f"steps.{name}"), name).name == name
 
@@ -87,6 +88,23 @@ def test_without_a_file_the_demo_runs() -> None:
 def test_a_file_replaces_the_demo_and_is_not_merged_into_it(tmp_path: Path) -> None:
     path = written(tmp_path, {"dpo": {"beta": 0.2}})
     assert dpo_pipeline.with_options(config_path=path).configuration.parameters == {"config": {"dpo": {"beta": 0.2}}}
+
+
+def test_the_run_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By our code: ZenML reads it for itself."""
+    load, callers = yaml.load, []
+
+    def counting(stream: Any, Loader: Any) -> Any:
+        found = load(stream, Loader)
+        if isinstance(found, dict) and "parameters" in found:
+            callers.append(sys._getframe(1).f_globals["__name__"])
+        return found
+
+    path = written(tmp_path, {"sweep": {"grid": {"beta": [0.1, 0.2]}}}, steps={"train_point": {}})
+    monkeypatch.setattr(yaml, "load", counting)
+    with pytest.raises(click.ClickException, match="dpo_pipeline trains one point only"):
+        dpo_pipeline.with_options(config_path=path)()
+    assert [name for name in callers if not name.startswith("zenml.")] == ["posttrain.config.load"]
 
 
 BEGIN = "load_preferences resolve_base check_tokens"
@@ -140,16 +158,6 @@ def test_a_failing_step_ends_the_run_with_its_message(tmp_path: Path) -> None:
     with pytest.raises(click.ClickException, match=r"data\.max_drop_share"):
         dpo_pipeline.with_options(config_path=path)()
     assert Client().list_pipeline_runs(sort_by="desc:created", size=1).items[0].status == ExecutionStatus.FAILED
-
-
-def test_the_code_digest_follows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = tmp_path / "posttrain" / "dpo.py"
-    module.parent.mkdir()
-    module.write_text("beta = 0.1")
-    monkeypatch.setattr(_code, "ROOT", tmp_path)
-    before = _code.code_digest.__wrapped__()
-    module.write_text("beta = 0.2")
-    assert _code.code_digest.__wrapped__() != before
 
 
 @pytest.mark.slow
@@ -221,14 +229,12 @@ def test_nothing_is_trained_twice(
     # ZenML's cache key depends on where an input comes from; the same weights come out, so the verdict stands.
     assert worked(from_sft) == always | {"score_reference", "train_dpo", "evaluate", "generate", "report"}
 
-    monkeypatch.setattr(_code, "code_digest", lambda: "edited")
+    monkeypatch.setattr(_code, "step_digest", lambda module: f"{module} was edited")
     assert "train_sft" in worked(run({**TINY, "finetuning_type": "sft"}))
 
 
 @pytest.mark.slow
-def test_a_challenger_is_held_against_the_champion_and_only_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_challenger_is_compared_with_the_champion_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run, again, changed, again, and back to the first: whatever is repeated comes from the cache."""
     monkeypatch.setattr(
         "posttrain.evaluation.gate.decide",

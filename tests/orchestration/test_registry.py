@@ -127,14 +127,14 @@ def test_a_refused_model_is_the_challenger_and_keeps_its_reasons(place: Place) -
     assert MlflowClient(place.uri).get_model_version_by_alias(place.name, "challenger").description == "; ".join(BAD.reasons)  # fmt: skip # noqa: E501
 
 
-def test_a_challenger_that_a_later_champion_has_overtaken_is_none(place: Place) -> None:
+def test_a_version_older_than_the_champion_is_not_the_challenger(place: Place) -> None:
     place.promote("first", BAD)
     assert place.alias("challenger") == "dpo-first"
     place.promote("second")
     assert (place.alias("challenger"), place.alias("champion")) == (None, "dpo-second")
 
 
-def test_once_more_changes_nothing(place: Place) -> None:
+def test_registering_the_same_result_again_changes_nothing(place: Place) -> None:
     place.promote("first")
     place.promote("first")
     reconcile(place.name, place.uri)
@@ -142,14 +142,14 @@ def test_once_more_changes_nothing(place: Place) -> None:
     assert place.champions() == (["dpo-first"], "dpo-first")
 
 
-def test_a_new_champion_takes_the_place_of_the_old_one(place: Place) -> None:
+def test_a_new_champion_replaces_the_old_one(place: Place) -> None:
     place.promote("first")
     place.promote("second", opponent=standing_champion(place.name, "of the second"))
     assert place.champions() == (["dpo-second"], "dpo-second")
     assert place.version("first").stage == ModelStages.ARCHIVED
 
 
-def test_a_champion_is_held_against_the_one_it_was_promoted_over(place: Place) -> None:
+def test_a_champion_is_compared_with_the_one_it_replaced(place: Place) -> None:
     """So a repeated run finds what it found before."""
     assert standing_champion(place.name, "any") == Champion()
     place.promote("first")
@@ -160,18 +160,18 @@ def test_a_champion_is_held_against_the_one_it_was_promoted_over(place: Place) -
     assert standing_champion(place.name, str(digest_of(place.version("second")))) == first
 
 
-def test_who_was_held_against_another_champion_is_refused(place: Place) -> None:
+def test_a_model_compared_with_an_outdated_champion_is_refused(place: Place) -> None:
     place.promote("first")
     late = place.promote("second")  # judged when there was no champion
     assert not late.promoted
-    assert "version dpo-first has become the champion meanwhile: run again" in late.reasons[-1]
+    assert "version dpo-first has become the champion in the meantime: run again" in late.reasons[-1]
     assert place.champions() == (["dpo-first"], "dpo-first")
 
 
-def test_what_a_person_put_into_production_is_told(place: Place) -> None:
+def test_a_version_promoted_by_hand_is_reported(place: Place) -> None:
     Client().create_model(place.name)
     Client().create_model_version(place.name, "by-hand").set_stage(ModelStages.PRODUCTION)
-    with pytest.raises(UserError, match=r"version by-hand of model .* was not put there by this pipeline"):
+    with pytest.raises(UserError, match=r"version by-hand of model .* this pipeline did not promote it"):
         standing_champion(place.name, "any")
 
 
@@ -217,7 +217,7 @@ CUTS: list[tuple[bool, Callable[[], Any], str, bool]] = [
         f"{name}, {'before' if before else 'after'}, {'later' if later else 'first'}" for later, _, name, before in CUTS
     ],
 )
-def test_a_promotion_cut_off_anywhere_leaves_one_champion_and_a_rerun_completes_it(
+def test_an_interrupted_promotion_leaves_one_champion_and_a_rerun_completes_it(
     place: Place, monkeypatch: pytest.MonkeyPatch, standing: bool, target: Any, name: str, before: bool
 ) -> None:
     opponent = Champion()
@@ -244,7 +244,9 @@ def test_a_promotion_cut_off_anywhere_leaves_one_champion_and_a_rerun_completes_
     [(_registry, "reconcile"), (_registry, "log_metadata"), (ModelRegistry, "set_alias"), (ModelRegistry, "register")],
     ids=["reconcile", "log_metadata", "set_alias", "register"],
 )
-def test_two_at_once_leave_one_champion(place: Place, monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> None:
+def test_two_concurrent_promotions_leave_one_champion(
+    place: Place, monkeypatch: pytest.MonkeyPatch, target: Any, name: str
+) -> None:
     """All of the second promotion happens in the midst of the first."""
     call, inside = getattr(target, name), threading.Event()
 
@@ -261,7 +263,7 @@ def test_two_at_once_leave_one_champion(place: Place, monkeypatch: pytest.Monkey
     assert place.n_versions() == (2, 2)
 
 
-def test_an_alias_that_was_overtaken_is_set_right(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outdated_alias_is_corrected(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between reading who the champion is and writing it, another promotion comes and goes."""
     place.promote("first")
     first, call, inside = standing_champion(place.name, "x"), ModelRegistry.set_alias, threading.Event()
@@ -289,7 +291,7 @@ def test_two_threads_leave_one_champion(place: Place) -> None:
     assert [mlflow] == zenml
 
 
-def test_two_in_production_become_one(place: Place) -> None:
+def test_of_two_versions_in_production_one_remains(place: Place) -> None:
     """What ZenML's own check cannot prevent: two processes that both saw the place empty."""
     place.promote("first")
     place.promote("second", opponent=standing_champion(place.name, "x"))
@@ -306,7 +308,7 @@ def test_two_in_production_become_one(place: Place) -> None:
     assert place.champions()[0] == ["dpo-second"]
 
 
-def test_without_mlflow_the_work_goes_on_and_the_next_run_catches_up(
+def test_without_mlflow_the_run_continues_and_the_next_one_catches_up(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     alive, place.uri = place.uri, "http://127.0.0.1:9"

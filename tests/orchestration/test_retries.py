@@ -72,7 +72,7 @@ def tried(n_retries: int) -> PipelineRunResponse:
     return run
 
 
-def test_a_mistake_is_not_tried_again(attempts: Callable[..., list[int]], recorder: Recorder) -> None:
+def test_a_user_s_mistake_is_not_retried(attempts: Callable[..., list[int]], recorder: Recorder) -> None:
     """ZenML makes three attempts, but the second and third end before any work; the alerter is told once."""
     mistake = UserError("the loss is nan: lower dpo.learning_rate")
     worked = attempts(mistake, mistake, mistake)
@@ -85,14 +85,14 @@ def test_a_mistake_is_not_tried_again(attempts: Callable[..., list[int]], record
     assert recorder.posted == [f"of_one_step, run {run.name}: step resolve_base failed: {mistake}"]
 
 
-def test_what_may_pass_is_tried_again(attempts: Callable[..., list[int]], recorder: Recorder) -> None:
+def test_other_failures_are_retried(attempts: Callable[..., list[int]], recorder: Recorder) -> None:
     worked = attempts(ConnectionError("the store did not answer"))
     assert tried(n_retries=1).status.is_successful
     assert worked == [1, 2]
     assert recorder.posted == []
 
 
-def test_a_stack_without_an_alerter_is_told_nothing(
+def test_without_an_alerter_nothing_is_posted(
     attempts: Callable[..., list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
     attempts(ConnectionError("the store did not answer"))

@@ -60,7 +60,7 @@ def scheduled(path: Path = CONFIG) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @pytest.mark.soak
-def test_what_is_submitted_is_what_the_config_says(aws: None, tmp_path: Path) -> None:
+def test_the_submitted_pipeline_has_the_settings_of_the_config(aws: None, tmp_path: Path) -> None:
     """Definition, instance types, role, image and schedule; then an update, a pause and the end of it."""
     pipeline, schedule = scheduled()
     jobs = {step["Name"]: step["Arguments"] for step in pipeline["steps"]}

@@ -74,7 +74,7 @@ def begun(name: str = "nightly") -> Any:
     return Client().zen_store.update_run(run.id, PipelineRunUpdate(status=ExecutionStatus.RUNNING))
 
 
-def test_the_same_file_again_brings_the_schedule_up_to_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_running_the_file_again_updates_the_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scheduled(tmp_path, seed=1)
     scheduled(tmp_path, "30 4 * * *", seed=2)
     (schedule,) = schedules.every()
@@ -94,7 +94,7 @@ def test_a_paused_schedule_stays_paused(tmp_path: Path, capsys: pytest.CaptureFi
     assert "posttrain schedule resume nightly" in capsys.readouterr().out
 
 
-def test_an_update_that_fails_leaves_the_schedule_as_it_was(tmp_path: Path) -> None:
+def test_a_failed_update_keeps_the_old_schedule(tmp_path: Path) -> None:
     scheduled(tmp_path)
     before, standing = schedules.find("nightly"), dict(CRON)
     CRON["refused"] = {}
@@ -106,7 +106,7 @@ def test_an_update_that_fails_leaves_the_schedule_as_it_was(tmp_path: Path) -> N
     assert standing == CRON
 
 
-def test_a_run_that_failed_elsewhere_says_where_and_why() -> None:
+def test_a_run_that_failed_on_a_cluster_names_step_and_reason() -> None:
     """The engine of a cluster raises nothing here, but ZenML has what its pods raised."""
     nan = SimpleNamespace(message="the loss is nan")
     step = SimpleNamespace(name="train_dpo", status=ExecutionStatus.FAILED, exception_info=nan)
@@ -115,7 +115,7 @@ def test_a_run_that_failed_elsewhere_says_where_and_why() -> None:
         _print_outcome(run)
 
 
-def test_an_update_that_was_cut_off_is_put_in_order(tmp_path: Path) -> None:
+def test_an_interrupted_update_is_completed(tmp_path: Path) -> None:
     """Killed after the earlier schedule had stepped aside: it still fires, so the next update removes it."""
     scheduled(tmp_path)
     aside = ScheduleUpdate(name="nightly (replaced)")
@@ -125,11 +125,11 @@ def test_an_update_that_was_cut_off_is_put_in_order(tmp_path: Path) -> None:
     assert [entry["cron"] for entry in CRON.values()] == ["0 5 * * *"]
 
 
-def test_a_run_is_not_ended_by_a_change(tmp_path: Path) -> None:
+def test_a_schedule_with_a_run_in_progress_is_not_changed(tmp_path: Path) -> None:
     """Its token is its schedule's, and its pods are the CronJob's: an update, a pause and the end wait for it."""
     scheduled(tmp_path)
     run = begun()
-    with pytest.raises(click.ClickException, match=f"run {run.name} is going"):
+    with pytest.raises(click.ClickException, match=f"run {run.name} is in progress"):
         scheduled(tmp_path, "0 5 * * *")
     for change in (lambda found: schedules.set_active(found, False), schedules.delete):
         with pytest.raises(UserError, match=f"zenml pipeline runs stop {run.name}"):
@@ -157,13 +157,13 @@ def test_commands(tmp_path: Path) -> None:
     posttrain("delete", "nightly")
     assert CRON == {}
     assert posttrain("list") == ""
-    assert posttrain("pause", "nightly") == "Error: schedule 'nightly': there is none of this name (there are: none)\n"
+    assert posttrain("pause", "nightly") == "Error: schedule 'nightly': no such schedule (existing: none)\n"
 
 
 @pytest.mark.parametrize(
     ("silent", "leaves"), [(timedelta(minutes=1), True), (timedelta(hours=1), False)], ids=["alive", "dead"]
 )
-def test_a_run_leaves_to_the_one_before_it(
+def test_a_scheduled_run_ends_while_the_previous_one_is_in_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: timedelta, leaves: bool
 ) -> None:
     """The earlier one is `running` either way; one that has said nothing for an hour lost its machine."""
@@ -172,7 +172,7 @@ def test_a_run_leaves_to_the_one_before_it(
     monkeypatch.setattr(_overlap, "get_step_context", lambda: SimpleNamespace(pipeline_run=later))
     monkeypatch.setattr(_overlap, "utc_now", lambda: utc_now() + silent)
     if leaves:
-        with pytest.raises(UserError, match=f"left to run {earlier.name} of schedule nightly"):
+        with pytest.raises(UserError, match=f"run {earlier.name} of schedule nightly is still in progress"):
             _overlap.leave_to_earlier_run()
     else:
         _overlap.leave_to_earlier_run()
@@ -180,8 +180,8 @@ def test_a_run_leaves_to_the_one_before_it(
     _overlap.leave_to_earlier_run()  # the earlier one does not leave to the later one
 
 
-def test_a_schedule_without_a_name_would_be_another_one_each_time(tmp_path: Path) -> None:
-    with pytest.raises(click.ClickException, match=r"schedule\.name: missing: each time"):
+def test_a_schedule_without_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(click.ClickException, match=r"schedule\.name: missing: without a name"):
         scheduled(tmp_path, name=None)
     assert CRON == {}
 
@@ -189,11 +189,15 @@ def test_a_schedule_without_a_name_would_be_another_one_each_time(tmp_path: Path
 @pytest.mark.parametrize(
     ("flavor", "cron", "message"),
     [
-        ("sagemaker", "0 3 * * *", "has 5 fields, flavor local takes 6 or 7: every night at three is '0 3 * * ? *'"),
-        ("kubernetes", "0 3 * * ? *", "has 6 fields, flavor local takes 5: every night at three is '0 3 * * *'"),
+        (
+            "sagemaker",
+            "0 3 * * *",
+            "has 5 fields, flavor local needs 6 or 7: for every night at three write '0 3 * * ? *'",
+        ),
+        ("kubernetes", "0 3 * * ? *", "has 6 fields, flavor local needs 5: for every night at three write '0 3 * * *'"),
     ],
 )
-def test_a_cron_expression_of_another_engine_is_refused(
+def test_a_cron_expression_for_another_orchestrator_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flavor: str, cron: str, message: str
 ) -> None:
     """Before an image is built, and not by the engine afterwards."""

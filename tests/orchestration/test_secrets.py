@@ -113,7 +113,7 @@ def left_by(bucket: str, mlflow: Path, here: Path) -> Iterator[tuple[str, bytes]
                     yield f"ZenML's table {table}", repr(row).encode()
 
 
-def test_no_secret_is_in_anything_that_a_run_leaves(
+def test_a_run_writes_no_secret_anywhere(
     bucket: str,
     judge: str,
     secrets: dict[str, str],

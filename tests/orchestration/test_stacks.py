@@ -24,6 +24,7 @@ from zenml.stack import Stack
 from pipelines.dpo import dpo_pipeline
 from posttrain.cli.main import main
 from posttrain.orchestration import cache_key as _code
+from posttrain.orchestration.cache_key import code_digest, digest_of_code, digest_of_step, step_digest
 from posttrain.orchestration.stack_check import check_stack, steps_of
 from posttrain.orchestration.stack_probes import differing
 
@@ -120,7 +121,7 @@ def test_a_stack_that_can_be_used(kubernetes: Callable[[], Any]) -> None:
     }
     assert found["server"] == (
         "FAILED",
-        "ZenML's records are a file of this machine, which remote steps cannot reach: zenml login URL",
+        "ZenML's database is a file on this machine, which remote steps cannot reach: connect to a server: zenml login URL",
     )
     assert found["artifact store"][1].startswith("s3://tests/posttrain: written, read and deleted in ")
     assert found["gpu"][1] == "2 nvidia.com/gpu on 1 of 2 nodes"
@@ -134,22 +135,22 @@ def test_a_stack_that_can_be_used(kubernetes: Callable[[], Any]) -> None:
             "/api/2.0/mlflow/experiments/search",
             401,
             "tracker",
-            "does not take the name and password: zenml secret update",
+            "rejects the user name and password: correct them with zenml secret update",
         ),
         ("/api/2.0/mlflow/experiments/search", 403, "tracker", "start MLflow with --allowed-hosts 127.0.0.1"),
-        ("/v2/", 503, "registry", "503.*: see that it is up"),
+        ("/v2/", 503, "registry", "503.*: check that it runs"),
         ("/api/v1/namespaces/zenml", 404, "orchestrator", "namespace zenml is missing: kubectl create namespace zenml"),
         (
             "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
             {"spec": {}, "status": {"allowed": False}},
             "orchestrator",
-            "you may not create jobs in namespace zenml",
+            "you are not allowed to create jobs in namespace zenml",
         ),
         (
             "/api/v1/nodes",
             {"items": []},
             "gpu",
-            "a pod asks for 1 nvidia.com/gpu, but no node has more than 0: add one",
+            "a pod requests 1 nvidia.com/gpu, but no node has more than 0: add a node",
         ),
     ],
 )
@@ -175,7 +176,9 @@ def test_a_gpu_of_another_kind_does_not_count(kubernetes: Callable[..., Any]) ->
     assert "no node with the labels {'kind': 'h100'} has more than 0" in found["gpu"][1]
 
 
-def test_a_store_that_refuses(kubernetes: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact_store_without_access_is_reported(
+    kubernetes: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The bucket takes and gives, but does not delete: found out now and not after the training."""
 
     class Bucket:
@@ -187,7 +190,7 @@ def test_a_store_that_refuses(kubernetes: Callable[[], Any], tmp_path: Path, mon
     monkeypatch.setattr(Stack, "artifact_store", Bucket())
     state, text = kubernetes()["artifact store"]
     assert state == "FAILED"
-    assert text.startswith("PermissionError: Access Denied: see that the bucket exists, and that the keys")
+    assert text.startswith("PermissionError: Access Denied: check that the bucket exists and that the keys")
 
 
 def test_the_command_ends_with_an_error_if_a_part_cannot_be_used(kubernetes: Callable[[], Any]) -> None:
@@ -197,7 +200,7 @@ def test_the_command_ends_with_an_error_if_a_part_cannot_be_used(kubernetes: Cal
     assert done.output.splitlines()[-1] == "Error: 1 of 9 parts cannot be used"
     assert CliRunner().invoke(main, ["stack", "check", "default"]).exit_code == 0
     missing = CliRunner().invoke(main, ["stack", "check", "x"]).output
-    assert re.search(r"stack 'x': there is none of this name \(there are: .*\bdefault\b", missing)
+    assert re.search(r"stack 'x': no such stack \(existing: .*\bdefault\b", missing)
 
 
 @pytest.mark.parametrize(("name", "stack"), [("local_docker", "docker"), ("sagemaker", "sagemaker")])
@@ -208,7 +211,7 @@ def test_the_other_stacks_can_be_registered(tmp_path: Path, name: str, stack: st
     assert (made.artifact_store.path, made.experiment_tracker.flavor) == ("s3://tests/posttrain", "mlflow")
 
 
-def test_secrets_stand_in_secrets_alone(kubernetes: Callable[[], Any]) -> None:
+def test_secrets_are_stored_in_zenml_secrets_only(kubernetes: Callable[[], Any]) -> None:
     """Nothing that ZenML shows of the stack has one, and no file of it names one."""
     parts = [part for same in Client().get_stack("gpu").components.values() for part in same]
     shown = json.dumps([part.configuration for part in parts])
@@ -217,7 +220,7 @@ def test_secrets_stand_in_secrets_alone(kubernetes: Callable[[], Any]) -> None:
     assert Client().get_secret("posttrain").secret_values["MLFLOW_TRACKING_PASSWORD"] == SECRET
 
 
-def test_only_five_steps_ask_for_a_gpu(kubernetes: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_five_steps_request_a_gpu(kubernetes: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """As ZenML has it after all files, defaults and stacks are merged; and what else a night depends on."""
     before = Client().active_stack_model.id
     Client().activate_stack("gpu")
@@ -245,7 +248,7 @@ def test_only_five_steps_ask_for_a_gpu(kubernetes: Callable[[], Any], monkeypatc
     ]
 
 
-def test_sagemakers_night_asks_for_the_same(tmp_path: Path) -> None:
+def test_the_nightly_config_for_sagemaker_requests_the_same(tmp_path: Path) -> None:
     document = yaml.safe_load((ROOT / "configs" / "nightly_sagemaker.yaml").read_text())
     night = yaml.safe_load(NIGHTLY.read_text())
     assert set(document["steps"]) == set(night["steps"]) == ON_GPU
@@ -258,7 +261,7 @@ def in_image() -> dict[str, Path]:
     return {path: Path(source) for path, source in context.items() if source and Path(source).is_file()}
 
 
-def test_the_image_sees_pins_and_code_and_nothing_else() -> None:
+def test_the_image_contains_pins_and_code_only() -> None:
     """What ZenML hands to docker has nothing in which a secret could lie; `.zen` comes along, but is not copied."""
     files = {path for path in in_image() if not path.startswith(".zen")}
     packages = ("posttrain/", "pipelines/", "steps/", "materializers/")
@@ -275,20 +278,20 @@ def test_the_image_does_not_run_as_root() -> None:
     assert not any(line.startswith(("RUN", "COPY", "ADD")) for line in lines[user:])
 
 
-def test_the_code_in_the_image_has_the_callers_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_in_the_image_has_the_callers_digest(tmp_path: Path) -> None:
     """What ZenML hands to docker, laid out as in the image."""
     for path, source in in_image().items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(source.read_bytes())
-    here = _code.code_digest.__wrapped__()
-    monkeypatch.setattr(_code, "ROOT", tmp_path)
-    assert _code.code_digest.__wrapped__() == here
+    folders = {package: tmp_path / package for package in ("posttrain", "materializers", "steps")}
+    assert digest_of_code(folders) == code_digest()
+    assert digest_of_step("steps.train_dpo", folders) == step_digest("steps.train_dpo")
     (tmp_path / "steps" / "train_dpo.py").write_text("")
-    assert _code.code_digest.__wrapped__() != here
+    assert digest_of_code(folders) != code_digest()
 
 
 @pytest.mark.parametrize(("here", "there", "same"), [("2.13.0+cpu", "2.13.0+cu130", True), ("2.13.0", "2.12.0", False)])
-def test_the_digest_is_that_of_the_version_and_not_of_the_build(
+def test_cpu_and_gpu_builds_of_one_version_have_the_same_digest(
     monkeypatch: pytest.MonkeyPatch, here: str, there: str, same: bool
 ) -> None:
     """A laptop without a GPU starts what a GPU trains: torch for either is one version."""
@@ -300,7 +303,7 @@ def test_the_digest_is_that_of_the_version_and_not_of_the_build(
     assert (digest(here) == digest(there)) == same
 
 
-def test_what_an_image_has_otherwise_than_pinned() -> None:
+def test_packages_that_differ_from_their_pins_are_listed() -> None:
     pins = "# pins\ntorch==2.13.0\nhuggingface-hub==2.4.0\nruff==0.17.5\n"
     found = {"torch": "2.12.0+cu130", "huggingface_hub": "2.4.0", "pip": "1"}
     assert differing(found, pins) == ["torch 2.12.0+cu130 (pinned: 2.13.0)"]

@@ -62,7 +62,7 @@ def test_the_next_run_closes_the_runs_of_a_lost_machine(lost: str, monkeypatch: 
     }
 
 
-def test_what_mlflow_did_not_take_is_sent_from_the_artifact_store(
+def test_records_that_mlflow_rejected_are_sent_from_the_artifact_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -76,7 +76,7 @@ def test_what_mlflow_did_not_take_is_sent_from_the_artifact_store(
     _keep(stage.unsent)
     stage.unsent.unlink()  # with the pod
     kept = f"{store.path}/unsent/{stage.unsent.name}"
-    assert f"It is also at {kept}" in caplog.text
+    assert f"The file is also stored at {kept}" in caplog.text
 
     done = CliRunner().invoke(main, ["send", kept], catch_exceptions=False)
     assert done.output == f"{kept}: 4 records are in MLflow\n"  # and the tag that they are late, and the end
@@ -91,7 +91,7 @@ def test_what_mlflow_did_not_take_is_sent_from_the_artifact_store(
     assert [artifact.path for artifact in client.list_artifacts(nested.info.run_id)] == ["note.txt"]
 
 
-def test_a_file_that_is_not_there_is_one_line() -> None:
+def test_a_missing_file_is_reported_in_one_line() -> None:
     for place in ("no/such/file.jsonl", "s3://elsewhere/file.jsonl"):
         done = CliRunner().invoke(main, ["send", place])
         assert done.exit_code == 1

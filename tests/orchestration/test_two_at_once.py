@@ -27,7 +27,7 @@ dpo_pipeline.with_options(config_path=sys.argv[1])()
 
 
 @pytest.mark.soak
-def test_two_runs_at_once_leave_one_champion_and_whole_artifacts(tmp_path: Path, tiny_folder: Path) -> None:
+def test_two_concurrent_runs_leave_one_champion_and_complete_artifacts(tmp_path: Path, tiny_folder: Path) -> None:
     name = f"twins-{uuid.uuid4().hex[:8]}"
     config = {
         "name": name,

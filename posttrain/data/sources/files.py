@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class DataFile:
     shown: str
     """Path or URL for display."""
     path: PurePath
-    """Its path where it is from, of which the last parts name its rows' source."""
+    """Its path where it is from, absolute on this machine; the last parts name its rows' source."""
     below: PurePath
     """Path relative to the source's path, whose parts may name the split."""
     local: Path
@@ -82,7 +83,7 @@ def find_files(location: str) -> list[DataFile]:
     if root.is_file():
         if not SUFFIX.search(root.name):
             raise UserError(f"{location}: must end in {SUFFIXES}: rename or convert it")
-        return [DataFile(str(root), root, PurePath(root.name), root)]
+        return [DataFile(str(root), _absolute(root), PurePath(root.name), root)]
     candidates = root.rglob("*") if root.is_dir() else map(Path, glob.iglob(str(root), recursive=True))
     files = sorted(
         file for file in candidates if SUFFIX.search(file.name) and file.is_file() and not _is_hidden(file, root)
@@ -91,7 +92,12 @@ def find_files(location: str) -> list[DataFile]:
         raise UserError(f"{location}: no data file found (supported suffixes: {SUFFIXES}): correct the path")
     while glob.has_magic(str(root)):
         root = root.parent
-    return [DataFile(str(file), file, file.relative_to(root), file) for file in files]
+    return [DataFile(str(file), _absolute(file), file.relative_to(root), file) for file in files]
+
+
+def _absolute(path: Path) -> Path:
+    """The absolute path, without following links: a source has the same name from whatever folder it is read."""
+    return Path(os.path.abspath(path))
 
 
 def _is_hidden(file: Path, root: Path) -> bool:
@@ -148,7 +154,7 @@ def _as_word(name: str) -> re.Pattern[str]:
 def _label(path: PurePath, source: Source) -> str:
     """The last two parts of a file's path without suffix, less the last if it only tells the split.
 
-    Examples: `hh-rlhf/harmless-base/train.jsonl.gz` is `hh-rlhf/harmless-base`, `pairs.jsonl` is `pairs`.
+    Examples: `hh-rlhf/harmless-base/train.jsonl.gz` is `hh-rlhf/harmless-base`, `/home/me/data/pairs.jsonl` is `data/pairs`.
     """
     stem = SUFFIX.sub("", path.name)
     folders = [part for part in path.parts[:-1] if part not in ("/", "..", ".")]

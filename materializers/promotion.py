@@ -1,0 +1,22 @@
+"""The champion, and the decision whether a model is promoted over it."""
+
+from typing import Any, ClassVar
+
+from materializers.records import RecordMaterializer
+from posttrain.evaluation.gate import Champion, Promotion
+
+
+class ChampionMaterializer(RecordMaterializer):
+    """Stores which model is in production."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Champion,)
+
+    def compute_content_hash(self, data: Champion) -> str:
+        """Return the model's digest: its version in the registry does not matter to the models that it is compared with."""
+        return data.digest or "none"
+
+
+class PromotionMaterializer(RecordMaterializer):
+    """Stores the decision."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Promotion,)

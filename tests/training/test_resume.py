@@ -40,7 +40,7 @@ FORKS = multiprocessing.get_context("forkserver")
 @pytest.fixture(scope="module", autouse=True)
 def _fork_server():
     """Set the path of the fork server, which imports what attempts need. Python 3.11 does not pass it on, without an error."""
-    FORKS.set_forkserver_preload(["interrupted"])
+    FORKS.set_forkserver_preload(["support.interrupted"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
         ensure_running()

@@ -12,6 +12,7 @@ import click
 import yaml
 
 from posttrain import configure
+from posttrain.cli.importing import import_config_command
 from posttrain.config import load_config, point_label
 from posttrain.errors import UserError
 
@@ -211,6 +212,9 @@ def ab_score(files: tuple[Path, ...], run: str | None) -> None:
     )
 
 
+main.add_command(import_config_command)
+
+
 @main.group()
 def stack() -> None:
     """Where pipelines run."""
@@ -328,8 +332,14 @@ def write(path: Path, text: str) -> None:
 
 @main.command()
 @click.option("--checks", is_flag=True, help="The checks of the data instead.")
-def settings(checks: bool) -> None:
+@click.option("--equivalents", is_flag=True, help="What TRL, LLaMA-Factory and axolotl call the settings, instead.")
+def settings(checks: bool, equivalents: bool) -> None:
     """Print the table of all settings."""
+    if equivalents:
+        from posttrain.config.equivalents import equivalents_tables
+
+        click.echo(equivalents_tables())
+        return
     from posttrain.config.reference_tables import checks_table, settings_table
 
     click.echo(checks_table() if checks else settings_table())

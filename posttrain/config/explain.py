@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from posttrain.config.equivalents.hints import hint
+
 
 def merge(messages: list[str]) -> str:
     """One message of several about the same value."""
@@ -25,8 +27,9 @@ def explain(item: Any, section: type[BaseModel]) -> tuple[str, str]:
     location = [part for part in item["loc"] if not _is_union_branch(part)]
     key = ".".join(str(part) for part in location) or "config"
     if item["type"] == "extra_forbidden":
-        fields = _fields_at(location[:-1], section)
-        return key, f"unknown key ({nearest(str(location[-1]), fields)})"
+        fields, name = _fields_at(location[:-1], section), str(location[-1])
+        place = ".".join(str(part) for part in location[:-1] if not isinstance(part, int))
+        return key, f"unknown key ({hint(place, name, fields, item['input']) or nearest(name, fields)})"
     if item["type"] == "missing":
         return key, "missing: give it a value"
     message = item["msg"].removeprefix("Value error, ")

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from posttrain.config.equivalents.tools import TOOLS
 from posttrain.config.explain import explain, merge, nearest
 from posttrain.config.run_config import RunConfig
 from posttrain.errors import UserError
@@ -36,6 +37,22 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_yaml(path: Path) -> Any:
+    """What is in a YAML file.
+
+    Raises:
+        UserError: it cannot be read, or is not YAML.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+
+
 def load_config(path: str | Path) -> RunConfig:
     """The checked config of a YAML file.
 
@@ -46,25 +63,30 @@ def load_config(path: str | Path) -> RunConfig:
         UserError: one line a mistake: file, key, value and remedy.
     """
     path = Path(path)
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    document = read_yaml(path)
     if not isinstance(document, dict):
         raise UserError(f"{path}: holds no settings: they go under `parameters: config:`")
     for key in document:
         if key not in TOP_LEVEL_KEYS:
-            hint = "run settings go under `parameters: config:`" if key in RunConfig.model_fields else None
+            hint = (
+                "run settings go under `parameters: config:`"
+                if key in RunConfig.model_fields
+                else _other_tool(document)
+            )
             raise UserError(f"{path}: {key}: unknown key ({hint or nearest(str(key), TOP_LEVEL_KEYS)})")
     parameters = document.get("parameters") or {}
     if not isinstance(parameters, dict) or set(parameters) - {"config"}:
         wrong = ", ".join(map(str, set(parameters) - {"config"})) if isinstance(parameters, dict) else repr(parameters)
         raise UserError(f"{path}: parameters.{wrong}: unknown key (the one parameter is `config`)")
     return check_config(parameters.get("config") or {}, path)
+
+
+def _other_tool(document: dict[Any, Any]) -> str | None:
+    """What to do about a file of another tool; None where fewer than half of its keys are of one."""
+    for tool in TOOLS.values():
+        if 2 * sum(tool.find(str(key)) is not None for key in document) > len(document) > 1:
+            return "if this is a DPO config of TRL, LLaMA-Factory or axolotl, `posttrain import-config` turns it into one of ours"
+    return None
 
 
 def check_config(values: Any, path: str | Path = "config") -> RunConfig:

@@ -20,7 +20,7 @@ from support.servers import Server
 from posttrain import tracking
 from posttrain.config.flatten import flatten
 from posttrain.errors import UserError
-from posttrain.tracking import STAGE_TAG, Tracker, published_metrics
+from posttrain.tracking import STAGE_TAG, Tracker, published_metrics, tracked_stage
 from posttrain.tracking.mlflow_registry import ModelRegistry, registry_error
 
 
@@ -379,7 +379,7 @@ def outages(caplog: pytest.LogCaptureFixture, step: str) -> list[str]:
 def test_a_server_that_dies_ends_nothing_and_loses_nothing(
     server: Server, store: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking.stage, "SEND_EVERY_S", 0.05)
+    monkeypatch.setattr(tracked_stage, "SEND_EVERY_S", 0.05)
     tracker = Tracker(server.uri, "dies", pipeline_run="id-1", run_name="demo-run")
     server.wait()
 
@@ -399,8 +399,8 @@ def test_a_server_that_dies_ends_nothing_and_loses_nothing(
     assert sorted(arrived + unsent_metrics(sft.unsent)) == [(step, step / 10) for step in range(2000)]
 
     # It is down when DPO begins, and comes back in the middle.
-    monkeypatch.setattr(tracking.stage, "RETRY_AFTER_S", 0.1)
-    monkeypatch.setattr(tracking.stage, "RETRY_AT_MOST_AFTER_S", 0.5)
+    monkeypatch.setattr(tracked_stage, "RETRY_AFTER_S", 0.1)
+    monkeypatch.setattr(tracked_stage, "RETRY_AT_MOST_AFTER_S", 0.5)
     with tracker.stage("train_dpo") as dpo:
         dpo.log_metrics({"train/loss": 0.5}, step=1)
         server.start()

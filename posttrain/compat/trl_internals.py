@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import trl.trainer.utils
 from torch import Tensor
 
 UNSCALED = {"logit_scale": 1.0, "temperature": 1.0, "cast_lm_head_to_fp32": False, "final_logit_softcapping": None}
@@ -34,6 +36,42 @@ def replace_forward(model: Any, forward: Callable[..., Any]) -> None:
     Remove when: TRL's trainers take a function that computes the log-probabilities.
     """
     model.forward = types.MethodType(forward, model)
+
+
+class _TorchHead:
+    """Stands in for `trl.kernels.ChunkedLogProbFunction`, with the same arguments and results, in plain PyTorch."""
+
+    @staticmethod
+    def apply(
+        hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, *settings: Any
+    ) -> tuple[Tensor | None, ...]:
+        _, softcap, logit_scale, names = settings
+        logits = torch.nn.functional.linear(hidden, weight, bias).float() * logit_scale
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        logits = logits / temperature
+        logps = logits.log_softmax(dim=-1)
+        fields = {
+            "entropy": lambda: -(logps.exp() * logps).sum(dim=-1),
+            "log_sum_sq_probs": lambda: (2 * logps.detach()).logsumexp(dim=-1),
+            "mean_logits": lambda: logits.detach().mean(dim=-1),
+            "is_top1": lambda: logits.argmax(dim=-1) == targets,
+        }
+        optional = [field() if name in names else None for name, field in fields.items()]
+        return logps.gather(1, targets[:, None])[:, 0], *optional
+
+
+def fused_head_kernel() -> Any:
+    """Return the function that computes TRL's fused head, after giving TRL 1.15 one that works on a CPU.
+
+    Reason: the kernel of TRL 1.15 needs Triton and a GPU, so TRL 1.15 cannot train on a CPU. TRL 1.16 can.
+    Read against: TRL 1.15 and 1.16 (`trl.trainer.utils._ChunkedLogProbFunction`; `_use_triton` exists since 1.16).
+    Remove when: pyproject.toml no longer allows TRL 1.15.
+    """
+    utils: Any = trl.trainer.utils
+    if not hasattr(utils, "_use_triton") and not torch.cuda.is_available():
+        utils._ChunkedLogProbFunction = _TorchHead
+    return utils._ChunkedLogProbFunction
 
 
 def plain_head_fields(fused_forward: Callable[..., Any]) -> frozenset[str] | None:

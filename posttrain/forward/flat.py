@@ -22,7 +22,13 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from posttrain.compat.transformers_internals import attention_implementation
-from posttrain.compat.trl_internals import forward_accepts, plain_head_fields, replace_forward, score_positions
+from posttrain.compat.trl_internals import (
+    forward_accepts,
+    fused_head_kernel,
+    plain_head_fields,
+    replace_forward,
+    score_positions,
+)
 from posttrain.config import ModelSection
 from posttrain.forward import lm_head
 from posttrain.forward.attention import Segments, attention_name, no_mask, register_attention
@@ -149,6 +155,7 @@ def use_flat_batches(model: PreTrainedModel | PeftModel, section: ModelSection) 
         None, or the reason why the model keeps TRL's padded batches.
     """
     register_attention()
+    fused_head_kernel()
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not forward_accepts(inner, "fused_lm_head"):
         add_fused_lm_head(inner)

@@ -21,10 +21,10 @@ TILE_BYTES = 256 * 2**20
 """Size of the logits that are in memory at once if the head is not trained."""
 KEPT_BYTES = 2**30
 """Largest gradient of the logits to keep for the backward pass of a trained head. TRL's kernel needs as much for 1024 positions."""
-FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-"""What the head reports of each target, as `trl.trainer.utils.FusedCausalLMOutput` names it."""
 CACHED_BYTES = 2**20
 """Size of the fp32 logits that a thread processes at once, chosen to fit into a core's cache."""
+FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+"""What the head reports of each target, as `trl.trainer.utils.FusedCausalLMOutput` names it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _TargetFields:
             logits.copy_(probs.neg_().scatter_add_(1, targets, torch.ones_like(targets, dtype=probs.dtype)))
 
     def optional(self) -> list[Tensor | None]:
-        """Return the fields besides `log_probs`; None for those that were not asked for."""
+        """Return the fields besides `log_probs`, in the order of `FIELDS`; None for those that were not requested."""
         return [getattr(self, name) if name in self.names else None for name in FIELDS[1:]]
 
 

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from peft.utils.error import NoMatchingPeftModuleError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from posttrain.chat.template import Chat, prepare_chat
@@ -123,7 +122,9 @@ def _with_adapter(model: PreTrainedModel, section: ModelSection) -> PeftModel:
     )
     try:
         adapted = get_peft_model(model, config)
-    except NoMatchingPeftModuleError as error:
+    except ValueError as error:
+        if "not found in the base model" not in str(error):  # PEFT 0.20 has no exception of its own
+            raise
         names = sorted(
             {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
         )

@@ -12,7 +12,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from posttrain.compat.trl_internals import (
     PreparedPairs,
+    _TorchHead,
     forward_accepts,
+    fused_head_kernel,
     plain_head_fields,
     read_metrics,
     replace_forward,
@@ -30,6 +32,7 @@ SHAPE = {
 
 def model_with_head(config=None, **settings):
     torch.manual_seed(0)
+    fused_head_kernel()
     model = AutoModelForCausalLM.from_config(config or LlamaConfig(**SHAPE))
     add_fused_lm_head(model, **settings)
     return model
@@ -88,6 +91,29 @@ def test_scored_positions_equal_the_models_own_log_probabilities():
     scored = score_positions(model.forward.__func__, model.get_output_embeddings(), hidden, ids[:, 1:])
     expected = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
     torch.testing.assert_close(scored.log_probs[0], expected)
+
+
+def test_head_without_triton_equals_trls():
+    """With TRL 1.15 on a CPU both are the same function, and the comparison with plain log-probabilities above remains."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(50, (9,), generator=generator)
+    names = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+    results = []
+    for kernel in (_TorchHead, fused_head_kernel()):
+        generator = torch.Generator().manual_seed(1)
+        inputs = [torch.randn(size, generator=generator).requires_grad_() for size in ((9, 8), (50, 8), (50,))]
+        fields = kernel.apply(*inputs, targets, 0.7, 32_768, 5.0, 2.0, names)
+        (fields[0].sum() + fields[1].sum()).backward()
+        results.append([*fields, *(one.grad for one in inputs)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_fused_head_calls_the_kernel_by_its_name_in_utils():
+    source = inspect.getsource(add_fused_lm_head)
+    require(
+        "_ChunkedLogProbFunction.apply(" in source, "trl", "the head calls the kernel by that name", fused_head_kernel
+    )
 
 
 def test_fused_forward_uses_backbone_and_head_of_the_model_only():

@@ -25,9 +25,9 @@ from transformers import (
     Qwen3Config,
 )  # fmt: skip
 from trl import DPOConfig, DPOTrainer
-from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from posttrain.compat.trl_internals import fused_head_kernel
 from posttrain.config import LossType, ModelSection
 from posttrain.forward import lm_head
 from posttrain.forward.attention import Segments, _by_segment
@@ -205,7 +205,7 @@ def test_architectures_share_prompts_or_return_a_reason(config, attention):
 def test_the_head_is_ours_on_a_cpu_and_otherwise_trls(ours, monkeypatch):
     """Both return the same losses, so the test observes which of them was called."""
     monkeypatch.setattr(lm_head, "KEPT_BYTES", 2**30 if ours else 0)
-    kernel = Mock(wraps=ChunkedLogProbFunction)
+    kernel = Mock(wraps=fused_head_kernel())
     monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", kernel)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
     assert use_flat_batches(model, ModelSection()) is None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import click
 import yaml
 
+from posttrain.cli.colours import disable_colours_in_files
 from posttrain.cli.importing import import_config_command
 from posttrain.config import load_config, point_label
 from posttrain.errors import UserError
@@ -23,9 +22,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """SFT, then DPO, then an honest answer to whether DPO helped."""
-    # ZenML writes its log to stdout, in colour even where that is a file.
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
-        os.environ.setdefault("ZENML_LOGGING_COLORS_DISABLED", "true")
+    disable_colours_in_files()
 
 
 @main.command()

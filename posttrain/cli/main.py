@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import click
 
 from posttrain import __version__, configure
 from posttrain.cli.ab_commands import ab
+from posttrain.cli.colours import disable_colours_in_files
 from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
 from posttrain.cli.model_commands import chat, export
@@ -24,9 +22,7 @@ from posttrain.cli.stack_commands import stack
 def main() -> None:
     """Train SFT, then DPO from that SFT model, and measure on held-out data whether DPO helped."""
     configure()
-    # ZenML writes its log to stdout, in colour even where that is a file.
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
-        os.environ.setdefault("ZENML_LOGGING_COLORS_DISABLED", "true")
+    disable_colours_in_files()
 
 
 for command in (

@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import GateSection
 from posttrain.evaluation.figures import SEVERITIES, Comparison, Figures
+from posttrain.evaluation.labels import STAGES
 
-NAMES = {"base": "base", "sft": "SFT", "dpo": "DPO", "champion": "the champion"}
+NAMES = STAGES | {"champion": "the champion"}
 
 
 class Champion(BaseModel):

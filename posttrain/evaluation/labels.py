@@ -129,7 +129,12 @@ def percent(estimate: Interval | None, digits: int = 1) -> str:
 
 def points(estimate: Interval) -> str:
     """Return a difference of shares and its interval in percentage points: `+8.6 (+4.9 to +12.3)`."""
-    return f"{100 * estimate.value:+.1f} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
+    return f"{100 * estimate.value:+.1f} ({point_range(estimate)})"
+
+
+def point_range(estimate: Interval) -> str:
+    """Return the interval of a difference of shares in percentage points: `+4.9 to +12.3`."""
+    return f"{100 * estimate.low:+.1f} to {100 * estimate.high:+.1f}"
 
 
 def plain(estimate: Interval | None) -> str:

@@ -10,6 +10,7 @@ that was interrupted, or done by two at once, is put in order by `reconcile`, wh
 import contextlib
 import hashlib
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from zenml import log_metadata
@@ -44,25 +45,31 @@ def result_name(figures: Figures, gate: dict[str, Any]) -> str:
     return f"{figures.newest}-{digest[:10]}"
 
 
-def settle(
-    name: str,
-    version_name: str,
-    promotion: Promotion,
-    opponent: Champion,
-    candidate: ArtifactVersionResponse,
-    run: PipelineRunResponse,
-    tracker: Tracker,
-) -> Promotion:
-    """Registers a judged model, and makes it the champion if it was promoted; the decision as it stands then.
+@dataclass(frozen=True)
+class JudgedModel:
+    """A model that the gate has decided on."""
+
+    name: str
+    version: str
+    """As `result_name` gives it."""
+    promotion: Promotion
+    opponent: Champion
+    """The champion that it was judged against."""
+    candidate: ArtifactVersionResponse
+    """The artifact that holds its checkpoint."""
+
+
+def settle(judged: JudgedModel, run: PipelineRunResponse, tracker: Tracker) -> Promotion:
+    """Register a judged model, make it the champion if it was promoted, and return the final decision.
+
+    A version that exists already is completed, not made again.
 
     Args:
-        name: of the model.
-        version_name: as `result_name` gives it; a version of this name is completed, not made again.
-        opponent: the champion that it was judged against.
-        candidate: the artifact that holds its checkpoint.
-        run, tracker: the pipeline run that judged it, and its place in MLflow.
+        run: the pipeline run that judged the model.
+        tracker: the run in MLflow.
     """
-    version = _version(name, version_name)
+    name, promotion, opponent, candidate = judged.name, judged.promotion, judged.opponent, judged.candidate
+    version = _version(name, judged.version)
     _link_run(version, run)
     digest = str(candidate.run_metadata["digest"])
     champion = sole_champion(name)

@@ -1,4 +1,4 @@
-"""Small records, as JSON: the base model, the decision."""
+"""Small records as JSON: the base model, the champion, the promotion."""
 
 import hashlib
 from typing import Any, ClassVar
@@ -20,29 +20,29 @@ class RecordMaterializer(BaseMaterializer):
 
     @property
     def file_uri(self) -> str:
-        """Where the record is."""
+        """Return the URI of the record."""
         return f"{self.uri}/record.json"
 
     def save(self, data: BaseModel) -> None:
-        """Stores the record."""
+        """Store the record."""
         with self.artifact_store.open(self.file_uri, "w") as file:
             file.write(data.model_dump_json(indent=2))
 
     def load(self, data_type: type[BaseModel]) -> BaseModel:
-        """The record."""
+        """Return the record."""
         with self.artifact_store.open(self.file_uri, "r") as file:
             return data_type.model_validate_json(file.read())
 
     def save_visualizations(self, data: BaseModel) -> dict[str, VisualizationType]:
-        """The file itself, which the dashboard can show."""
+        """Return the file itself, which the dashboard can show."""
         return {self.file_uri: VisualizationType.JSON}
 
     def extract_metadata(self, data: BaseModel) -> dict[str, MetadataType]:
-        """Every field that has a value."""
+        """Return every field that has a value."""
         return data.model_dump(exclude_none=True)
 
     def compute_content_hash(self, data: BaseModel) -> str:
-        """sha256 of the record; of a champion, the digest of its model."""
+        """Return sha256 of the record. For a champion, return the digest of its model."""
         if isinstance(data, Champion):
-            return data.digest or "none"  # which version it has in the registry is nothing to those who must beat it
+            return data.digest or "none"  # its version in the registry does not affect the comparison
         return hashlib.sha256(data.model_dump_json().encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Sweeps: each point's scores, and the outcome with its picture."""
+"""Sweeps: the scores of each point, and the outcome with its picture."""
 
 from html import escape
 from typing import Any, ClassVar
@@ -14,23 +14,23 @@ from posttrain.reporting.sweep_report import sweep_picture, sweep_rows
 
 
 class SweepPointMaterializer(RecordMaterializer):
-    """Stores a point with its scores of every validation pair."""
+    """Stores a point with its scores on every validation pair."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (SweepPoint,)
 
     def extract_metadata(self, data: Any) -> dict[str, MetadataType]:
-        """Which point it is, and its figures or why it has none."""
+        """Return the values of the point, and its figures or the reason why it has none."""
         figures = data.scores.metrics() if data.scores else {"failure": data.failure or ""}
         return {"point": point_label(data.values), **figures}
 
 
 class SweepOutcomeMaterializer(RecordMaterializer):
-    """Stores the outcome of a sweep; the dashboard shows its picture and table."""
+    """Stores the outcome of a sweep. The dashboard shows its picture and table."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (SweepOutcome,)
 
     def save_visualizations(self, data: Any) -> dict[str, VisualizationType]:
-        """One page with picture and table."""
+        """Write one page with picture and table."""
         uri = f"{self.uri}/preview.html"
         svg = sweep_picture(data)
         with self.artifact_store.open(uri, "w") as file:
@@ -38,5 +38,5 @@ class SweepOutcomeMaterializer(RecordMaterializer):
         return {uri: VisualizationType.HTML}
 
     def extract_metadata(self, data: Any) -> dict[str, MetadataType]:
-        """The chosen point, by what, and how many there were."""
+        """Return the chosen point, the measure it was chosen by, and the number of points."""
         return {"chosen": data.points[data.chosen].label, "chosen_by": data.chosen_by, "n_points": len(data.points)}

@@ -1,4 +1,4 @@
-"""Who feeds whom."""
+"""One file per pipeline: which step feeds which."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The base model, pinned."""
+"""Pin the base model."""
 
 from typing import Annotated
 
@@ -10,5 +10,5 @@ from posttrain.orchestration.step import step
 
 @step(enable_cache=False)
 def resolve_base(model: ModelSection) -> Annotated[Base, "base_model"]:
-    """The exact base that the config's name stands for now. Always asked again: a branch moves, a folder is edited."""
+    """Return the exact base that the configured name refers to. Never cached: a branch or folder may have changed."""
     return library.resolve_base(model)

@@ -63,8 +63,12 @@ class Chat:
     @cached_property
     def digest(self) -> str:
         """sha256 of what decides the tokens of a conversation: vocabulary, chat template and stop token."""
-        about = (sorted(self.tokenizer.get_vocab().items()), self.tokenizer.chat_template, self.stop_id)
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        # Reading a saved template turns its line ends into \n, and Jinja renders all of them as \n.
+        template = (
+            json.dumps(self.tokenizer.chat_template, sort_keys=True).replace(r"\r\n", r"\n").replace(r"\r", r"\n")
+        )
+        about = (sorted(self.tokenizer.get_vocab().items()), template, self.stop_id)
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def prepare_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> Chat:

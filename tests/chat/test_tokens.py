@@ -3,7 +3,9 @@
 import pyarrow as pa
 import pytest
 from datasets import Dataset
+from transformers import AutoTokenizer
 
+from posttrain.chat.template import TEMPLATES, prepare_chat
 from posttrain.chat.tokenise import tokenise_completions, tokenise_pairs
 from posttrain.chat.tokenise_data import TokeniseSettings, tokenise_data
 from posttrain.chat.tokens import PairTokens, SftTokens, _digest
@@ -114,7 +116,19 @@ def test_digest_depends_on_the_tokens_and_not_on_how_they_are_stored():
     assert len({digest([[1, 2], [3]]), digest([[1], [2, 3]]), digest([[1, 2], [4]]), digest([[1, 2]])}) == 4
 
 
-def test_digest_of_a_chat_depends_on_template_vocabulary_and_stop_token(tiny_base, chat, tmp_path):
+def test_digest_of_a_chat_is_the_same_after_saving(tiny_base, tmp_path):
+    """A template with Windows line ends is read back with \\n, and renders the same."""
+    base, section = tiny_base
+    (tmp_path / "own.jinja").write_bytes(TEMPLATES["plain"].replace("{% endfor %}", "\r\n{% endfor %}\r\n").encode())
+    chat = prepare_chat(load_chat(base, section).tokenizer, None)
+    chat.tokenizer.chat_template = (tmp_path / "own.jinja").read_bytes().decode()
+    chat.tokenizer.save_pretrained(tmp_path / "saved")
+    loaded = prepare_chat(AutoTokenizer.from_pretrained(tmp_path / "saved"), None)
+    assert loaded.tokenizer.chat_template != chat.tokenizer.chat_template
+    assert loaded.digest == chat.digest
+
+
+def test_digest_of_a_chat_depends_on_template_vocabulary_and_stop_token(tiny_base, chat):
     base, section = tiny_base
     assert load_chat(base, section).digest == chat.digest
     assert load_chat(base, section.model_copy(update={"chat_template": "chatml"})).digest != chat.digest

@@ -1,4 +1,4 @@
-"""Checkpoints: weights, tokenizer and manifest, checked against the manifest whenever they are loaded."""
+"""Checkpoints: weights, tokenizer and manifest. The files are checked against the manifest whenever they are loaded."""
 
 from typing import Any, ClassVar
 
@@ -16,11 +16,11 @@ class CheckpointMaterializer(FolderMaterializer):
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.MODEL
 
     def save(self, data: Checkpoint) -> None:
-        """Stores the checkpoint's files."""
+        """Store the checkpoint's files."""
         upload(data.path, self.files_uri, self.artifact_store)
 
     def extract_metadata(self, data: Checkpoint) -> dict[str, MetadataType]:
-        """What the model is, where it came from, and how its training went."""
+        """Return the model's identity, its origin, and the metrics of its training."""
         manifest = data.manifest
         return {
             "digest": manifest.digest,
@@ -32,5 +32,5 @@ class CheckpointMaterializer(FolderMaterializer):
         }
 
     def compute_content_hash(self, data: Checkpoint) -> str:
-        """The model's digest: the training history is no part of it."""
+        """Return the model's digest, which does not depend on the training history."""
         return data.digest

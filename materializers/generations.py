@@ -1,4 +1,4 @@
-"""Generations: what the models answered."""
+"""Generations: the models' answers to test prompts."""
 
 import hashlib
 from typing import Any, ClassVar
@@ -10,14 +10,14 @@ from posttrain.orchestration.folder_materializer import FolderMaterializer
 
 
 class GenerationsMaterializer(FolderMaterializer):
-    """Stores all answers; the report shows them."""
+    """Stores all answers. The run's report shows them."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Generations,)
 
     def extract_metadata(self, data: Generations) -> dict[str, MetadataType]:
-        """How many prompts, and the key figures."""
+        """Return the number of prompts and the key figures."""
         return {"n_prompts": len(data.exchanges), **key_figures(data)}
 
     def compute_content_hash(self, data: Generations) -> str:
-        """sha256 of everything in it."""
+        """Return sha256 of all answers and figures."""
         return hashlib.sha256(data.model_dump_json().encode()).hexdigest()

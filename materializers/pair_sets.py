@@ -1,4 +1,4 @@
-"""Further sets of pairs to judge by."""
+"""Further sets of pairs for evaluation."""
 
 import hashlib
 from typing import Any, ClassVar
@@ -10,18 +10,18 @@ from posttrain.orchestration.folder_materializer import FolderMaterializer
 
 
 class PairSetsMaterializer(FolderMaterializer):
-    """Stores sets of pairs; their content hash covers names and rows."""
+    """Stores sets of pairs. Their content hash covers names and rows."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (PairSets,)
 
     def extract_metadata(self, data: PairSets) -> dict[str, MetadataType]:
-        """Pairs in each set, and how many rows it lost."""
+        """Return the number of pairs in each set, and how many rows were dropped."""
         return {
             name: {"n_pairs": len(found.rows), "digest": found.digest, **found.dropped}
             for name, found in data.sets.items()
         }
 
     def compute_content_hash(self, data: PairSets) -> str:
-        """sha256 of every set's name and digest."""
+        """Return sha256 of the name and digest of every set."""
         lines = "".join(f"{name} {found.digest}\n" for name, found in data.sets.items())
         return hashlib.sha256(lines.encode()).hexdigest()

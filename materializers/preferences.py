@@ -1,4 +1,4 @@
-"""Preference pairs and instructions: one Parquet file a split, and a preview."""
+"""Preference pairs and instructions: one Parquet file per split, and a preview."""
 
 from typing import Any, ClassVar
 
@@ -14,22 +14,22 @@ N_SHOWN = 5
 
 
 class PreferencesMaterializer(FolderMaterializer):
-    """Stores preference pairs; their content hash does not depend on where they came from on disk."""
+    """Stores preference pairs. Their content hash does not depend on where they were read from."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Preferences,)
 
     def extract_metadata(self, data: Preferences) -> dict[str, MetadataType]:
-        """Pairs in each split, and the digest."""
+        """Return the number of pairs in each split, and the digest."""
         return {"digest": data.digest, **{f"n_{name}": len(rows) for name, rows in data.splits().items()}}
 
     def save_visualizations(self, data: Preferences) -> dict[str, VisualizationType]:
-        """A page with the first pairs of each split."""
+        """Write a page with the first pairs of each split."""
         columns = ["prompt", "chosen", "rejected"]
         tables = {f"{name}: {len(rows)} pairs": _preview(rows, columns) for name, rows in data.splits().items()}
         return self.save_page(tables_page("Preference pairs", tables))
 
     def compute_content_hash(self, data: Preferences) -> str:
-        """The digest of all rows."""
+        """Return the digest of all rows."""
         return data.digest
 
 
@@ -39,16 +39,16 @@ class InstructionsMaterializer(FolderMaterializer):
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Instructions,)
 
     def extract_metadata(self, data: Instructions) -> dict[str, MetadataType]:
-        """How many rows, and the digest."""
+        """Return the number of rows, and the digest."""
         return {"digest": data.digest, "n_rows": len(data.rows)}
 
     def save_visualizations(self, data: Instructions) -> dict[str, VisualizationType]:
-        """A page with the first rows."""
+        """Write a page with the first rows."""
         tables = {f"{len(data.rows)} rows": _preview(data.rows, ["prompt", "completion"])}
         return self.save_page(tables_page("Instructions", tables))
 
     def compute_content_hash(self, data: Instructions) -> str:
-        """The digest of all rows."""
+        """Return the digest of all rows."""
         return data.digest
 
 

@@ -17,7 +17,7 @@ class RecordMaterializer(BaseMaterializer):
 
     @property
     def file_uri(self) -> str:
-        """Where the record is."""
+        """Return the URI of the record."""
         return f"{self.uri}/record.json"
 
     def save(self, data: BaseModel) -> None:

@@ -1,4 +1,4 @@
-"""The reference's log-probabilities."""
+"""Log-probabilities of the reference."""
 
 from typing import Any, ClassVar
 
@@ -9,14 +9,14 @@ from posttrain.training.reference import ReferenceLogps
 
 
 class ReferenceLogpsMaterializer(FolderMaterializer):
-    """Stores the table of log-probabilities; its content hash is the key of what they were computed from."""
+    """Stores the table of log-probabilities. Its content hash is the key of what they were computed from."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (ReferenceLogps,)
 
     def extract_metadata(self, data: ReferenceLogps) -> dict[str, MetadataType]:
-        """How many pairs were scored, and with what."""
+        """Return the number of scored pairs, and what they were scored with."""
         return {"n_pairs": data.table.num_rows, "key": data.key, "checkpoint": data.checkpoint, "cut": data.cut}
 
     def compute_content_hash(self, data: ReferenceLogps) -> str:
-        """The key: same weights, tokens, template and precision."""
+        """Return the key: it is the same for the same weights, tokens, template and precision."""
         return data.key

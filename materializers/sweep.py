@@ -12,12 +12,12 @@ from posttrain.reporting.sweep_report import sweep_picture, sweep_rows
 
 
 class SweepOutcomeMaterializer(RecordMaterializer):
-    """Stores the outcome of a sweep; the dashboard shows its picture and table."""
+    """Stores the outcome of a sweep. The dashboard shows its picture and table."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (SweepOutcome,)
 
     def save_visualizations(self, data: Any) -> dict[str, VisualizationType]:
-        """One page with picture and table."""
+        """Write one page with picture and table."""
         uri = f"{self.uri}/preview.html"
         page = tables_page("Sweep", {"": Table(*sweep_rows(data))}, [data.reason], [sweep_picture(data)])
         with self.artifact_store.open(uri, "w") as file:
@@ -25,5 +25,5 @@ class SweepOutcomeMaterializer(RecordMaterializer):
         return {uri: VisualizationType.HTML}
 
     def extract_metadata(self, data: Any) -> dict[str, MetadataType]:
-        """The chosen point, by what, and how many there were."""
+        """Return the chosen point, the measure it was chosen by, and the number of points."""
         return {"chosen": data.points[data.chosen].label, "chosen_by": data.chosen_by, "n_points": len(data.points)}

@@ -1,4 +1,4 @@
-"""Who feeds whom."""
+"""One file per pipeline: which step feeds which."""
 
 from pathlib import Path
 

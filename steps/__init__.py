@@ -1,4 +1,4 @@
-"""One file a step. Each unpacks its inputs, makes one call into the library, and publishes what came out."""
+"""One file per step. Each step unpacks its inputs, makes one call into the library, and publishes the result."""
 
 from posttrain import configure
 

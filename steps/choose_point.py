@@ -1,4 +1,4 @@
-"""Which point of a sweep goes before the test pairs."""
+"""Choose the point of a sweep that is evaluated on the test pairs."""
 
 from typing import Annotated
 
@@ -16,14 +16,14 @@ from posttrain.reporting.sweep_report import sweep_picture
 @step
 def choose_point(
     points: list[SweepPoint],
-    checkpoints: list[UnmaterializedArtifact],  # of which one is fetched
+    checkpoints: list[UnmaterializedArtifact],  # only the chosen one is loaded
     sweep: SweepSection,
     evaluation: EvaluationSection,
 ) -> tuple[
     Annotated[Checkpoint, "dpo_checkpoint"],
     Annotated[SweepOutcome, "sweep_outcome"],
 ]:
-    """The checkpoint of the best point on the validation pairs, and how the points compare."""
+    """Return the checkpoint of the point that is best on the validation pairs, and a comparison of all points."""
     with tracked(nested=False) as run:
         outcome = library.choose(points, sweep, evaluation)
         run.set_tags({"sweep.chosen": outcome.points[outcome.chosen].label})

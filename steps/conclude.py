@@ -1,4 +1,4 @@
-"""What a run has come to, where runs are listed."""
+"""Record the outcome of a run where runs are listed."""
 
 from zenml import add_tags, get_step_context, log_metadata
 from zenml.client import Client
@@ -10,15 +10,16 @@ from posttrain.orchestration.step_training import delete_training_checkpoints
 from posttrain.reporting.run_report import RunReport
 
 LASTING = ("train_", "choose_point", "score_reference", "generate", "evaluate", "promote")
-"""How the steps begin whose results stand for as long as nothing changes."""
+"""Prefixes of the steps that run again only if something changed."""
 UNCHANGED = "unchanged"
 
 
 @step(enable_cache=False)
 def conclude(report: RunReport) -> None:
-    """Whether the run has found anything new; if not, it is tagged `unchanged`, and MLflow gets the figures that stand.
+    """Record whether the run computed anything new. If not, tag it `unchanged`.
 
-    A step that was served from the cache has told MLflow nothing of this run.
+    A step that was served from the cache has logged nothing to the MLflow run of this pipeline run, so its figures are logged
+    here.
     """
     client = Client()
     run = client.get_pipeline_run(get_step_context().pipeline_run.id)

@@ -1,4 +1,4 @@
-"""Who is in production."""
+"""Find the model in production."""
 
 from typing import Annotated
 
@@ -12,9 +12,9 @@ from posttrain.orchestration.step_tracking import tracking_uri
 
 @step(enable_cache=False)
 def find_champion(candidate: UnmaterializedArtifact, name: str) -> Annotated[Champion, "champion"]:
-    """The model that the candidate must beat, if there is one. Always asked again: it may have been replaced.
+    """Return the model that the candidate must beat, if there is one. Never cached: it may have been replaced.
 
-    The registries are put in order before they are asked: an earlier run may have been cut off in the middle.
+    First the registries are reconciled, because an earlier run may have been interrupted while it updated them.
     """
     reconcile(name, tracking_uri())
     return standing_champion(name, str(candidate.run_metadata["digest"]))

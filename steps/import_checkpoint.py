@@ -1,4 +1,4 @@
-"""An SFT checkpoint that lies in a folder."""
+"""Import an SFT checkpoint from a folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,5 +9,5 @@ from posttrain.orchestration.step import step
 
 @step(enable_cache=False)
 def import_checkpoint(folder: str) -> Annotated[Checkpoint, "sft_checkpoint"]:
-    """The checkpoint in a folder, as an artifact. Always read again: the folder may have changed."""
+    """Return the checkpoint in a folder as an artifact. Never cached: the folder may have changed."""
     return Checkpoint.load(Path(folder))

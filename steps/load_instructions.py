@@ -1,4 +1,4 @@
-"""A separate instruction set for SFT."""
+"""Load a separate instruction set for SFT."""
 
 from typing import Annotated
 
@@ -16,6 +16,6 @@ def load_instructions(
     Annotated[Instructions, "instructions"],
     Annotated[DataReport, "instructions_report"],
 ]:
-    """Instructions without the prompts that preferences hold out. Always read again: the source may have changed."""
+    """Return the instructions whose prompts are not held out for evaluation. Never cached: the source may have changed."""
     instructions, report = library.load_instructions(dataset, preferences, data)
-    return instructions, report  # spelled out: ZenML counts the outputs in the source
+    return instructions, report  # two names: ZenML counts the outputs in the source code

@@ -1,4 +1,4 @@
-"""Further sets of pairs to judge by."""
+"""Load further sets of pairs for evaluation."""
 
 from typing import Annotated
 
@@ -13,5 +13,5 @@ from posttrain.orchestration.step import step
 def load_pair_sets(
     preferences: Preferences, sources: list[Source], data: DataSection
 ) -> Annotated[PairSets, "pair_sets"]:
-    """The sets, less pairs that are trained on. Always read again: a source may have changed."""
+    """Return the sets without pairs that are trained on. Never cached: a source may have changed."""
     return library.load_pair_sets(sources, preferences, data)

@@ -1,4 +1,4 @@
-"""The first step: preference pairs, checked and split."""
+"""Load the preference pairs, check them and split them."""
 
 from typing import Annotated
 
@@ -21,7 +21,7 @@ def load_preferences(
     Annotated[Preferences, "preferences"],
     Annotated[DataReport, "data_report"],
 ]:
-    """The pairs that can be used, and what became of each row. Always read again: the source may have changed."""
+    """Return the usable pairs, and a report that accounts for every row. Never cached: the source may have changed."""
     leave_to_earlier_run()
     with tracked(nested=False) as run:
         preferences, report = library.load_preferences(data)
@@ -32,4 +32,4 @@ def load_preferences(
             run.log_dataset(f"preferences/{split}", preferences.digest, len(rows), sources, context=split)
         run.log_dict(report.model_dump(), "data_report.json")
         run.log_text(data_page(report), "data_report.html")
-    return preferences, report  # spelled out: ZenML counts the outputs in the source
+    return preferences, report  # two names: ZenML counts the outputs in the source code

@@ -1,4 +1,4 @@
-"""The gate to production."""
+"""Promote the model to production, or refuse it."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from posttrain.config import GateSection
 from posttrain.evaluation import gate as library
 from posttrain.evaluation.gate import Champion, Promotion
 from posttrain.evaluation.scoring import Evaluation
-from posttrain.orchestration.registry import result_name, settle
+from posttrain.orchestration.registry import JudgedModel, result_name, settle
 from posttrain.orchestration.run_figures import log_promotion
 from posttrain.orchestration.step import step
 from posttrain.orchestration.step_tracking import tracked
@@ -19,16 +19,15 @@ from posttrain.orchestration.step_tracking import tracked
 def promote(
     evaluation: Evaluation, candidate: UnmaterializedArtifact, champion: Champion, gate: GateSection, name: str
 ) -> Annotated[Promotion, "promotion"]:
-    """Whether the model is promoted, and why; either way it becomes a version of the model in the registries."""
+    """Return whether the model is promoted, and why. In either case it is registered as a version of the model."""
     with tracked(nested=False) as run:
-        promotion = settle(
-            name,
-            result_name(evaluation.figures, gate.model_dump()),
-            library.decide(evaluation.figures, gate),
-            champion,
-            candidate,
-            get_step_context().pipeline_run,
-            run.tracker,
+        judged = JudgedModel(
+            name=name,
+            version=result_name(evaluation.figures, gate.model_dump()),
+            promotion=library.decide(evaluation.figures, gate),
+            opponent=champion,
+            candidate=candidate,
         )
+        promotion = settle(judged, get_step_context().pipeline_run, run.tracker)
         log_promotion(run, promotion)
     return promotion

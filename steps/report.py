@@ -1,4 +1,4 @@
-"""Everything that the run found out, in one page."""
+"""Put everything that the run found on one page."""
 
 from typing import Annotated
 
@@ -30,7 +30,7 @@ def report(
     generations: Generations,
     promotion: Promotion,
 ) -> Annotated[RunReport, "report"]:
-    """The verdict, what it rests on, and what made the models."""
+    """Return the verdict with its evidence, and the lineage of the models."""
     run = get_step_context().pipeline_run
     checkpoints = {"sft": sft_checkpoint} | ({"dpo": dpo_checkpoint} if dpo_checkpoint else {})
     result = RunReport(

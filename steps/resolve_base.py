@@ -1,4 +1,4 @@
-"""The base model, pinned."""
+"""Pin the base model."""
 
 from typing import Annotated
 
@@ -14,10 +14,12 @@ def resolve_base(
 ) -> tuple[
     Annotated[Base, "base_model"],
     Annotated[ModelSection, "model_settings"],
+    Annotated[ModelSection, "tokenizer_settings"],
 ]:
     """Return the exact base that the config's name stands for now, and the settings for it, cached by content and not by path.
 
     Never cached itself: a branch moves, a folder is edited.
     """
     base = library.resolve_base(model)
-    return base, model  # spelled out: ZenML counts the outputs in the source
+    tokenizer = model.for_tokens
+    return base, model, tokenizer  # spelled out: ZenML counts the outputs in the source

@@ -67,6 +67,12 @@ class ModelSection(Section):
         template = self.chat_template and Path(self.chat_template).name
         return {**self.model_dump(mode="json", exclude={"base", "revision"}), "chat_template": template}
 
+    @property
+    def for_tokens(self) -> ModelSection:
+        """These settings reduced to those that decide the tokens of a text: base and chat template."""
+        kept = {"base", "revision", "chat_template", "trust_remote_code"}
+        return ModelSection(**self.model_dump(include=kept))
+
     @model_validator(mode="after")
     def validate_remote_code(self) -> ModelSection:
         if self.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):

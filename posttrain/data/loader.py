@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Generic
 
 from datasets import Dataset, concatenate_datasets
 
@@ -53,7 +54,7 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
         pool = Pool(PAIR_SCHEMA, ("prompt", "chosen", "rejected"), folder, tally)
         for source in data.sources:
             opened = open_source(source)
-            for record, values, pair in _read(source, opened, PREFERENCE_LAYOUTS, data, tally):
+            for record, values, pair in _read(_Reading(source, opened, PREFERENCE_LAYOUTS), data, tally):
                 split = record.split
                 if split == "train":
                     chosen_split = choose_split(
@@ -100,7 +101,8 @@ def load_instructions(source: Source, held_out: Preferences, data: DataSection) 
         pool = Pool(EXAMPLE_SCHEMA, ("prompt", "completion"), folder, tally)
         pool.hold_out(concatenate_datasets([held_out.validation, held_out.test]))
         opened = open_source(source)
-        for record, values, example in _read(source, opened, INSTRUCTION_LAYOUTS, data, tally, train_only=True):
+        reading = _Reading(source, opened, INSTRUCTION_LAYOUTS, train_only=True)
+        for record, values, example in _read(reading, data, tally):
             pool.add(_row(record, example, values), "train")
         pool.finish()
         pool.mark_leaks({TEST: "held_out"}, {TEST: "near_held_out"}, data.near_threshold)
@@ -132,7 +134,8 @@ def load_pairs(source: Source, trained_on: set[bytes], data: DataSection) -> tup
     tally = Tally(data.checks)
     with _scratch_folder() as folder:
         pool = Pool(PAIR_SCHEMA, ("prompt", "chosen", "rejected"), folder, tally)
-        for record, values, pair in _read(source, open_source(source), PREFERENCE_LAYOUTS, data, tally):
+        reading = _Reading(source, open_source(source), PREFERENCE_LAYOUTS)
+        for record, values, pair in _read(reading, data, tally):
             pool.add({**_row(record, pair, values), "true_margin": None}, "test")
         pool.finish()
         pool.mark_where("trained_on", lambda row: prompt_key(row["prompt"]) in trained_on)
@@ -148,18 +151,24 @@ def load_pairs(source: Source, trained_on: set[bytes], data: DataSection) -> tup
     return pairs, tally.report({"test": len(pairs)}, _digest({"test": pairs}), figures)
 
 
-def _read(
-    source: Source,
-    opened: OpenSource,
-    layouts: dict[str, Layout[Parsed]],
-    data: DataSection,
-    tally: Tally,
-    train_only: bool = False,
-) -> Iterator[tuple[SourceRecord, Values, Parsed]]:
+@dataclass(frozen=True)
+class _Reading(Generic[Parsed]):
+    """A source that is read, and how."""
+
+    source: Source
+    opened: OpenSource
+    layouts: dict[str, Layout[Parsed]]
+    """Those that the source may have."""
+    train_only: bool = False
+    """Read the training split only."""
+
+
+def _read(reading: _Reading[Parsed], data: DataSection, tally: Tally) -> Iterator[tuple[SourceRecord, Values, Parsed]]:
     """Each usable row of a source: its record, its renamed values, and what was found in them.
 
     The source and its unusable rows are counted in `tally`.
     """
+    source, opened, train_only = reading.source, reading.opened, reading.train_only
     records = (record for record in opened.read() if record.split == "train" or not train_only)
     head = list(islice(records, N_HEAD_ROWS))
     if not head:
@@ -171,7 +180,7 @@ def _read(
             "match the suffix, e.g. one JSON object per line for .jsonl"
         )
     check_columns(source, readable)
-    name, layout = find_layout(source, [rename(values, source.columns) for values in readable], layouts)
+    name, layout = find_layout(source, [rename(values, source.columns) for values in readable], reading.layouts)
     tally.begin_source(
         path=source.path, format=name, revision=opened.revision, digest=opened.digest, objects=opened.objects
     )

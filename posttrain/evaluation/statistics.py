@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -61,7 +61,8 @@ def summarise(
     stages: dict[str, StageFigures | None] = dict.fromkeys(STAGES)
     edges = _edges(list(margins.values()))
     for stage in present:
-        stages[stage] = _stage(stage, column, margins[stage], implicit if stage == "dpo" else None, edges, section)
+        own = _Margins(margins[stage], implicit if stage == "dpo" else None, edges)
+        stages[stage] = _stage(stage, column, own, section)
     return SetFigures(
         n_pairs=pairs.num_rows,
         stages=stages,
@@ -150,14 +151,18 @@ def rank_correlation(a: np.ndarray, b: np.ndarray, section: EvaluationSection) -
     return Estimate(value=r, low=float(np.tanh(z - half)), high=float(np.tanh(z + half)))
 
 
-def _stage(
-    stage: str,
-    column: Columns,
-    margins: np.ndarray,
-    implicit: np.ndarray | None,
-    edges: np.ndarray,
-    section: EvaluationSection,
-) -> StageFigures:
+class _Margins(NamedTuple):
+    """Margins of one model on every pair."""
+
+    likelihood: np.ndarray
+    implicit: np.ndarray | None
+    """None unless the model was trained with DPO from an SFT policy that was scored too."""
+    edges: np.ndarray
+    """Of the histogram of `likelihood`, the same for every model."""
+
+
+def _stage(stage: str, column: Columns, own: _Margins, section: EvaluationSection) -> StageFigures:
+    margins, implicit, edges = own
     chosen, rejected = column[f"{stage}_chosen_logps"], column[f"{stage}_rejected_logps"]
     n_chosen, n_rejected = _n_tokens(column, stage)
     truth = column["true_margin"].astype(float)

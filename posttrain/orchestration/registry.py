@@ -10,6 +10,7 @@ A promotion is a single write: the stage `production` in ZenML. Everything else 
 import contextlib
 import hashlib
 import logging
+from dataclasses import dataclass
 from typing import Any, cast
 
 from zenml import log_metadata
@@ -45,25 +46,31 @@ def result_name(figures: Figures, gate: dict[str, Any]) -> str:
     return f"{figures.newest}-{digest[:10]}"
 
 
-def settle(
-    name: str,
-    version_name: str,
-    promotion: Promotion,
-    opponent: Champion,
-    candidate: ArtifactVersionResponse,
-    run: PipelineRunResponse,
-    tracker: Tracker,
-) -> Promotion:
-    """Register a judged model, make it the champion if it is promoted, and return the final decision.
+@dataclass(frozen=True)
+class JudgedModel:
+    """A model that the gate has decided on."""
+
+    name: str
+    version: str
+    """As `result_name` gives it."""
+    promotion: Promotion
+    opponent: Champion
+    """The champion that it was judged against."""
+    candidate: ArtifactVersionResponse
+    """The artifact that holds its checkpoint."""
+
+
+def settle(judged: JudgedModel, run: PipelineRunResponse, tracker: Tracker) -> Promotion:
+    """Register a judged model, make it the champion if it was promoted, and return the final decision.
+
+    A version that exists already is completed, not made again.
 
     Args:
-        name: of the model.
-        version_name: from `result_name`; an existing version of this name is completed.
-        opponent: the champion that it was compared with.
-        candidate: the artifact with its checkpoint.
-        run, tracker: the pipeline run that judged it, and its MLflow tracker.
+        run: the pipeline run that judged the model.
+        tracker: the run in MLflow.
     """
-    version = _version(name, version_name)
+    name, promotion, opponent, candidate = judged.name, judged.promotion, judged.opponent, judged.candidate
+    version = _version(name, judged.version)
     _link_run(version, run)
     digest = str(candidate.run_metadata["digest"])
     champion = sole_champion(name)

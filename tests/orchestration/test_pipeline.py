@@ -58,7 +58,7 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
     [
         (
             {"steps": {"train_dop": {}}},
-            "steps.train_dop: unknown step (known: check_tokens, conclude, evaluate,",
+            "steps.train_dop: unknown step (known: conclude, evaluate, find_champion,",
         ),
         ({"steps": {"train_dpo": {"setings": {}}}}, "steps.train_dpo.setings: unknown key"),
         ({"steps": {"train_dpo": {"parameters": {"seed": 1}}}}, "steps.train_dpo.parameters: not allowed"),
@@ -107,25 +107,25 @@ def test_the_run_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [name for name in callers if not name.startswith("zenml.")] == ["posttrain.config.load"]
 
 
-BEGIN = "load_preferences resolve_base check_tokens"
+BEGIN = "load_preferences resolve_base"
 
 
 @pytest.mark.parametrize(
     ("config", "steps"),
     [
-        ({}, f"{BEGIN} train_sft score_reference train_dpo"),
-        ({"finetuning_type": "sft"}, f"{BEGIN} train_sft"),
+        ({}, f"{BEGIN} tokenise train_sft score_reference train_dpo"),
+        ({"finetuning_type": "sft"}, f"{BEGIN} tokenise train_sft"),
         (
             {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "FOLDER"}},
-            f"{BEGIN} import_checkpoint score_reference train_dpo",
+            f"{BEGIN} import_checkpoint tokenise score_reference train_dpo",
         ),
         (
             {"sft": {"dataset": {"path": "instructions.jsonl"}}},
-            f"{BEGIN} load_instructions train_sft score_reference train_dpo",
+            f"{BEGIN} load_instructions tokenise train_sft score_reference train_dpo",
         ),
         (
             {"finetuning_type": "sft", "evaluation": {"sets": [{"path": "bench.jsonl"}]}},
-            f"{BEGIN} train_sft load_pair_sets",
+            f"{BEGIN} tokenise train_sft load_pair_sets",
         ),
     ],
     ids=["both", "sft", "dpo", "instructions", "sets"],
@@ -183,7 +183,7 @@ def test_nothing_is_trained_twice(
     always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
     first = run(TINY)
     assert worked(first) == always | {
-        "check_tokens",
+        "tokenise",
         "train_sft",
         "score_reference",
         "train_dpo",
@@ -205,6 +205,10 @@ def test_nothing_is_trained_twice(
     assert worked(steeper) == always | {"train_dpo", "generate", "evaluate", "promote", "report"}
     assert outcomes(first, again, steeper) == ["trained", "unchanged", "trained"]
 
+    shorter = run({**TINY, "dpo": {**TINY["dpo"], "max_length": 64, "max_prompt_length": 32}})
+    depends_on_lengths = {"tokenise", "score_reference", "train_dpo", "generate", "evaluate", "promote", "report"}
+    assert worked(shorter) == always | depends_on_lengths
+
     renamed = run({**TINY, "tracking": {"experiment": "another"}})
     assert worked(renamed) == always
 
@@ -215,7 +219,7 @@ def test_nothing_is_trained_twice(
     assert worked(other_gate) == always | {"promote", "report"}
     assert outcomes(renamed, other_gate) == ["unchanged", "judged"]
     champion = Client().get_model_version("tiny", ModelStages.PRODUCTION)
-    assert champion.number == n_versions() == 3
+    assert champion.number == n_versions() == 4
     # The model is the champion now, and what it was promoted over has not changed: its verdict stands.
     assert worked(run({**TINY, "gate": {"max_p_value": 0.5}})) == always
     assert champion.run_metadata["reasons"] == ["well done"]
@@ -227,7 +231,7 @@ def test_nothing_is_trained_twice(
     version = first.steps["train_sft"].outputs["sft_checkpoint"][0].version
     from_sft = run({**without_sft, "finetuning_type": "dpo", "dpo": {**TINY["dpo"], "sft_checkpoint": version}})
     # ZenML's cache key depends on where an input comes from; the same weights come out, so the verdict stands.
-    assert worked(from_sft) == always | {"score_reference", "train_dpo", "evaluate", "generate", "report"}
+    assert worked(from_sft) == always | {"tokenise", "score_reference", "train_dpo", "evaluate", "generate", "report"}
 
     monkeypatch.setattr(_code, "step_digest", lambda module: f"{module} was edited")
     assert "train_sft" in worked(run({**TINY, "finetuning_type": "sft"}))

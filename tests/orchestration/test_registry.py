@@ -17,7 +17,7 @@ from posttrain.errors import UserError
 from posttrain.evaluation.gate import Champion, Promotion
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.orchestration import registry as _registry
-from posttrain.orchestration.registry import digest_of, reconcile, settle, sole_champion, standing_champion
+from posttrain.orchestration.registry import JudgedModel, digest_of, reconcile, settle, sole_champion, standing_champion
 from posttrain.tracking import Tracker, default_tracking_uri
 from posttrain.tracking.mlflow_registry import ModelRegistry
 
@@ -68,9 +68,8 @@ class Place:
 
     def promote(self, which: str, promotion: Promotion = GOOD, opponent: Champion | None = None) -> Promotion:
         tracker = Tracker(self.uri, "registry", str(self.run.id), "run")
-        return settle(
-            self.name, f"dpo-{which}", promotion, opponent or Champion(), self.candidates[which], self.run, tracker
-        )
+        judged = JudgedModel(self.name, f"dpo-{which}", promotion, opponent or Champion(), self.candidates[which])
+        return settle(judged, self.run, tracker)
 
     def champions(self) -> tuple[list[str], str | None]:
         """In production in ZenML, and the name in ZenML of MLflow's champion."""

@@ -22,7 +22,7 @@ class EvaluationMaterializer(FolderMaterializer):
         return {"n_pairs": data.figures.n_pairs, **key_figures(data.figures)}
 
     def save_visualizations(self, data: Evaluation) -> dict[str, VisualizationType]:
-        """A page with every figure."""
+        """Write an HTML page with the key metrics and return its location."""
         rows = [[name, f"{value:.4g}"] for name, value in key_figures(data.figures).items()]
         return self.save_page(tables_page("Evaluation", {"": Table(["figure", "value"], rows)}))
 

@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from posttrain.chat.template import Chat
 from posttrain.config import Lengths
-from posttrain.data.splits import SPLITS
+from posttrain.data.rows import SPLITS
 from posttrain.errors import UserError
 
 ABOUT = "tokens.json"

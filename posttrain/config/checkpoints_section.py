@@ -8,8 +8,10 @@ from posttrain.config.section import Section
 
 
 class CheckpointsSection(Section):
-    """What an interrupted training goes on from; lies in the artifact store until the training is done."""
+    """Training checkpoints, from which an interrupted training resumes. They are kept in the artifact store until it ends."""
 
     interval_s: float = Field(
-        600.0, ge=0, description="seconds between two training checkpoints; lower: less is lost, more is written"
+        600.0,
+        ge=0,
+        description="seconds between training checkpoints; lower loses less work on interruption and writes more",
     )

@@ -164,7 +164,7 @@ class _Reading(Generic[Parsed]):
 
 
 def _read(reading: _Reading[Parsed], data: DataSection, tally: Tally) -> Iterator[tuple[SourceRecord, Values, Parsed]]:
-    """Each usable row of a source: its record, its renamed values, and what was found in them.
+    """Yield each usable row of a source: its record, its renamed values, and the parsed pair or example.
 
     The source and its unusable rows are counted in `tally`.
     """

@@ -15,14 +15,15 @@ from posttrain.errors import UserError
 
 
 def load_pair_sets(sources: list[Source], preferences: Preferences, data: DataSection) -> PairSets:
-    """The pairs of each source, less those whose prompt is trained on.
+    """Load the pairs of each source, without those whose prompt is in the training data.
 
     Args:
-        preferences: whose training prompts would flatter a model.
-        data: its `max_chars` and `max_drop_share` hold here too.
+        sources: the sets, as in `evaluation.sets`.
+        preferences: their training and validation prompts are removed from the sets.
+        data: its `max_chars` and `max_drop_share` apply here too.
 
     Raises:
-        UserError: a source is missing or has no known layout, nothing of it is left, or two have the same name.
+        UserError: a source is missing, has no known layout or no pairs left, or two sets have the same name.
     """
     trained_on = {
         prompt_key(prompt) for split in (preferences.train, preferences.validation) for prompt in split["prompt"]
@@ -33,15 +34,14 @@ def load_pair_sets(sources: list[Source], preferences: Preferences, data: DataSe
         name = set_name(source)
         if name in sets:
             raise UserError(
-                f"evaluation.sets: two sets are called {name!r}, so their figures could not be told apart: rename a file or "
-                "folder, or name both in one glob"
+                f"evaluation.sets: two sets have the name {name!r}: rename a file or folder, or use one glob for both"
             )
         sets[name] = PairSet(rows, report.digest, report.dropped)
     return PairSets(sets)
 
 
 def set_name(source: Source) -> str:
-    """What a set is called: the last two parts of its path without suffixes, and its part of a Hub dataset.
+    """Return the name of a set: the last two parts of its path without suffixes, and the subset of a Hub dataset.
 
     Examples: `llmbar/Natural` for `../data/llmbar/Natural.jsonl.gz`, `org/name/subset` for a subset on the Hub.
     """

@@ -1,4 +1,4 @@
-"""Further sets of pairs to judge a model by, such as LLMBar or PandaLM: never trained on."""
+"""Additional evaluation sets of pairs, such as LLMBar or PandaLM. They are never used for training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datasets import Dataset
 
 @dataclass(frozen=True)
 class PairSet:
-    """The usable pairs of one source, and how many rows were dropped and why."""
+    """The usable pairs of one source, and the number of dropped rows by reason."""
 
     rows: Dataset
     digest: str
@@ -21,12 +21,12 @@ class PairSet:
 
 @dataclass(frozen=True)
 class PairSets:
-    """Sets of pairs by name."""
+    """Evaluation sets by name."""
 
     sets: dict[str, PairSet]
 
     def save(self, folder: Path) -> None:
-        """Writes `sets.json`, and a Parquet file a set."""
+        """Write `sets.json` and one Parquet file per set."""
         about = []
         for i, (name, found) in enumerate(self.sets.items()):
             pq.write_table(found.rows.with_format("arrow")[:], folder / f"{i}.parquet")
@@ -35,7 +35,7 @@ class PairSets:
 
     @classmethod
     def load(cls, folder: Path) -> PairSets:
-        """What `save` wrote."""
+        """Load what `save` wrote."""
         about = json.loads((folder / "sets.json").read_text(encoding="utf-8"))
         return cls(
             {

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Lock
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -165,6 +165,7 @@ def _worker(train: Callable[..., Checkpoint], inputs: tuple[Any, ...], job: Trai
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["WORLD_SIZE"])))
     if not first:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # only rank 0 writes to stdout
+    preempted = False
     try:
         train(*inputs, replace(job, callbacks=(_SendLogs(queue),) if first else ()))
     except UserError as error:
@@ -174,10 +175,25 @@ def _worker(train: Callable[..., Checkpoint], inputs: tuple[Any, ...], job: Trai
         queue.put({"out_of_memory": str(error)})
         raise
     except Preempted:
-        sys.exit(PREEMPTED)
+        preempted = True
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+    if preempted:
+        end_process(PREEMPTED)
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process at once, without the interpreter's shutdown, in which it may abort.
+
+    Gloo's threads release the tensors of a collective after it has returned, and need the GIL for it. A thread that asks for
+    the GIL during the shutdown is made to exit inside a destructor, which ends the process with SIGABRT ("terminate called
+    without an active exception"). `destroy_process_group` does not wait for the threads if something, as FSDP, still refers
+    to the group. See pytorch/pytorch#190489.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,12 @@ def test_each_text_is_tokenised_once(chat, preferences, monkeypatch):
     encoded = []
     kind = type(chat.tokenizer)
     whole = kind.__call__
-    monkeypatch.setattr(
-        kind, "__call__", lambda self, text, **options: (encoded.extend(text), whole(self, text, **options))[1]
-    )
+
+    def counting(self, text, **options):
+        encoded.extend(text)
+        return whole(self, text, **options)
+
+    monkeypatch.setattr(kind, "__call__", counting)
     tokenise_data(chat, preferences, None, SETTINGS)
     assert len(encoded) == 3 * preferences.n_pairs
 

@@ -384,7 +384,7 @@ def test_set_with_only_training_prompts_is_refused(preferences, extra):
 
 
 def test_sets_with_equal_names_are_refused(preferences, extra):
-    with pytest.raises(UserError, match="two sets are called 'bench/two'"):
+    with pytest.raises(UserError, match="two sets have the name 'bench/two'"):
         load_pair_sets([extra[1], extra[1]], preferences, DataSection())
 
 

@@ -18,7 +18,7 @@ from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_model
 from posttrain.models.memory import GIB, Shape, loaded_gib, weights_gib
 from posttrain.training.dpo import train_dpo
-from posttrain.training.launcher import share_rows
+from posttrain.training.launcher import end_process, share_rows
 from posttrain.training.sharding import (
     keep_precision,
     load_zero_shares,
@@ -145,6 +145,7 @@ def best_weights_of_a_sharded_model(rank: int, store: str) -> None:
     model.reshard()
     assert all(bool((parameter.full_tensor() == 2).all()) for parameter in model.parameters())
     torch.distributed.destroy_process_group()
+    end_process(0)
 
 
 @pytest.mark.slow
@@ -197,6 +198,7 @@ def train_an_odd_layer_by_zero(rank: int, n: int, stage: int, folder: str) -> No
     found = trained_weights(layer)
     assert all(bool((found[name] == weights[name]).all()) for name in weights)
     torch.distributed.destroy_process_group()
+    end_process(0)
 
 
 @pytest.mark.soak

@@ -25,7 +25,7 @@ class DataFile:
     shown: str
     """Path or URL for display."""
     path: PurePath
-    """Its path where it is from, absolute on this machine; the last parts name its rows' source."""
+    """Absolute path at the source; its last parts become the name of the rows' source."""
     below: PurePath
     """Path relative to the source's path, whose parts may name the split."""
     local: Path
@@ -96,7 +96,7 @@ def find_files(location: str) -> list[DataFile]:
 
 
 def _absolute(path: Path) -> Path:
-    """The absolute path, without following links: a source has the same name from whatever folder it is read."""
+    """Return the absolute path without following links, so that a source has the same name in every working directory."""
     return Path(os.path.abspath(path))
 
 
@@ -152,7 +152,7 @@ def _as_word(name: str) -> re.Pattern[str]:
 
 
 def _label(path: PurePath, source: Source) -> str:
-    """The last two parts of a file's path without suffix, less the last if it only tells the split.
+    """Return the last two parts of a path without suffix. A file name that is only a split name is left out.
 
     Examples: `hh-rlhf/harmless-base/train.jsonl.gz` is `hh-rlhf/harmless-base`, `/home/me/data/pairs.jsonl` is `data/pairs`.
     """

@@ -6,7 +6,7 @@ from zenml.enums import ArtifactType
 from zenml.metadata.metadata_types import MetadataType
 
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.orchestration.folder_materializer import FolderMaterializer, upload
+from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer, upload
 
 
 class CheckpointMaterializer(FolderMaterializer):

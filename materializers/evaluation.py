@@ -8,7 +8,7 @@ from zenml.metadata.metadata_types import MetadataType
 
 from posttrain.evaluation.key_figures import key_figures
 from posttrain.evaluation.scoring import Evaluation
-from posttrain.orchestration.folder_materializer import FolderMaterializer
+from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer
 from posttrain.reporting.html import Table, tables_page
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from zenml.metadata.metadata_types import MetadataType
 
 from posttrain.data.pair_sets import PairSets
-from posttrain.orchestration.folder_materializer import FolderMaterializer
+from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer
 
 
 class PairSetsMaterializer(FolderMaterializer):

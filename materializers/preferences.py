@@ -7,7 +7,7 @@ from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from posttrain.data.preferences import Instructions, Preferences
-from posttrain.orchestration.folder_materializer import FolderMaterializer
+from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer
 from posttrain.reporting.html import Table, tables_page
 
 N_SHOWN = 5

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from zenml.metadata.metadata_types import MetadataType
 
-from posttrain.orchestration.folder_materializer import FolderMaterializer
+from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer
 from posttrain.training.reference import ReferenceLogps
 
 

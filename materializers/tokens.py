@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from zenml.metadata.metadata_types import MetadataType
 
 from posttrain.chat.tokens import PairTokens, SftTokens
-from posttrain.orchestration.folder_materializer import FolderMaterializer
+from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer
 
 
 class TokensMaterializer(FolderMaterializer):

@@ -8,8 +8,8 @@ from posttrain.config import EvaluationSection, SweepSection
 from posttrain.evaluation import sweep as library
 from posttrain.evaluation.sweep import SweepOutcome, SweepPoint
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.orchestration.step import step
-from posttrain.orchestration.step_tracking import tracked
+from posttrain.orchestration.running_step.step import step
+from posttrain.orchestration.running_step.step_tracking import tracked
 from posttrain.reporting.sweep_report import sweep_picture
 
 

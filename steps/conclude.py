@@ -3,10 +3,10 @@
 from zenml import add_tags, get_step_context, log_metadata
 from zenml.client import Client
 
-from posttrain.orchestration.run_figures import log_evaluation, log_generations, log_promotion
-from posttrain.orchestration.step import step
-from posttrain.orchestration.step_tracking import tracked
-from posttrain.orchestration.step_training import delete_training_checkpoints
+from posttrain.orchestration.running_step.run_figures import log_evaluation, log_generations, log_promotion
+from posttrain.orchestration.running_step.step import step
+from posttrain.orchestration.running_step.step_tracking import tracked
+from posttrain.orchestration.running_step.step_training import delete_training_checkpoints
 from posttrain.reporting.run_report import RunReport
 
 LASTING = ("train_", "choose_point", "score_reference", "generate", "evaluate", "promote")

@@ -15,9 +15,9 @@ from posttrain.evaluation.gate import Champion
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.scoring import Evaluation, EvaluationData
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.orchestration.run_figures import log_evaluation
-from posttrain.orchestration.step import step
-from posttrain.orchestration.step_tracking import tracked
+from posttrain.orchestration.running_step.run_figures import log_evaluation
+from posttrain.orchestration.running_step.step import step
+from posttrain.orchestration.running_step.step_tracking import tracked
 from posttrain.training.reference import ReferenceLogps
 
 

@@ -6,8 +6,8 @@ from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain.evaluation.gate import Champion
 from posttrain.orchestration.registry import reconcile, standing_champion
-from posttrain.orchestration.step import step
-from posttrain.orchestration.step_tracking import tracking_uri
+from posttrain.orchestration.running_step.step import step
+from posttrain.orchestration.running_step.step_tracking import tracking_uri
 
 
 @step(enable_cache=False)

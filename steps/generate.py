@@ -9,9 +9,9 @@ from posttrain.evaluation import generations as library
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.generations import Generations
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.orchestration.run_figures import log_generations
-from posttrain.orchestration.step import step
-from posttrain.orchestration.step_tracking import tracked
+from posttrain.orchestration.running_step.run_figures import log_generations
+from posttrain.orchestration.running_step.step import step
+from posttrain.orchestration.running_step.step_tracking import tracked
 
 
 @step

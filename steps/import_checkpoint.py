@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.orchestration.step import step
+from posttrain.orchestration.running_step.step import step
 
 
 @step(enable_cache=False)

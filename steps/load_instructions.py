@@ -6,7 +6,7 @@ from posttrain.config import DataSection, Source
 from posttrain.data import loader as library
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.data.report import DataReport
-from posttrain.orchestration.step import step
+from posttrain.orchestration.running_step.step import step
 
 
 @step(enable_cache=False)

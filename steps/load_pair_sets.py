@@ -6,7 +6,7 @@ from posttrain.config import DataSection, Source
 from posttrain.data import pair_set_loader as library
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
-from posttrain.orchestration.step import step
+from posttrain.orchestration.running_step.step import step
 
 
 @step(enable_cache=False)

@@ -6,10 +6,10 @@ from posttrain.config import DataSection
 from posttrain.data import loader as library
 from posttrain.data.preferences import Preferences
 from posttrain.data.report import DataReport
-from posttrain.orchestration.cache_key import code_digest
-from posttrain.orchestration.overlap import leave_to_earlier_run
-from posttrain.orchestration.step import step
-from posttrain.orchestration.step_tracking import tracked
+from posttrain.orchestration.caching.cache_key import code_digest
+from posttrain.orchestration.running_step.step import step
+from posttrain.orchestration.running_step.step_tracking import tracked
+from posttrain.orchestration.stacks.overlap import leave_to_earlier_run
 from posttrain.reporting.data_page import data_page
 from posttrain.tracking import package_versions
 

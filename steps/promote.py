@@ -10,9 +10,9 @@ from posttrain.evaluation import gate as library
 from posttrain.evaluation.gate import Champion, Promotion
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.orchestration.registry import JudgedModel, result_name, settle
-from posttrain.orchestration.run_figures import log_promotion
-from posttrain.orchestration.step import step
-from posttrain.orchestration.step_tracking import tracked
+from posttrain.orchestration.running_step.run_figures import log_promotion
+from posttrain.orchestration.running_step.step import step
+from posttrain.orchestration.running_step.step_tracking import tracked
 
 
 @step

@@ -10,9 +10,9 @@ from posttrain.evaluation.gate import Promotion
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.orchestration.cache_key import code_digest
-from posttrain.orchestration.step import step
-from posttrain.orchestration.step_tracking import tracked
+from posttrain.orchestration.caching.cache_key import code_digest
+from posttrain.orchestration.running_step.step import step
+from posttrain.orchestration.running_step.step_tracking import tracked
 from posttrain.reporting.drawing import file_name
 from posttrain.reporting.plots import draw
 from posttrain.reporting.run_page import report_page

@@ -5,7 +5,7 @@ from typing import Annotated
 from posttrain.config import ModelSection
 from posttrain.models import base as library
 from posttrain.models.checkpoint import Base
-from posttrain.orchestration.step import step
+from posttrain.orchestration.running_step.step import step
 
 
 @step(enable_cache=False)

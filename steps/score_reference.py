@@ -7,7 +7,7 @@ from zenml.client import Client
 from posttrain.chat.tokens import PairTokens
 from posttrain.config import ModelSection
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.orchestration.step import step
+from posttrain.orchestration.running_step.step import step
 from posttrain.training import reference as library
 from posttrain.training.reference import ReferenceLogps, ReferencePolicy
 

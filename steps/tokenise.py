@@ -10,8 +10,8 @@ from posttrain.config import Lengths, ModelSection
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_chat
-from posttrain.orchestration.step import step
-from posttrain.orchestration.step_tracking import tracked
+from posttrain.orchestration.running_step.step import step
+from posttrain.orchestration.running_step.step_tracking import tracked
 from posttrain.reporting.data_page import token_page
 
 

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from posttrain.config import DpoSection, ModelSection
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.orchestration.step import step
-from posttrain.orchestration.step_tracking import tracked
-from posttrain.orchestration.step_training import training_stage
+from posttrain.orchestration.running_step.step import step
+from posttrain.orchestration.running_step.step_tracking import tracked
+from posttrain.orchestration.running_step.step_training import training_stage
 from posttrain.training import dpo as library
 from posttrain.training.reference import ReferenceLogps
 

@@ -6,9 +6,9 @@ from posttrain.config import DpoSection, ModelSection, point_label
 from posttrain.evaluation import sweep as library
 from posttrain.evaluation.sweep import GridPoint, SweepPoint
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.orchestration.step import step
-from posttrain.orchestration.step_tracking import tracked
-from posttrain.orchestration.step_training import training_stage
+from posttrain.orchestration.running_step.step import step
+from posttrain.orchestration.running_step.step_tracking import tracked
+from posttrain.orchestration.running_step.step_training import training_stage
 from posttrain.training.reference import ReferenceLogps
 
 

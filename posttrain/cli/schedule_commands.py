@@ -19,7 +19,7 @@ def schedule() -> None:
 def schedule_list() -> None:
     """Print each schedule, when it starts runs, and how its last run ended."""
     with clean_errors():
-        from posttrain.orchestration.schedules import every, last_run
+        from posttrain.orchestration.stacks.schedules import every, last_run
 
         for found in every():
             state, run = "active" if found.active else "paused", last_run(found)
@@ -35,7 +35,7 @@ def schedule_pause(name: str) -> None:
     Refused while one of its runs is in progress.
     """
     with clean_errors():
-        from posttrain.orchestration.schedules import find, set_active
+        from posttrain.orchestration.stacks.schedules import find, set_active
 
         set_active(find(name), False)
     click.echo(f"Schedule {name} is paused.")
@@ -46,7 +46,7 @@ def schedule_pause(name: str) -> None:
 def schedule_resume(name: str) -> None:
     """Resume a paused schedule."""
     with clean_errors():
-        from posttrain.orchestration.schedules import find, set_active
+        from posttrain.orchestration.stacks.schedules import find, set_active
 
         set_active(find(name), True)
     click.echo(f"Schedule {name} is active.")
@@ -60,7 +60,7 @@ def schedule_delete(name: str) -> None:
     Refused while one of its runs is in progress.
     """
     with clean_errors():
-        from posttrain.orchestration.schedules import delete, find
+        from posttrain.orchestration.stacks.schedules import delete, find
 
         delete(find(name))
     click.echo(f"Schedule {name} is deleted.")

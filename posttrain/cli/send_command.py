@@ -15,7 +15,7 @@ def send(files: tuple[str, ...]) -> None:
     FILES are those that the run has named, on this machine or in the artifact store.
     """
     with clean_errors():
-        from posttrain.orchestration.step_tracking import send_unsent
+        from posttrain.orchestration.running_step.step_tracking import send_unsent
 
         for file in files:
             n_records = send_unsent(file)

@@ -28,7 +28,7 @@ def stack_check(name: str | None, config: Path | None) -> None:
     What does not work is printed with the way to fix it. Without NAME, the active stack is checked.
     """
     with clean_errors():
-        from posttrain.orchestration.stack_check import check_stack, steps_of
+        from posttrain.orchestration.stacks.stack_check import check_stack, steps_of
 
         findings = []
         for finding in check_stack(name, steps_of(config)):

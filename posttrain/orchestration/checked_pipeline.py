@@ -19,7 +19,7 @@ from zenml.pipelines.pipeline_definition import Pipeline
 from posttrain import configure
 from posttrain.errors import UserError
 from posttrain.orchestration.run_file import RunFile, read_run_file
-from posttrain.orchestration.schedules import replacing
+from posttrain.orchestration.stacks.schedules import replacing
 
 
 class CheckedPipeline(Pipeline):

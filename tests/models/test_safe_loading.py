@@ -20,8 +20,8 @@ from posttrain.errors import UserError
 from posttrain.models.base import base_source, resolve_base
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.models.loading import load_chat, load_model
-from posttrain.orchestration.folder_materializer import download
 from posttrain.orchestration.project import step_names
+from posttrain.orchestration.running_step.folder_materializer import download
 
 OURS = sorted(
     path

@@ -18,11 +18,11 @@ from materializers import BaseModelMaterializer, ModelSettingsMaterializer
 from pipelines.dpo import dpo_pipeline
 from posttrain.config import ModelSection
 from posttrain.models.base import resolve_base
-from posttrain.orchestration import cache_key
-from posttrain.orchestration.cache_key import digest_of_step, relevant_versions, step_digest
+from posttrain.orchestration.caching import cache_key
+from posttrain.orchestration.caching.cache_key import digest_of_step, relevant_versions, step_digest
+from posttrain.orchestration.caching.source_graph import SourceGraph
+from posttrain.orchestration.caching.step_keys import cache_policy
 from posttrain.orchestration.project import step_names
-from posttrain.orchestration.source_graph import SourceGraph
-from posttrain.orchestration.step_keys import cache_policy
 
 PACKAGES = ("posttrain", "steps", "materializers")
 TRAININGS = {"train_sft", "score_reference", "train_dpo"}
@@ -84,7 +84,7 @@ def test_code_that_shows_or_serves_results_leaves_every_training_cached(changed:
     assert ("report" in steps) == (package == "reporting")
 
 
-@pytest.mark.parametrize("module", ["posttrain/tracking", "posttrain/orchestration/step_tracking.py"])
+@pytest.mark.parametrize("module", ["posttrain/tracking", "posttrain/orchestration/running_step/step_tracking.py"])
 def test_code_that_only_publishes_changes_nothing(changed: Any, module: str) -> None:
     assert not changed(lambda root: edit(root / module)) & (TRAININGS | JUDGING)
 
@@ -120,7 +120,7 @@ def test_the_materializers_of_inputs_and_outputs_count(changed: Any) -> None:
 
 
 def test_the_orchestration_s_own_resume_logic_reruns_trainings(changed: Any) -> None:
-    steps = changed(lambda root: edit(root / "posttrain/orchestration/step_training.py"))
+    steps = changed(lambda root: edit(root / "posttrain/orchestration/running_step/step_training.py"))
     assert {"train_sft", "train_dpo"} <= steps
     assert "evaluate" not in steps
 

@@ -34,7 +34,7 @@ from posttrain.evaluation.gate import Promotion
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.evaluation.statistics import summarise
 from posttrain.models.checkpoint import Base, Checkpoint, seal
-from posttrain.orchestration.folder_materializer import upload
+from posttrain.orchestration.running_step.folder_materializer import upload
 from posttrain.reporting.html import Table, tables_page
 from posttrain.training.reference import ReferenceLogps
 
@@ -86,7 +86,9 @@ def evaluation() -> Evaluation:
 def any_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once read in place, once as if the store were elsewhere."""
     if request.param == "remote store":
-        monkeypatch.setattr("posttrain.orchestration.folder_materializer.LocalArtifactStore", type("Elsewhere", (), {}))
+        monkeypatch.setattr(
+            "posttrain.orchestration.running_step.folder_materializer.LocalArtifactStore", type("Elsewhere", (), {})
+        )
 
 
 @pytest.mark.usefixtures("any_store")

@@ -19,7 +19,7 @@ from zenml.models import PipelineRunResponse
 from pipelines.dpo import dpo_pipeline
 from posttrain.errors import UserError
 from posttrain.evaluation.gate import Promotion
-from posttrain.orchestration import cache_key as _code
+from posttrain.orchestration.caching import cache_key as _code
 from posttrain.orchestration.finished_runs import read_report
 from posttrain.orchestration.project import step_names
 from posttrain.orchestration.run_file import read_run_file

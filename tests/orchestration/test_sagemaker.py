@@ -16,7 +16,7 @@ from zenml.image_builders import LocalImageBuilder
 from zenml.stack import Stack
 
 from pipelines.dpo import dpo_pipeline
-from posttrain.orchestration import schedules
+from posttrain.orchestration.stacks import schedules
 
 CONFIG = ROOT / "configs" / "nightly_sagemaker.yaml"
 REGISTRY = "123456789012.dkr.ecr.us-east-1.amazonaws.com"

@@ -22,10 +22,10 @@ from zenml.utils.time_utils import utc_now
 from pipelines.dpo import dpo_pipeline
 from posttrain.cli.main import main
 from posttrain.errors import UserError
-from posttrain.orchestration import overlap as _overlap
-from posttrain.orchestration import schedules
 from posttrain.orchestration.checked_pipeline import _print_outcome
 from posttrain.orchestration.run_file import N_CRON_FIELDS
+from posttrain.orchestration.stacks import overlap as _overlap
+from posttrain.orchestration.stacks import schedules
 
 CRON: dict[str, dict[str, Any]] = {}
 """What stands in the cluster, by the name that it gave."""

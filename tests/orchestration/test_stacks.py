@@ -23,10 +23,10 @@ from zenml.stack import Stack
 
 from pipelines.dpo import dpo_pipeline
 from posttrain.cli.main import main
-from posttrain.orchestration import cache_key as _code
-from posttrain.orchestration.cache_key import code_digest, digest_of_code, digest_of_step, step_digest
-from posttrain.orchestration.stack_check import check_stack, steps_of
-from posttrain.orchestration.stack_probes import differing
+from posttrain.orchestration.caching import cache_key as _code
+from posttrain.orchestration.caching.cache_key import code_digest, digest_of_code, digest_of_step, step_digest
+from posttrain.orchestration.stacks.stack_check import check_stack, steps_of
+from posttrain.orchestration.stacks.stack_probes import differing
 
 ON_GPU = {"train_sft", "score_reference", "train_dpo", "generate", "evaluate"}
 NIGHTLY = ROOT / "configs" / "nightly_kubernetes.yaml"

@@ -11,7 +11,7 @@ from zenml import pipeline, step
 from zenml.client import Client
 
 from posttrain.cli.main import main
-from posttrain.orchestration.step_tracking import _keep, ended
+from posttrain.orchestration.running_step.step_tracking import _keep, ended
 from posttrain.tracking import Tracker, default_tracking_uri
 
 

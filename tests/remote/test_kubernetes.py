@@ -28,7 +28,7 @@ from zenml.enums import ExecutionStatus
 from zenml.models import PipelineRunResponse
 
 from posttrain.data.demo import pairs as demo
-from posttrain.orchestration.cache_key import code_digest
+from posttrain.orchestration.caching.cache_key import code_digest
 from remote.conftest import (
     CHECKPOINT,
     SMALL,

@@ -18,6 +18,8 @@ Seen = tuple[str, dict[str, float]] | None
 """The title of a finding and the values it is based on; None if the rule does not apply or lacks data."""
 
 
+MIN_SLICE_PAIRS = 20
+"""Minimum number of pairs in a slice for the slice rule."""
 MIN_LOGS = 8
 """Minimum number of logged steps for rules on training curves."""
 

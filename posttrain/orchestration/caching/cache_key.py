@@ -16,17 +16,17 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from posttrain.orchestration.source_graph import Reference, SourceGraph, SourceModule
+from posttrain.orchestration.caching.source_graph import Reference, SourceGraph, SourceModule
 from posttrain.tracking import package_versions
 
 LIBRARY, MATERIALIZERS = "posttrain", "materializers"
 
 NOT_FOLLOWED = {
     "posttrain.tracking": "publishes results to MLflow",
-    "posttrain.orchestration.run_figures": "publishes results to MLflow",
-    "posttrain.orchestration.step_tracking": "opens the MLflow run of a step",
-    "posttrain.orchestration.step": "decides about caching, retries and alerts",
-    "posttrain.orchestration.cache_key": "computes these digests",
+    "posttrain.orchestration.running_step.run_figures": "publishes results to MLflow",
+    "posttrain.orchestration.running_step.step_tracking": "opens the MLflow run of a step",
+    "posttrain.orchestration.running_step.step": "decides about caching, retries and alerts",
+    "posttrain.orchestration.caching.cache_key": "computes these digests",
     "posttrain.config.explain": "words the errors of settings",
     "posttrain.config.equivalents": "names settings of other tools in errors",
 }

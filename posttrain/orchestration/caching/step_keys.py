@@ -9,7 +9,7 @@ from collections.abc import Callable
 from zenml.config.cache_policy import CachePolicy
 from zenml.config.source import Source, SourceType
 
-from posttrain.orchestration import cache_key
+from posttrain.orchestration.caching import cache_key
 
 
 def cache_policy(module: str) -> CachePolicy:

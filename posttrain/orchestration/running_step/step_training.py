@@ -8,8 +8,8 @@ from zenml.models import PipelineRunResponse
 
 from posttrain.config import CheckpointsSection, ModelSection, TrainSection
 from posttrain.models.checkpoint import Base
-from posttrain.orchestration.cache_key import step_digest
-from posttrain.orchestration.workspace import workspace
+from posttrain.orchestration.caching.cache_key import step_digest
+from posttrain.orchestration.running_step.workspace import workspace
 from posttrain.tracking import TrackedStage, metrics_callback
 from posttrain.training.resume.training_checkpoints import TrainingCheckpoints, training_key
 from posttrain.training.trainer import TrainingJob

@@ -21,7 +21,7 @@ from posttrain.compat.zenml_internals import server_version
 from posttrain.config.load import load_document
 from posttrain.errors import UserError
 from posttrain.orchestration.project import project_root
-from posttrain.orchestration.stack_probes import (
+from posttrain.orchestration.stacks.stack_probes import (
     LIST_PACKAGES,
     TIMEOUT_S,
     Unknown,

@@ -18,7 +18,7 @@ from zenml.orchestrators import BaseOrchestrator
 
 from posttrain.compat.zenml_internals import archive_schedule_record, update_schedule_record
 from posttrain.errors import UserError
-from posttrain.orchestration.overlap import run_in_progress
+from posttrain.orchestration.stacks.overlap import run_in_progress
 
 logger = logging.getLogger(__name__)
 

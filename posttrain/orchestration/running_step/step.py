@@ -12,7 +12,7 @@ from zenml.steps.step_context import StepContext
 from posttrain import configure
 from posttrain.compat.zenml_internals import without_caching_parameters
 from posttrain.errors import UserError
-from posttrain.orchestration.step_keys import cache_policy
+from posttrain.orchestration.caching.step_keys import cache_policy
 from posttrain.tracking import without_password
 
 MISTAKE = f"{UserError.__module__}.{UserError.__name__}"

@@ -1,0 +1,1 @@
+"""Cache keys of steps, from the code that each step uses."""

@@ -1,0 +1,1 @@
+"""ZenML stacks and the schedules on them."""

@@ -46,6 +46,7 @@ test-remote: setup
 # Builds the wheel, installs it outside of this folder, makes a project there and trains in it.
 wheel-test: setup
 	tests/wheel/try_wheel.sh $(BIN)/python
+
 # The contract tests of posttrain/compat with the oldest and the newest releases of TRL, transformers, PEFT and ZenML that
 # pyproject.toml allows. `make compat COMPAT=trl==1.15.0` tests one combination.
 compat: setup
@@ -57,9 +58,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Generates the reference pages from the code and builds the site into site/.
 docs: setup
 	$(BIN)/python -m docs.generate
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Writes constraints.txt from pyproject.toml. Versions that still fit stay; `make lock LOCK=--upgrade` takes the newest that do.
 # torch keeps its version, and what only its CUDA builds need is left out: it differs from build to build, and torch pins it itself.

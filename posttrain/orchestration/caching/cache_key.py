@@ -99,7 +99,8 @@ def digest_of_code(folders: dict[str, Path]) -> str:
     versions = {package: version.partition("+")[0] for package, version in package_versions().items()}
     digest = hashlib.sha256(repr(versions).encode())
     for name, folder in folders.items():
-        for path in sorted(folder.rglob("*.py")):
+        paths = (path for path in folder.rglob("*.py") if path.relative_to(folder).parts[0] != "project")  # the template
+        for path in sorted(paths):
             digest.update(f"{name}/{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 

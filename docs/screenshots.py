@@ -52,9 +52,9 @@ def main() -> None:
                 f"--blink-settings=preferredColorScheme={scheme}",
             )
             sides.append(Image.open(side))
-        both = Image.new("RGB", (sum(side.width for side in sides), sides[0].height))
-        for i, side in enumerate(sides):
-            both.paste(side, (i * side.width, 0))
+        both = Image.new("RGB", (sum(image.width for image in sides), sides[0].height))
+        for i, image in enumerate(sides):
+            both.paste(image, (i * image.width, 0))
         both.save(DOCS / "report.png", optimize=True)
         with mlflow_ui() as address:
             runs, dpo = charts(find_run(None).name)

@@ -68,7 +68,7 @@ def test_the_dashboard_and_the_command_show_the_same_page(runs, tmp_path):
 def test_compare_prints_the_differences_of_two_runs(runs):
     printed = " ".join(call("compare", *runs).split())
     assert "dpo.beta 0.1 0.4" in printed
-    assert "the same: data, code, base, packages" in printed
+    assert "Same: data, code, base, packages" in printed
     assert "over the first, on the same pairs: " in printed
     assert "no such run" in refused("compare", runs[0], "no-such-run")
 

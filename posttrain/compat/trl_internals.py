@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from collections import defaultdict
@@ -68,10 +69,16 @@ def fused_head_kernel() -> Any:
     Read against: TRL 1.15 and 1.16 (`trl.trainer.utils._ChunkedLogProbFunction`; `_use_triton` exists since 1.16).
     Remove when: pyproject.toml no longer allows TRL 1.15.
     """
+    _replace_kernel()
+    utils: Any = trl.trainer.utils
+    return utils._ChunkedLogProbFunction
+
+
+@functools.cache
+def _replace_kernel() -> None:
     utils: Any = trl.trainer.utils
     if not hasattr(utils, "_use_triton") and not torch.cuda.is_available():
         utils._ChunkedLogProbFunction = _TorchHead
-    return utils._ChunkedLogProbFunction
 
 
 def plain_head_fields(fused_forward: Callable[..., Any]) -> frozenset[str] | None:

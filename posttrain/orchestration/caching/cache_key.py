@@ -19,7 +19,7 @@ from pathlib import Path
 from posttrain.orchestration.caching.source_graph import Reference, SourceGraph, SourceModule
 from posttrain.tracking import package_versions
 
-LIBRARY, MATERIALIZERS = "posttrain", "materializers"
+LIBRARY, MATERIALIZERS, REPORTING = "posttrain", "materializers", "posttrain.reporting"
 
 NOT_FOLLOWED = {
     "posttrain.tracking": "publishes results to MLflow",
@@ -60,13 +60,15 @@ def digest_of_step(module: str, folders: dict[str, Path]) -> str:
     """Return the digest of a step whose code, library and materializers are in these folders, by top-level package."""
     graph, stored_types = _project(tuple(sorted(folders.items())))
     used = _types_of_step(graph, module)
-    reached = graph.reached(module, *(name for name, types in stored_types.items() if types & used))
+    own = graph.reached(module)
+    # A materializer draws a preview for the dashboard with the reporting package, and stores the result without it.
+    stored = graph.reached(*(name for name, types in stored_types.items() if types & used), without=(REPORTING,))
     digest = hashlib.sha256()
-    for name in sorted(reached.modules):
+    for name in sorted(own.modules | stored.modules):
         found = graph.module(name)
         assert found is not None
         digest.update(f"{name} {found.digest}\n".encode())
-    for name, version in relevant_versions(reached.packages).items():
+    for name, version in relevant_versions(own.packages | stored.packages).items():
         digest.update(f"{name} {version}\n".encode())
     return digest.hexdigest()
 
@@ -99,7 +101,9 @@ def digest_of_code(folders: dict[str, Path]) -> str:
     versions = {package: version.partition("+")[0] for package, version in package_versions().items()}
     digest = hashlib.sha256(repr(versions).encode())
     for name, folder in folders.items():
-        paths = (path for path in folder.rglob("*.py") if path.relative_to(folder).parts[0] != "project")  # the template
+        paths = (
+            path for path in folder.rglob("*.py") if path.relative_to(folder).parts[0] != "project"
+        )  # the template
         for path in sorted(paths):
             digest.update(f"{name}/{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -94,14 +94,18 @@ class SourceGraph:
         names = (".".join([package, *path.relative_to(folder).with_suffix("").parts]) for path in folder.rglob("*.py"))
         return sorted(name.removesuffix(".__init__") for name in names)
 
-    def reached(self, *start: str) -> Reached:
-        """Return everything that some modules use, these modules included."""
+    def reached(self, *start: str, without: tuple[str, ...] = ()) -> Reached:
+        """Return everything that some modules use, these modules included.
+
+        Args:
+            without: further modules and packages that are not followed.
+        """
         modules: set[str] = set()
         packages: set[str] = set()
         waiting = list(start)
         while waiting:
             name = waiting.pop()
-            module = None if name in modules or self._is_left_out(name) else self.module(name)
+            module = None if name in modules or self._is_left_out(name, without) else self.module(name)
             if module is None:
                 continue
             modules.add(name)
@@ -133,8 +137,8 @@ class SourceGraph:
         submodule = f"{reference.module}.{reference.name}"
         return [submodule if self.module(submodule) else reference.module]
 
-    def _is_left_out(self, name: str) -> bool:
-        return any(name == other or name.startswith(f"{other}.") for other in self.without)
+    def _is_left_out(self, name: str, further: tuple[str, ...] = ()) -> bool:
+        return any(name == other or name.startswith(f"{other}.") for other in (*self.without, *further))
 
     def _path(self, name: str) -> Path | None:
         folder = self._folder(name)

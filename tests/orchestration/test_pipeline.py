@@ -102,7 +102,7 @@ def test_the_run_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     path = written(tmp_path, {"sweep": {"grid": {"beta": [0.1, 0.2]}}}, steps={"train_point": {}})
     monkeypatch.setattr(yaml, "load", counting)
-    with pytest.raises(click.ClickException, match="dpo_pipeline trains one point only"):
+    with pytest.raises(click.ClickException, match="dpo_pipeline trains a single point"):
         dpo_pipeline.with_options(config_path=path)()
     assert [name for name in callers if not name.startswith("zenml.")] == ["posttrain.config.load"]
 

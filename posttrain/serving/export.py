@@ -68,7 +68,7 @@ def export(model: ExportedModel, dest: str, options: ExportOptions = ExportOptio
         UserError: the destination cannot be written or holds something else, or the checkpoint has no adapter to keep.
     """
     if options.adapter and model.checkpoint.manifest.kind == "full":
-        raise UserError(f"{model.checkpoint.path}: holds all weights and no adapter: leave --adapter out")
+        raise UserError(f"{model.checkpoint.path}: holds whole weights, no adapter to keep: leave --adapter out")
     if "://" in dest:
         with tempfile.TemporaryDirectory(prefix="posttrain-export-") as scratch:
             folder = Path(scratch)

@@ -141,7 +141,7 @@ def test_a_changed_row_reruns_the_steps_that_depend_on_it(
     only_sft = run(tmp_path, copy.deepcopy(config) | {"finetuning_type": "sft"})
     report = read_report(only_sft.id)
     assert report.figures.stages["dpo"] is None
-    assert "SFT orders" in report.promotion.reasons[0]
+    assert "SFT ranks" in report.promotion.reasons[0]
 
 
 @pytest.mark.soak

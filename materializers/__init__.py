@@ -1,6 +1,6 @@
-"""How artifacts are stored, hashed, summarised and shown on the dashboard. Nothing is pickled.
+"""Materializers: how artifacts are stored, hashed, summarised and shown on the dashboard. Nothing is pickled.
 
-Every materializer hashes the content, so a step that ran again and gave the same leaves what follows in the cache.
+Every materializer hashes the content. If a step runs again and gives the same content, the steps that follow stay cached.
 """
 
 from materializers.checkpoint import CheckpointMaterializer
@@ -13,6 +13,7 @@ from materializers.records import RecordMaterializer
 from materializers.reference import ReferenceLogpsMaterializer
 from materializers.report import RunReportMaterializer
 from materializers.sweep import SweepOutcomeMaterializer, SweepPointMaterializer
+from materializers.tokens import TokensMaterializer
 
 __all__ = [
     "CheckpointMaterializer",
@@ -27,4 +28,5 @@ __all__ = [
     "RunReportMaterializer",
     "SweepOutcomeMaterializer",
     "SweepPointMaterializer",
+    "TokensMaterializer",
 ]

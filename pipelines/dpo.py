@@ -1,60 +1,76 @@
-"""SFT, then DPO from that very SFT checkpoint, then the verdict."""
+"""SFT, then DPO from that exact SFT checkpoint, then the evaluation."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines import ROOT
 from posttrain.config import RunConfig
+from posttrain.config.check_policies import policy_of
 from posttrain.errors import UserError
 from posttrain.orchestration.checked_pipeline import CheckedPipeline
 
 
+@dataclass(frozen=True)
+class RunArtifacts:
+    """Artifacts of a run that several steps read. A step's output is Any while a pipeline is being built."""
+
+    preferences: Any
+    data_report: Any
+    base: Any
+    tokens: Any
+    sft_checkpoint: Any
+
+
 def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen)
-    """The steps of a run, in order; `finetuning_type` decides which there are."""
+    """The steps of a run in order. `finetuning_type` decides which of them are needed."""
     if config.sweep:
-        raise UserError("sweep: dpo_pipeline trains one point only: run sweep_pipeline, or drop the section")
+        raise UserError("sweep: dpo_pipeline trains a single point: run sweep_pipeline, or remove the section")
     # The steps import torch, which takes longer than the check of the config that comes before.
     from steps.score_reference import score_reference
     from steps.train_dpo import train_dpo
 
     model, n_tokens = config.model, config.evaluation.tokens_per_batch
-    preferences, data_report, base, sft_checkpoint = up_to_sft(config)
+    made = up_to_sft(config)
     reference_logps = dpo_checkpoint = None
     if config.finetuning_type != "sft":
-        reference_logps = score_reference(preferences, sft_checkpoint, base, model, config.dpo.lengths, n_tokens)
-        dpo_checkpoint = train_dpo(reference_logps, sft_checkpoint, base, model, config.dpo, config.seed)
-    judge_and_promote(config, preferences, data_report, base, sft_checkpoint, dpo_checkpoint, reference_logps)
+        reference_logps = score_reference(made.tokens, made.sft_checkpoint, made.base, model, n_tokens)
+        dpo_checkpoint = train_dpo(reference_logps, made.sft_checkpoint, made.base, model, config.dpo, config.seed)
+    judge_and_promote(config, made, dpo_checkpoint, reference_logps)
 
 
-def up_to_sft(config: RunConfig) -> tuple[Any, Any, Any, Any]:
-    """The steps that every pipeline begins with: preferences, their report, base model and SFT checkpoint."""
+def up_to_sft(config: RunConfig) -> RunArtifacts:
+    """The steps that every pipeline begins with, up to the SFT checkpoint."""
     import materializers  # noqa: F401 (registers them)
     from posttrain.orchestration.existing_checkpoint import existing_checkpoint
-    from steps.check_tokens import check_tokens
     from steps.import_checkpoint import import_checkpoint
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences
     from steps.resolve_base import resolve_base
+    from steps.tokenise import tokenise
     from steps.train_sft import train_sft
 
-    model, sft = config.model, config.sft
+    model, sft, dpo = config.model, config.sft, config.dpo
     preferences, data_report = load_preferences(config.data)
     base = resolve_base(model)
-    check_tokens(preferences, base, model, config.dpo.lengths, config.data.checks)
-    if config.dpo.sft_checkpoint:
-        found = existing_checkpoint(config.dpo.sft_checkpoint)
+    sft_checkpoint = instructions = None
+    if dpo.sft_checkpoint:
+        found = existing_checkpoint(dpo.sft_checkpoint)
         sft_checkpoint = import_checkpoint(str(found)) if isinstance(found, Path) else found
-        return preferences, data_report, base, sft_checkpoint
-    instructions = None
-    if sft.dataset:
+    elif sft.dataset:
         instructions, _ = load_instructions(preferences, sft.dataset, config.data)
-    return preferences, data_report, base, train_sft(preferences, instructions, base, model, sft, config.seed)
+    sft_max_length = sft.max_length if sft_checkpoint is None else None
+    must_fit = policy_of("truncated", config.data.checks) == "fail"
+    tokens, sft_tokens, _ = tokenise(
+        preferences, instructions, base, sft_checkpoint, model.for_tokens, dpo.lengths, sft_max_length, must_fit
+    )
+    if sft_checkpoint is None:
+        sft_checkpoint = train_sft(sft_tokens, base, model, sft, config.seed)
+    return RunArtifacts(preferences, data_report, base, tokens, sft_checkpoint)
 
 
-def judge_and_promote(
-    config: RunConfig, preferences: Any, data_report: Any, base: Any, sft: Any, dpo: Any, reference_logps: Any
-) -> None:
-    """The steps that every pipeline ends with: the newest model against those before it and the one in production."""
+def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference_logps: Any) -> None:
+    """The steps that every pipeline ends with: compare the newest model with the earlier ones and the champion."""
     from steps.conclude import conclude
     from steps.evaluate import evaluate
     from steps.find_champion import find_champion
@@ -63,15 +79,16 @@ def judge_and_promote(
     from steps.promote import promote
     from steps.report import report
 
-    model, lengths, section = config.model, config.dpo.lengths, config.evaluation
+    model, section = config.model, config.evaluation
+    preferences, tokens, base, sft = made.preferences, made.tokens, made.base, made.sft_checkpoint
     pair_sets = load_pair_sets(preferences, section.sets, config.data) if section.sets else None
     champion = find_champion(dpo or sft, config.name)
-    generations = generate(preferences, base, sft, dpo, model, lengths, section)
+    generations = generate(preferences, tokens, base, sft, dpo, model, section)
     evaluation = evaluate(
-        preferences, base, sft, dpo, reference_logps, champion, pair_sets, model, lengths, section, generations
+        preferences, tokens, base, sft, dpo, reference_logps, champion, pair_sets, model, section, generations
     )
     promotion = promote(evaluation, dpo or sft, champion, config.gate, config.name)
-    conclude(report(data_report, base, sft, dpo, evaluation, generations, promotion))
+    conclude(report(made.data_report, base, sft, dpo, evaluation, generations, promotion))
 
 
 dpo_pipeline = CheckedPipeline("dpo_pipeline", sft_then_dpo, default_config=ROOT / "configs" / "demo.yaml")

@@ -1,4 +1,4 @@
-"""One SFT checkpoint, DPO from it at every point of a grid, and the verdict on the point that did best."""
+"""One SFT checkpoint, DPO from it at every point of a grid, and the evaluation of the best point."""
 
 from pipelines import ROOT
 from pipelines.dpo import judge_and_promote, up_to_sft
@@ -8,10 +8,10 @@ from posttrain.orchestration.checked_pipeline import CheckedPipeline
 
 
 def one_sft_then_many_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen)
-    """The steps of a sweep, in order; what the points share is computed once, by the same steps as in dpo_pipeline."""
+    """The steps of a sweep in order. What the points share is computed once, by the same steps as in dpo_pipeline."""
     if config.sweep is None:
         raise UserError(
-            "sweep: missing, so there is nothing to compare: add e.g. `sweep: {grid: {beta: [0.05, 0.1, 0.5]}}`, or run "
+            "sweep: missing, so there is nothing to compare: add for example `sweep: {grid: {beta: [0.05, 0.1, 0.5]}}`, or run "
             "dpo_pipeline"
         )
     from steps.choose_point import choose_point
@@ -19,17 +19,17 @@ def one_sft_then_many_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B00
     from steps.train_point import train_point
 
     model, n_tokens = config.model, config.evaluation.tokens_per_batch
-    preferences, data_report, base, sft_checkpoint = up_to_sft(config)
-    reference_logps = score_reference(preferences, sft_checkpoint, base, model, config.dpo.lengths, n_tokens)
+    made = up_to_sft(config)
+    reference_logps = score_reference(made.tokens, made.sft_checkpoint, made.base, model, n_tokens)
     checkpoints, points = [], []
     for values, dpo in config.sweep_points():
         checkpoint, point = train_point(
-            values, reference_logps, sft_checkpoint, base, model, dpo, n_tokens, config.seed
+            values, reference_logps, made.sft_checkpoint, made.base, model, dpo, n_tokens, config.seed
         )
         checkpoints.append(checkpoint)
         points.append(point)
     dpo_checkpoint, _ = choose_point(points, checkpoints, config.sweep, config.evaluation)
-    judge_and_promote(config, preferences, data_report, base, sft_checkpoint, dpo_checkpoint, reference_logps)
+    judge_and_promote(config, made, dpo_checkpoint, reference_logps)
 
 
 sweep_pipeline = CheckedPipeline(

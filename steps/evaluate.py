@@ -1,17 +1,19 @@
-"""The verdict on the held-out pairs."""
+"""Evaluate the models on the held-out pairs."""
 
 from typing import Annotated
 
 from zenml.client import Client
 
-from posttrain.config import EvaluationSection, Lengths, ModelSection
+from posttrain.chat.tokens import PairTokens
+from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation import scoring as library
+from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.gate import Champion
 from posttrain.evaluation.generations import Generations
-from posttrain.evaluation.scoring import Evaluation
+from posttrain.evaluation.scoring import Evaluation, EvaluationData
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.run_figures import log_evaluation
 from posttrain.orchestration.step import step
@@ -22,6 +24,7 @@ from posttrain.training.reference import ReferenceLogps
 @step
 def evaluate(
     preferences: Preferences,
+    tokens: PairTokens,
     base: Base,
     sft_checkpoint: Checkpoint,
     dpo_checkpoint: Checkpoint | None,
@@ -29,38 +32,27 @@ def evaluate(
     champion: Champion,
     pair_sets: PairSets | None,
     model: ModelSection,
-    lengths: Lengths,
     evaluation: EvaluationSection,
     generations: Generations,
 ) -> Annotated[Evaluation, "evaluation"]:
-    """Base, SFT and, where there are such, DPO and the champion on the same test pairs."""
+    """Return the figures of base, SFT, DPO and the champion, as far as they exist, on the same test pairs."""
+    models = EvaluatedModels(base, model, sft_checkpoint, dpo_checkpoint, _checkpoint(champion))
+    data = EvaluationData(preferences, tokens, reference_logps, pair_sets, generations)
     with tracked(nested=False) as run:
-        result = library.evaluate(
-            preferences,
-            base,
-            sft_checkpoint,
-            dpo_checkpoint,
-            reference_logps,
-            model,
-            lengths,
-            evaluation,
-            generations=generations,
-            champion=_checkpoint(champion),
-            sets=pair_sets,
-        )
+        result = library.evaluate(models, data, evaluation)
         log_evaluation(run, result.figures)
     return result
 
 
 def _checkpoint(champion: Champion) -> Checkpoint | None:
-    """The champion's checkpoint, from the artifact that holds it."""
+    """Return the champion's checkpoint from its artifact."""
     if champion.artifact is None:
         return None
     try:
         checkpoint = Client().get_artifact_version(champion.artifact).load()
     except KeyError as error:
         raise UserError(
-            f"the champion, version {champion.version}, cannot be held against: its checkpoint, artifact version "
+            f"the champion, version {champion.version}, cannot be compared with, because its checkpoint, artifact version "
             f"{champion.artifact}, was deleted: take that version out of production"
         ) from error
     assert isinstance(checkpoint, Checkpoint)

@@ -1,32 +1,28 @@
-"""What DPO is measured against."""
+"""Score every pair with the reference, which DPO is measured against."""
 
 from typing import Annotated
 
 from zenml.client import Client
 
-from posttrain.config import Lengths, ModelSection
-from posttrain.data.preferences import Preferences
+from posttrain.chat.tokens import PairTokens
+from posttrain.config import ModelSection
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.step import step
 from posttrain.training import reference as library
-from posttrain.training.reference import ReferenceLogps
+from posttrain.training.reference import ReferenceLogps, ReferencePolicy
 
 
 @step
 def score_reference(
-    preferences: Preferences,
-    sft_checkpoint: Checkpoint,
-    base: Base,
-    model: ModelSection,
-    lengths: Lengths,
-    tokens_per_batch: int,
+    tokens: PairTokens, sft_checkpoint: Checkpoint, base: Base, model: ModelSection, tokens_per_batch: int
 ) -> Annotated[ReferenceLogps, "reference_logps"]:
-    """Log-probabilities of every pair under the SFT checkpoint; takes no DPO setting that it does not depend on."""
-    return library.score_reference(preferences, sft_checkpoint, base, model, lengths, tokens_per_batch, find=_stored)
+    """Return the log-probabilities of every pair under the SFT checkpoint. They depend on no setting of DPO but its lengths."""
+    policy = ReferencePolicy(sft_checkpoint, base, model)
+    return library.score_reference(tokens, policy, tokens_per_batch, find=_stored)
 
 
 def _stored(key: str) -> ReferenceLogps | None:
-    """What any earlier run has stored under a key. ZenML's own cache depends on where the inputs come from, this does not."""
+    """Return what an earlier run stored under a key. Unlike ZenML's cache, this does not depend on where inputs come from."""
     found = Client().list_artifact_versions(
         artifact="reference_logps", run_metadata=f"key:{key}", sort_by="desc:created", size=1
     )
@@ -34,7 +30,7 @@ def _stored(key: str) -> ReferenceLogps | None:
         try:
             stored: ReferenceLogps = version.load()
         except OSError as error:
-            print(f"Reference: version {version.version} cannot be read ({error}), so it is scored again")
+            print(f"Reference: version {version.version} cannot be read ({error}), so the pairs are scored again")
         else:
             return stored
     return None

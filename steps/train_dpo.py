@@ -1,4 +1,4 @@
-"""Direct preference optimisation."""
+"""Train with direct preference optimisation."""
 
 from typing import Annotated
 
@@ -20,9 +20,9 @@ def train_dpo(
     dpo: DpoSection,
     seed: int,
 ) -> Annotated[Checkpoint, "dpo_checkpoint"]:
-    """The SFT policy after learning to prefer, held near where it started."""
+    """Return the SFT policy after preference optimisation."""
     with tracked(nested=True) as run:
-        stage = training_stage(run, base, model, dpo, seed, reference_logps.key, sft_checkpoint.digest)
-        checkpoint = library.train_dpo(reference_logps, sft_checkpoint, dpo, stage)
+        job = training_stage(run, base, model, dpo, seed, reference_logps.key, sft_checkpoint.digest)
+        checkpoint = library.train_dpo(reference_logps, sft_checkpoint, dpo, job)
         run.set_tags({"batches": checkpoint.manifest.batches})
     return checkpoint

@@ -1,10 +1,10 @@
-"""Direct preference optimisation at one point of a sweep."""
+"""Train with direct preference optimisation at one point of a sweep."""
 
 from typing import Annotated, Any
 
 from posttrain.config import DpoSection, ModelSection, point_label
 from posttrain.evaluation import sweep as library
-from posttrain.evaluation.sweep import SweepPoint
+from posttrain.evaluation.sweep import GridPoint, SweepPoint
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.step import step
 from posttrain.orchestration.step_tracking import tracked
@@ -26,11 +26,12 @@ def train_point(
     Annotated[Checkpoint | None, "point_checkpoint"],
     Annotated[SweepPoint, "sweep_point"],
 ]:
-    """A checkpoint and its scores on the validation pairs, or, where the values let no training succeed, the reason."""
+    """Return a checkpoint and its scores on the validation pairs, or the reason why training failed with these values."""
     with tracked(nested=True, point=dpo) as run:
         run.set_tags({"mlflow.runName": point_label(values)})
-        stage = training_stage(run, base, model, dpo, seed, reference_logps.key, sft_checkpoint.digest)
-        checkpoint, point = library.train_point(values, reference_logps, sft_checkpoint, dpo, tokens_per_batch, stage)
+        job = training_stage(run, base, model, dpo, seed, reference_logps.key, sft_checkpoint.digest)
+        grid_point = GridPoint(values, dpo)
+        checkpoint, point = library.train_point(grid_point, reference_logps, sft_checkpoint, tokens_per_batch, job)
         if point.scores:
             run.log_metrics(point.scores.metrics())
         else:

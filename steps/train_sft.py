@@ -1,9 +1,9 @@
-"""Supervised fine-tuning."""
+"""Train with supervised fine-tuning."""
 
 from typing import Annotated
 
+from posttrain.chat.tokens import SftTokens
 from posttrain.config import ModelSection, SftSection
-from posttrain.data.preferences import Instructions, Preferences
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.step import step
 from posttrain.orchestration.step_tracking import tracked
@@ -13,18 +13,11 @@ from posttrain.training import sft as library
 
 @step
 def train_sft(
-    preferences: Preferences,
-    instructions: Instructions | None,
-    base: Base,
-    model: ModelSection,
-    sft: SftSection,
-    seed: int,
+    sft_tokens: SftTokens, base: Base, model: ModelSection, sft: SftSection, seed: int
 ) -> Annotated[Checkpoint, "sft_checkpoint"]:
-    """The base after learning the instructions, or the chosen responses where there are none."""
+    """Return the base after training on the instructions or, if there are none, on the chosen responses."""
     with tracked(nested=True) as run:
-        stage = training_stage(
-            run, base, model, sft, seed, preferences.digest, instructions.digest if instructions else ""
-        )
-        checkpoint = library.train_sft(preferences, instructions, sft, stage)
+        job = training_stage(run, base, model, sft, seed, sft_tokens.digest)
+        checkpoint = library.train_sft(sft_tokens, sft, job)
         run.set_tags({"batches": checkpoint.manifest.batches})
     return checkpoint

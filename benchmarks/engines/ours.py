@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gate import Gate
+from posttrain.chat.tokenise_data import TokeniseSettings, tokenise_data
 from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths, ModelSection, Source
 from posttrain.data.loader import load_preferences
-from posttrain.evaluation.scoring import evaluate
+from posttrain.evaluation.evaluated_models import EvaluatedModels
+from posttrain.evaluation.scoring import EvaluationData, evaluate
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.base import resolve_base
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.models.loading import load_model
+from posttrain.models.loading import load_chat, load_model
 from posttrain.training.dpo import train_dpo
-from posttrain.training.reference import score_reference
+from posttrain.training.reference import ReferencePolicy, score_reference
 from posttrain.training.trainer import TrainingJob
 
 
@@ -35,7 +37,8 @@ def run(job: dict[str, Any], gate: Gate) -> dict[str, Any]:
     lengths = Lengths(max_length=case["max_length"], max_prompt_length=case["max_length"])
     base, sft = resolve_base(model), Checkpoint.load(folder / "sft")
     preferences, _ = load_preferences(data)
-    reference = score_reference(preferences, sft, base, model, lengths, evaluation.tokens_per_batch)
+    tokens = tokenise_data(load_chat(base, model, sft), preferences, None, TokeniseSettings(lengths)).pairs
+    reference = score_reference(tokens, ReferencePolicy(sft, base, model), evaluation.tokens_per_batch)
     with tempfile.TemporaryDirectory() as scratch:
         for beta in job["betas"]:
             dpo = DpoSection.model_validate(
@@ -49,10 +52,11 @@ def run(job: dict[str, Any], gate: Gate) -> dict[str, Any]:
                     **engine["options"].get("dpo", {}),
                 }
             )
-            stage = TrainingJob(base, model, case["seed"], Path(scratch) / f"dpo-{beta}", (gate,))
-            trained = train_dpo(reference, sft, dpo, stage)
+            training = TrainingJob(base, model, case["seed"], Path(scratch) / f"dpo-{beta}", (gate,))
+            trained = train_dpo(reference, sft, dpo, training)
             if len(job["betas"]) > 1:  # as in a sweep, whose validation pairs these are
                 policy = load_model(base, model, trained)
                 score_pairs(policy, reference.rows("test"), model, evaluation.tokens_per_batch, "test pairs")
-        evaluate(preferences, base, sft, trained, reference, model, lengths, evaluation)
+        models = EvaluatedModels(base, model, sft, trained)
+        evaluate(models, EvaluationData(preferences, tokens, reference), evaluation)
     return {"n_train": len(preferences.train), "n_test": len(preferences.test)}

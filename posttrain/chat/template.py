@@ -1,12 +1,14 @@
-"""From messages to tokens: the one chat template and completion mask that every stage uses.
+"""The tokenizer with its chat template, which every stage uses.
 
-SFT, reference scoring, DPO and evaluation all read their tokens from here, so a prompt is the same sequence in each of
-them, and the same one that a served model sees.
+A prompt has the same tokens in SFT, reference scoring, DPO, evaluation and generation, and in a served model.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ Messages = list[dict[str, str]]
 Tools = list[dict[str, Any]] | None
 
 PROBE = "posttrain-probe"
-"""A response that no template contains of itself."""
+"""A response that no template contains."""
 
-# Line ends stand in expressions, because the template engine drops the one that follows a block.
+# Line ends are written as expressions, because Jinja drops the one that follows a block.
 TEMPLATES = {
     "plain": (
         "{{ bos_token }}{% for m in messages %}{{ m['role'].capitalize() }}: {{ m['content'] }}"
@@ -44,29 +46,39 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class Chat:
-    """A tokenizer with its chat template, and how a response ends under it."""
+    """A tokenizer with its chat template, and the token that ends a response."""
 
     tokenizer: PreTrainedTokenizerBase
     template: str
-    """Where the template comes from: `tokenizer`, the name of a built-in one, or a file's name."""
+    """Source of the template: `tokenizer`, the name of a built-in template, or the name of a file."""
     stop_id: int
-    """The token that ends every response: the template's end of turn, else the tokenizer's end of sequence."""
+    """Token that ends every response: the template's end of turn, or else the tokenizer's end of sequence."""
 
     @property
     def stop_ids(self) -> list[int]:
-        """All tokens that end a generation, for `generation_config.json`."""
+        """Return all tokens that end a generation, for `generation_config.json`."""
         eos = self.tokenizer.eos_token_id
         return sorted({self.stop_id, eos} if eos is not None else {self.stop_id})
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of what decides the tokens of a conversation: vocabulary, chat template and stop token."""
+        # Reading a saved template turns its line ends into \n, and Jinja renders all of them as \n.
+        template = (
+            json.dumps(self.tokenizer.chat_template, sort_keys=True).replace(r"\r\n", r"\n").replace(r"\r", r"\n")
+        )
+        about = (sorted(self.tokenizer.get_vocab().items()), template, self.stop_id)
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
 
 def prepare_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> Chat:
-    """The tokenizer with the template that was asked for.
+    """Return the tokenizer with a chat template.
 
     Args:
         chat_template: a name in `TEMPLATES`, a `.jinja` file, or None for the tokenizer's own (`plain` if it has none).
 
     Raises:
-        UserError: no such template, one that fails, or no token that could end a response.
+        UserError: the template does not exist or fails, or the tokenizer has no token that could end a response.
     """
     template = chat_template or ("tokenizer" if tokenizer.chat_template else "plain")
     if template in TEMPLATES:
@@ -76,7 +88,7 @@ def prepare_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) 
         if path.suffix != ".jinja" or not path.is_file():
             raise UserError(
                 f"model.chat_template: {chat_template!r} is neither one of {', '.join(sorted(TEMPLATES))} nor a .jinja "
-                "file: name one of these, or leave it out for the tokenizer's own"
+                "file: set one of these, or leave it out to use the tokenizer's own template"
             )
         try:
             tokenizer.chat_template = path.read_text(encoding="utf-8")
@@ -87,7 +99,7 @@ def prepare_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) 
         template = path.name
     if tokenizer.eos_token is None:
         raise UserError(
-            "the model's tokenizer has no eos_token, so no response could end: set one in its tokenizer_config"
+            "the model's tokenizer has no eos_token, so no response could end: set one in its tokenizer_config.json"
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -100,22 +112,22 @@ def _render(chat: Chat, messages: Messages, tools: Tools, **options: Any) -> str
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(
-            f"model.chat_template: {chat.template} refuses a conversation of {roles} ({error}): choose another template"
+            f"model.chat_template: {chat.template} rejects a conversation of {roles} ({error}): choose another template"
         ) from error
 
 
 def _stop_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The first special token that the template puts after a response, else the tokenizer's end of sequence."""
+    """Return the first special token that the template puts after a response, or else the tokenizer's end of sequence."""
     probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": PROBE}]
     try:
         text = str(tokenizer.apply_chat_template(probe, tokenize=False))
     except TemplateError as error:
         raise UserError(
-            f"model.chat_template: fails on a plain question and answer: {error}: choose another"
+            f"model.chat_template: fails on a plain question and answer ({error}): choose another template"
         ) from error
     _, found, end = text.rpartition(PROBE)
     if not found:
-        raise UserError("model.chat_template: leaves out what the assistant says: choose another template")
+        raise UserError("model.chat_template: leaves out the assistant's response: choose another template")
     special = set(tokenizer.all_special_ids)
     after = tokenizer(end, add_special_tokens=False)["input_ids"]
     return int(next((token for token in after if token in special), tokenizer.eos_token_id))

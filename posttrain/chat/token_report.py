@@ -1,18 +1,19 @@
-"""What the tokenizer makes of the pairs: how long they are, and what does not fit."""
+"""Report on tokens: how long the pairs are, and what does not fit."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.chat.template import Chat
-from posttrain.chat.tokenise import tokenise_pairs
-from posttrain.config.check_policies import policy_of
+from posttrain.chat.tokenise import PAIR_CUTS, EncodedPair, cut_pairs, encode_pairs
+from posttrain.config import Lengths
 from posttrain.data.preferences import Preferences
 from posttrain.data.profile import CountHistogram, Counting, Share
 from posttrain.errors import UserError
@@ -22,12 +23,11 @@ PARTS = ("prompt", "chosen", "rejected")
 BATCH_ROWS = 1000
 N_EXAMPLES = 10
 MAX_COUNTED = 5_000
-"""Pairs from which on only every second, third and so on is counted, unless all must fit."""
-UNBOUNDED = 2**40
+"""`report_tokens` counts about this many pairs, spread evenly, unless all pairs must fit."""
 
 
 class TokenReport(BaseModel):
-    """How many tokens the pairs of all splits have, and what is lost of them. Responses count their stop token."""
+    """Number of tokens in the pairs of all splits, and what is cut off. Responses include their stop token."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,100 +36,121 @@ class TokenReport(BaseModel):
     max_prompt_length: int
     n_pairs: int
     n_counted: int
-    """Pairs that were tokenised for this report, spread evenly over every split: all figures are of these."""
+    """Pairs that the figures were computed on. If fewer than `n_pairs`, they are spread evenly over every split."""
     lengths: dict[str, CountHistogram]
     """Of prompts, chosen and rejected responses before anything is cut off."""
     cut: dict[str, int]
-    """Pairs by what happens to them: `posttrain.chat.tokenise.tokenise_pairs` says what each is."""
+    """Number of pairs that were cut or left out: see `posttrain.chat.tokenise.cut_pairs`."""
     n_tokens_lost: dict[str, int]
-    """Tokens cut off prompts, chosen and rejected responses of pairs that are used."""
+    """Tokens cut off the prompts, chosen and rejected responses of pairs that are used."""
     n_stops_lost: dict[str, int]
-    """Chosen and rejected responses that are used without their end of turn, so a model learns not to end there."""
+    """Chosen and rejected responses that are used without their stop token. A model does not learn to stop there."""
     longer_is_chosen: Share | None
-    """How often preferring the response with more tokens is right; without pairs of equal length."""
+    """How often the response with more tokens is the chosen one. Pairs of equal length are not counted."""
     examples: dict[str, list[str]]
     """Ids of a few pairs that are left out, and of a few that are cut."""
 
 
-def report_tokens(
-    chat: Chat, preferences: Preferences, max_length: int, max_prompt_length: int, policies: Mapping[str, str]
-) -> TokenReport:
-    """What becomes of the pairs as tokens.
+class TokenCounter:
+    """Collects the figures of a token report, batch by batch."""
+
+    def __init__(self, chat: Chat, lengths: Lengths) -> None:
+        self._chat, self._lengths = chat, lengths
+        self._n_counted = 0
+        self._histograms = {part: Counting() for part in PARTS}
+        self._cut = Counter(dict.fromkeys(PAIR_CUTS, 0))
+        self._lost, self._stops, self._longer = Counter[str](), Counter[str](), Counter[str]()
+        self._examples: dict[str, list[str]] = {"left_out": [], "cut": []}
+
+    @property
+    def cut(self) -> dict[str, int]:
+        """How many pairs have been cut or left out so far (`PAIR_CUTS`)."""
+        return dict(self._cut)
+
+    def add(self, whole: Sequence[EncodedPair]) -> list[EncodedPair]:
+        """Count a batch of pairs, and return those that can be used, cut to the lengths."""
+        kept, counts = cut_pairs(whole, self._lengths.max_length, self._lengths.max_prompt_length)
+        self._n_counted += len(whole)
+        self._cut.update(counts)
+        used = {pair.id: pair for pair in kept}
+        for part, column in zip(PARTS, ("prompt_ids", "chosen_ids", "rejected_ids"), strict=True):
+            n_whole = {pair.id: len(getattr(pair, column)) for pair in whole}
+            self._histograms[part].add(np.array(list(n_whole.values()), np.int64))
+            self._lost[part] += sum(n_whole[pair.id] - len(getattr(pair, column)) for pair in kept)
+            if part != "prompt":
+                self._stops[part] += sum(getattr(pair, column)[-1] != self._chat.stop_id for pair in kept)
+        self._longer.update(_longer(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in whole)
+        self._add_examples("left_out", (pair.id for pair in whole if pair.id not in used))
+        self._add_examples("cut", (pair.id for pair in whole if used.get(pair.id, pair) != pair))
+        return kept
+
+    def check_all_fit(self) -> None:
+        """Check that no pair was cut or left out.
+
+        Raises:
+            UserError: with the counts and the ids of a few such pairs.
+        """
+        if any(self._cut.values()):
+            counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self._cut.items() if n)
+            raise UserError(
+                f"data.checks: truncated is fail, and of {self._n_counted} pairs {counts}, for example "
+                f"{', '.join([*self._examples['left_out'], *self._examples['cut']][:3])}: raise dpo.max_length "
+                f"({self._lengths.max_length}) or dpo.max_prompt_length ({self._lengths.max_prompt_length}), lower "
+                "data.max_chars, or set truncated to keep"
+            )
+
+    def report(self, n_pairs: int) -> TokenReport:
+        """Return the report.
+
+        Args:
+            n_pairs: number of pairs in all splits.
+        """
+        n_unequal = self._longer["chosen"] + self._longer["rejected"]
+        return TokenReport(
+            template=self._chat.template,
+            max_length=self._lengths.max_length,
+            max_prompt_length=self._lengths.max_prompt_length,
+            n_pairs=n_pairs,
+            n_counted=self._n_counted,
+            lengths={part: self._histograms[part].histogram() for part in PARTS},
+            cut=dict(self._cut),
+            n_tokens_lost={part: self._lost[part] for part in PARTS},
+            n_stops_lost={part: self._stops[part] for part in PARTS[1:]},
+            longer_is_chosen=Share.of(self._longer["chosen"], n_unequal) if n_unequal else None,
+            examples=self._examples,
+        )
+
+    def _add_examples(self, kind: str, ids: Iterator[str]) -> None:
+        self._examples[kind] += islice(ids, N_EXAMPLES - len(self._examples[kind]))
+
+
+def report_tokens(chat: Chat, preferences: Preferences, lengths: Lengths, *, must_fit: bool = False) -> TokenReport:
+    """Return how many tokens the pairs have and what is cut off, without keeping the tokens.
 
     Args:
-        policies: `data.checks`.
+        must_fit: count every pair, and raise if one is cut.
 
     Raises:
-        UserError: a pair is cut or left out, and `truncated: fail` says that none may be.
+        UserError: a pair is cut or left out, and `must_fit` is set.
     """
-
-    def fits(of_pair: Mapping[str, int]) -> bool:
-        response = max(of_pair["chosen"], of_pair["rejected"])
-        return of_pair["prompt"] <= max_prompt_length and of_pair["prompt"] + response <= max_length
-
-    lengths = {part: Counting() for part in PARTS}
-    cut, lost, stops, favours = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    examples: dict[str, list[str]] = {"left_out": [], "cut": []}
-    must_fit = policy_of("truncated", policies) == "fail"
-    batches = list(_batches(preferences, preferences.n_pairs if must_fit else MAX_COUNTED))
-    n_counted = sum(map(len, batches))
-    with progress_bar(n_counted, "Counting tokens", " pairs") as bar:
-        for rows in batches:
-            found = tokenise_pairs(chat, rows, UNBOUNDED, UNBOUNDED)
-            whole = _lengths(found.rows)
-            for part in PARTS:
-                lengths[part].add(np.array([of_pair[part] for of_pair in whole.values()], np.int64))
-            favours.update(_favoured(of_pair["chosen"], of_pair["rejected"]) for of_pair in whole.values())
-            # Only what does not fit needs to be tokenised as a stage would have it.
-            long = [i for i, row_id in enumerate(rows["id"]) if row_id in whole and not fits(whole[row_id])]
-            used = tokenise_pairs(chat, rows.select(long), max_length, max_prompt_length)
-            cut.update(found.counts)
-            cut.update(used.counts)
-            kept = _lengths(used.rows)
-            for row_id, of_pair in kept.items():
-                lost.update({part: whole[row_id][part] - of_pair[part] for part in PARTS})
-            for part in PARTS[1:]:
-                stops[part] += sum(ids[-1] != chat.stop_id for ids in used.rows[f"{part}_ids"])
-            examples["cut"] += list(kept)[: N_EXAMPLES - len(examples["cut"])]
-            left_out = [i for i in rows["id"] if i not in whole] + [i for i in rows.select(long)["id"] if i not in kept]
-            examples["left_out"] += left_out[: N_EXAMPLES - len(examples["left_out"])]
-            bar.update(len(rows))
-    if must_fit and any(cut.values()):
-        counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in cut.items() if n)
-        raise UserError(
-            f"data.checks: truncated is fail, and of {n_counted} pairs {counts}, such as "
-            f"{', '.join([*examples['left_out'], *examples['cut']][:3])}: raise dpo.max_length ({max_length}) or "
-            f"dpo.max_prompt_length ({max_prompt_length}), lower data.max_chars, or say keep"
-        )
-    n_unequal = favours["longer"] + favours["shorter"]
-    return TokenReport(
-        template=chat.template,
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
-        n_pairs=preferences.n_pairs,
-        n_counted=n_counted,
-        lengths={part: lengths[part].histogram() for part in PARTS},
-        cut=dict(cut),
-        n_tokens_lost={part: lost[part] for part in PARTS},
-        n_stops_lost={part: stops[part] for part in PARTS[1:]},
-        longer_is_chosen=Share.of(favours["longer"], n_unequal) if n_unequal else None,
-        examples=examples,
-    )
+    counter = TokenCounter(chat, lengths)
+    step = 1 if must_fit else max(1, math.ceil(preferences.n_pairs / MAX_COUNTED))
+    samples = [rows.select(range(0, len(rows), step)) for rows in preferences.splits().values()]
+    with progress_bar(sum(map(len, samples)), "Counting tokens", " pairs") as bar:
+        for sample in samples:
+            for batch in batches(sample):
+                counter.add(encode_pairs(chat, batch))
+                bar.update(len(batch))
+    if must_fit:
+        counter.check_all_fit()
+    return counter.report(preferences.n_pairs)
 
 
-def _batches(preferences: Preferences, n_most: int) -> Iterator[Dataset]:
-    step = max(1, math.ceil(preferences.n_pairs / max(n_most, 1)))
-    for rows in preferences.splits().values():
-        for start in range(0, len(rows), BATCH_ROWS * step):
-            yield rows.select(range(start, min(start + BATCH_ROWS * step, len(rows)), step))
+def batches(rows: Dataset) -> Iterator[Dataset]:
+    """Yield the rows in batches of at most `BATCH_ROWS`."""
+    for start in range(0, len(rows), BATCH_ROWS):
+        yield rows.select(range(start, min(start + BATCH_ROWS, len(rows))))
 
 
-def _lengths(rows: Dataset) -> dict[str, dict[str, int]]:
-    columns = [map(len, rows[f"{part}_ids"]) for part in PARTS]
-    return {
-        row_id: dict(zip(PARTS, of_pair, strict=True)) for row_id, *of_pair in zip(rows["id"], *columns, strict=True)
-    }
-
-
-def _favoured(chosen: int, rejected: int) -> str:
-    return "longer" if chosen > rejected else "shorter" if chosen < rejected else "neither"
+def _longer(n_chosen: int, n_rejected: int) -> str:
+    return "chosen" if n_chosen > n_rejected else "rejected" if n_chosen < n_rejected else "neither"

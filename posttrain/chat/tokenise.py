@@ -1,41 +1,100 @@
-"""Token ids of prompts and responses, cut to the lengths that the settings allow."""
+"""Token ids of prompts and responses, and the cuts that make them fit."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import pyarrow as pa
 from datasets import Dataset
 
 from posttrain.chat.template import Chat, Messages, Tools, _difference, _render
 from posttrain.errors import UserError
 
+IDS = pa.list_(pa.int32())
+PAIR_TOKENS = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS)])
+"""A preference pair as token ids. Each response includes its stop token unless its end was cut off."""
+COMPLETION_TOKENS = pa.schema([("input_ids", IDS), ("labels", IDS)])
+"""A prompt and its completion as one sequence. `labels` is -100 at every prompt position."""
+PAIR_CUTS = ("prompt_cut", "chosen_cut", "rejected_cut", "no_room", "identical_after_cut")
+COMPLETION_CUTS = ("prompt_cut", "completion_cut")
+
+
+class EncodedPair(NamedTuple):
+    """Token ids of one preference pair."""
+
+    id: str
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+class EncodedCompletion(NamedTuple):
+    """Token ids of a prompt and its completion."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+
 
 @dataclass(frozen=True)
 class Tokenised:
-    """Rows of token ids, and how many rows lost what on the way (`counts`; `rows` holds what is left)."""
+    """Rows of token ids, and how many rows were cut or left out (`counts`)."""
 
     rows: Dataset
     counts: dict[str, int]
 
 
 def tokenise_pairs(chat: Chat, rows: Dataset, max_length: int, max_prompt_length: int) -> Tokenised:
-    """Preference pairs as `id, prompt_ids, chosen_ids, rejected_ids`; a response includes its stop token.
+    """Return preference pairs as `PAIR_TOKENS`, cut by `cut_pairs`."""
+    kept, counts = cut_pairs(encode_pairs(chat, rows), max_length, max_prompt_length)
+    return Tokenised(Dataset(pair_table(kept)), counts)
 
-    A prompt above `max_prompt_length` tokens loses its beginning, a response that does not fit into `max_length` beside
-    its prompt its end, both as TRL had it before 1.0. A pair with no room for a response, or whose two responses are
-    the same after the cut, is left out. All of it is counted.
-    """
+
+def tokenise_completions(chat: Chat, rows: Dataset, max_length: int) -> Tokenised:
+    """Return prompts and completions as `COMPLETION_TOKENS`, cut by `cut_completions`."""
+    table, counts = cut_completions(encode_completions(chat, rows), max_length)
+    return Tokenised(Dataset(table), counts)
+
+
+def encode_pairs(chat: Chat, rows: Dataset) -> list[EncodedPair]:
+    """Return the token ids of each pair before any cut, in the order of the rows."""
     conversations = _conversations(rows)
     prompts = [_render(chat, *conversation, add_generation_prompt=True) for conversation in conversations]
     prompt_ids = _encode(chat, prompts)
     chosen_ids = _completions(chat, conversations, prompts, prompt_ids, rows["chosen"])
     rejected_ids = _completions(chat, conversations, prompts, prompt_ids, rows["rejected"])
+    return list(map(EncodedPair, rows["id"], prompt_ids, chosen_ids, rejected_ids))
 
-    counts = Counter(dict.fromkeys(("prompt_cut", "chosen_cut", "rejected_cut", "no_room", "identical_after_cut"), 0))
+
+def encode_completions(chat: Chat, rows: Dataset) -> list[EncodedCompletion]:
+    """Return the token ids of each prompt and completion before any cut, in the order of the rows."""
+    conversations = _conversations(rows)
+    prompts = [_render(chat, *conversation, add_generation_prompt=True) for conversation in conversations]
+    prompt_ids = _encode(chat, prompts)
+    return list(
+        map(
+            EncodedCompletion,
+            prompt_ids,
+            _completions(chat, conversations, prompts, prompt_ids, rows["completion"]),
+        )
+    )
+
+
+def cut_pairs(
+    pairs: Sequence[EncodedPair], max_length: int, max_prompt_length: int
+) -> tuple[list[EncodedPair], dict[str, int]]:
+    """Return the pairs that can be used, cut to these lengths, and how many pairs were cut or left out (`PAIR_CUTS`).
+
+    A prompt longer than `max_prompt_length` tokens loses its beginning. A response that does not fit into `max_length`
+    together with its prompt loses its end. TRL cut the same way before 1.0. A pair is left out if there is no room for a
+    response, or if its two responses are the same after the cut.
+    """
+    counts = Counter(dict.fromkeys(PAIR_CUTS, 0))
     kept = []
-    for row_id, prompt, chosen, rejected in zip(rows["id"], prompt_ids, chosen_ids, rejected_ids, strict=True):
+    for row_id, prompt, chosen, rejected in pairs:
         cut_prompt = prompt[-max_prompt_length:]
         room = max_length - len(cut_prompt)
         if room == 0:
@@ -47,36 +106,36 @@ def tokenise_pairs(chat: Chat, rows: Dataset, max_length: int, max_prompt_length
         counts["prompt_cut"] += len(prompt) > max_prompt_length
         counts["chosen_cut"] += len(chosen) > room
         counts["rejected_cut"] += len(rejected) > room
-        kept.append((row_id, cut_prompt, chosen[:room], rejected[:room]))
-    columns = list(zip(*kept, strict=True)) if kept else [(), (), (), ()]
-    names = ("id", "prompt_ids", "chosen_ids", "rejected_ids")
-    return Tokenised(Dataset.from_dict(dict(zip(names, map(list, columns), strict=True))), dict(counts))
+        kept.append(EncodedPair(row_id, cut_prompt, chosen[:room], rejected[:room]))
+    return kept, dict(counts)
 
 
-def tokenise_completions(chat: Chat, rows: Dataset, max_length: int) -> Tokenised:
-    """Prompt and completion as `input_ids, labels`, where every prompt position has the label -100.
+def cut_completions(completions: Iterable[EncodedCompletion], max_length: int) -> tuple[pa.Table, dict[str, int]]:
+    """Return sequences of at most `max_length` tokens as `COMPLETION_TOKENS`, and how many were cut (`COMPLETION_CUTS`).
 
-    What does not fit into `max_length` goes from the beginning of the prompt, down to half of `max_length`, and then
-    from the end of the completion; both are counted, no row is lost.
+    Tokens are removed from the beginning of the prompt, until it has half of `max_length`, and then from the end of the
+    completion. No row is left out.
     """
-    conversations = _conversations(rows)
-    prompts = [_render(chat, *conversation, add_generation_prompt=True) for conversation in conversations]
-    prompt_ids = _encode(chat, prompts)
-    completion_ids = _completions(chat, conversations, prompts, prompt_ids, rows["completion"])
-    counts = Counter(dict.fromkeys(("prompt_cut", "completion_cut"), 0))
+    counts = Counter(dict.fromkeys(COMPLETION_CUTS, 0))
     input_ids, labels = [], []
-    for prompt, completion in zip(prompt_ids, completion_ids, strict=True):
+    for prompt, completion in completions:
         cut_prompt = prompt[-max(max_length - len(completion), max_length // 2) :]
         cut_completion = completion[: max_length - len(cut_prompt)]
         counts["prompt_cut"] += len(cut_prompt) < len(prompt)
         counts["completion_cut"] += len(cut_completion) < len(completion)
         input_ids.append(cut_prompt + cut_completion)
         labels.append([-100] * len(cut_prompt) + cut_completion)
-    return Tokenised(Dataset.from_dict({"input_ids": input_ids, "labels": labels}), dict(counts))
+    return pa.table({"input_ids": input_ids, "labels": labels}, COMPLETION_TOKENS), dict(counts)
+
+
+def pair_table(pairs: Sequence[EncodedPair]) -> pa.Table:
+    """Return pairs as a table of `PAIR_TOKENS`."""
+    columns = zip(*pairs, strict=True) if pairs else [[] for _ in PAIR_TOKENS.names]
+    return pa.table(dict(zip(PAIR_TOKENS.names, map(list, columns), strict=True)), PAIR_TOKENS)
 
 
 def _conversations(rows: Dataset) -> list[tuple[Messages, Tools]]:
-    """The prompt of each row, and the tools that its template is given."""
+    """Return the prompt of each row, and the tools that the template receives."""
     tools = rows["tools"] if "tools" in rows.column_names else [None] * len(rows)
     return [(prompt, json.loads(text) if text else None) for prompt, text in zip(rows["prompt"], tools, strict=True)]
 
@@ -92,10 +151,10 @@ def _completions(
     prompt_ids: list[list[int]],
     responses: list[Messages],
 ) -> list[list[int]]:
-    """The tokens that follow each prompt, up to and including the stop token.
+    """Return the tokens that follow each prompt, up to and including the stop token.
 
-    The whole text is tokenised at once, as it is while generating; where a token would reach over the boundary, the
-    completion is tokenised alone, so that the prompt stays the one a served model sees.
+    Prompt and response are tokenised as one text, as they are during generation. If a token would span the boundary, the
+    response is tokenised alone, so that the prompt has the same tokens as in a served model.
     """
     tails = []
     for (prompt, tools), prompt_text, response in zip(conversations, prompt_texts, responses, strict=True):
@@ -103,8 +162,8 @@ def _completions(
         if not text.startswith(prompt_text):
             raise UserError(
                 f"model.chat_template: {chat.template} renders the prompt differently once a response follows "
-                f"({_difference(prompt_text, text)}), so a model would be trained on prompts that it never sees: "
-                "choose another template"
+                f"({_difference(prompt_text, text)}). The model would be trained on prompts that it never sees when it is "
+                "used: choose another template"
             )
         stop = str(chat.tokenizer.convert_ids_to_tokens(chat.stop_id))
         tail = text[len(prompt_text) :]

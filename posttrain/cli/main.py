@@ -58,6 +58,7 @@ def data(config: Path, html: Path | None) -> None:
     try:
         run = load_config(config)
         from posttrain.chat.token_report import report_tokens
+        from posttrain.config.check_policies import policy_of
         from posttrain.data.loader import load_preferences
         from posttrain.models.base import resolve_base
         from posttrain.models.loading import load_chat
@@ -70,7 +71,8 @@ def data(config: Path, html: Path | None) -> None:
         except UserError as error:
             click.echo(f"No tokens are counted: {error}", err=True)
         else:
-            tokens = report_tokens(chat, preferences, run.dpo.max_length, run.dpo.max_prompt_length, run.data.checks)
+            must_fit = policy_of("truncated", run.data.checks) == "fail"
+            tokens = report_tokens(chat, preferences, run.dpo.lengths, must_fit=must_fit)
         if html:
             try:
                 html.write_text(data_page(found, tokens, f"Data of {config.name}"), encoding="utf-8")

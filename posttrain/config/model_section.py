@@ -55,6 +55,12 @@ class ModelSection(Section):
     )
     trust_remote_code: bool = Field(False, description="run Python code that ships with the model; needs a revision")
 
+    @property
+    def for_tokens(self) -> ModelSection:
+        """These settings reduced to those that decide the tokens of a text: base and chat template."""
+        kept = {"base", "revision", "chat_template", "trust_remote_code"}
+        return ModelSection(**self.model_dump(include=kept))
+
     @model_validator(mode="after")
     def remote_code_is_pinned(self) -> ModelSection:
         if self.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):

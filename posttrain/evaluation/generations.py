@@ -1,10 +1,11 @@
-"""What the models answer: the same test prompts for SFT and DPO, side by side, and which of the two answers better."""
+"""Answers of SFT and DPO to the same test prompts, side by side, and which of the two answers better."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +15,38 @@ from datasets import Dataset
 from transformers import GenerationConfig
 
 from posttrain.chat.template import Chat, Messages
-from posttrain.chat.tokenise import tokenise_pairs
-from posttrain.config import EvaluationSection, Lengths, ModelSection
+from posttrain.chat.tokens import PairTokens, check_chat
+from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.demo import pairs as demo
 from posttrain.data.preferences import Preferences
+from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.intervals import Estimate, Result, bootstrap_mean, wilson
 from posttrain.evaluation.judge import Contest, Judgement, WinRate, judge_contests, win_rate
-from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model
 from posttrain.models.precision import autocast
 from posttrain.progress import progress_bar
 
 
 class Response(Result):
-    """What a model answered."""
+    """Answer of a model."""
 
     text: str
     """Without the stop token."""
     n_tokens: int
-    """Generated, without the stop token."""
+    """Number of generated tokens, without the stop token."""
     stopped: bool
-    """Whether a stop token came before `max_new_tokens`."""
+    """Whether a stop token was generated within `max_new_tokens`."""
     repetition: float
-    """Share of its token 4-grams that it had used before; 0 where it is shorter."""
+    """Share of its token 4-grams that occurred earlier in it; 0 if it has fewer than 4 tokens."""
     true_reward: float | None
     """By the hidden reward (demo only)."""
 
 
 class Exchange(Result):
-    """A prompt and what each model answered."""
+    """A prompt and the answer of each model."""
 
     id: str
-    """Of the test pair that the prompt is from."""
+    """Id of the test pair that the prompt is from."""
     source: str
     prompt: Messages
     responses: dict[str, Response]
@@ -53,72 +54,70 @@ class Exchange(Result):
 
 
 class StageGenerations(Result):
-    """All answers of one model."""
+    """Figures on all answers of one model."""
 
     stop_rate: Estimate
-    """Share that ended by a stop token."""
+    """Share that ended with a stop token."""
     n_tokens: Estimate
     """Mean."""
     repetition: Estimate
     """Mean share of repeated 4-grams (rep-4 of Welleck et al. 2020)."""
     distinct_2: float
-    """Different token bigrams over all token bigrams of all answers (Li et al. 2016); falls where all answers are alike."""
+    """Distinct token bigrams over all token bigrams of all answers (Li et al. 2016). Low if the answers are alike."""
     true_reward: Estimate | None
     """Mean (demo only)."""
 
 
 class Generations(Result):
-    """Everything that was generated, and what follows from it."""
+    """All answers, and the figures computed from them."""
 
     max_new_tokens: int
     temperature: float
     seed: int
     stages: dict[str, StageGenerations]
-    """By stage: those of `sft` and `dpo` that there are."""
+    """By stage: `sft` and, if DPO was trained, `dpo`."""
     by_true_reward: WinRate | None
-    """DPO over SFT by the hidden reward (demo only)."""
+    """Win rate of DPO over SFT by the hidden reward (demo only)."""
     by_judge: Judgement | None
-    """DPO over SFT, where a judge is set."""
+    """Win rate of DPO over SFT by a judge model, if one is set."""
     exchanges: list[Exchange]
     digests: dict[str, str]
     """Of the models."""
 
     def save(self, folder: Path) -> None:
-        """Writes `generations.json` into a folder."""
+        """Write `generations.json` into a folder."""
         (folder / "generations.json").write_text(self.model_dump_json(indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Generations:
-        """What `save` wrote."""
+        """Return what `save` wrote."""
         return cls.model_validate_json((folder / "generations.json").read_text(encoding="utf-8"))
 
 
 def generate(
-    preferences: Preferences,
-    base: Base,
-    checkpoints: Mapping[str, Checkpoint],
-    model: ModelSection,
-    lengths: Lengths,
-    section: EvaluationSection,
+    preferences: Preferences, tokens: PairTokens, models: EvaluatedModels, section: EvaluationSection
 ) -> Generations:
-    """The answers of each checkpoint to the same test prompts.
+    """Return the answers of SFT and DPO to the same test prompts.
 
     Args:
-        checkpoints: by stage, the older first.
-        lengths: prompts are cut as they were in training.
+        tokens: of the preferences. Prompts are cut as they were in training.
+
+    Raises:
+        UserError: the pairs were tokenised for another tokenizer or template.
     """
-    chat = load_chat(base, model, next(iter(checkpoints.values())))
-    prompts = choose_prompts(preferences.test, section.generations.n)
-    # Tokenised beside the pair's responses, so that a prompt is the very one that was trained on.
-    rows = tokenise_pairs(chat, prompts, lengths.max_length, lengths.max_prompt_length).rows
-    kept = set(rows["id"])
-    prompts = prompts.filter(lambda row: row["id"] in kept)
+    checkpoints = models.trained
+    chat = load_chat(models.base, models.section, next(iter(checkpoints.values())))
+    check_chat(tokens, chat, "the trained models")
+    test = tokens.rows("test")
+    prompt_ids = dict(zip(test["id"], test["prompt_ids"], strict=True))
+    chosen = choose_prompts(preferences.test, section.generations.n)
+    prompts = chosen.filter(lambda row: row["id"] in prompt_ids)
     answers: dict[str, list[Response]] = {}
     stages: dict[str, StageGenerations] = {}
     for stage, checkpoint in checkpoints.items():
-        policy = load_model(base, model, checkpoint)
-        found = complete(policy, chat, list(rows["prompt_ids"]), model, section, f"{stage}, answers")
-        del policy
+        writer = Writer(load_model(models.base, models.section, checkpoint), chat, models.section)
+        found = complete(writer, [prompt_ids[row_id] for row_id in prompts["id"]], section, f"{stage}, answers")
+        del writer  # frees the model's memory before the next one is loaded
         answers[stage] = [_response(chat, *answer, row) for answer, row in zip(found, prompts, strict=True)]
         if found:
             stages[stage] = _summarise(answers[stage], [ids for ids, _ in found], section)
@@ -144,7 +143,7 @@ def generate(
 
 
 def choose_prompts(rows: Dataset, n: int) -> Dataset:
-    """At most `n` rows of different prompts, the same ones whatever else is in the set or in their responses."""
+    """Return at most `n` rows with different prompts. The choice depends on the prompts alone, not on order or responses."""
     keys: dict[str, int] = {}
     for i, prompt in enumerate(rows["prompt"]):
         keys.setdefault(hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest(), i)
@@ -152,7 +151,7 @@ def choose_prompts(rows: Dataset, n: int) -> Dataset:
 
 
 def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> GenerationConfig:
-    """Settings that are all ours: a model's own may hold penalties and temperatures that were meant for its base."""
+    """Return settings that do not depend on the model. Its own may hold penalties and temperatures meant for its base."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
@@ -162,19 +161,29 @@ def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> Ge
     )
 
 
+@dataclass(frozen=True)
+class Writer:
+    """A loaded model that answers prompts."""
+
+    model: Model
+    chat: Chat
+    section: ModelSection
+    """How the model was loaded."""
+
+
 @torch.no_grad()
 def complete(
-    model: Model, chat: Chat, prompts: Sequence[list[int]], about: ModelSection, section: EvaluationSection, label: str
+    writer: Writer, prompts: Sequence[list[int]], section: EvaluationSection, label: str
 ) -> list[tuple[list[int], bool]]:
-    """What the model says after each prompt: token ids without the stop token, and whether there was one.
+    """Return the model's answer to each prompt: token ids without the stop token, and whether there was a stop token.
 
-    Prompts are sorted by length and padded on the left. At temperature 0 the size of a batch changes nothing but the logits' last
-    digits; above it, also what is drawn.
+    Prompts are sorted by length and padded on the left. At temperature 0 the batch size changes only the last digits of the
+    logits. Above 0 it also changes which tokens are drawn.
 
     Args:
-        label: names the work on the progress bar.
+        label: text of the progress bar.
     """
-    settings = section.generations
+    settings, model, chat = section.generations, writer.model, writer.chat
     model.generation_config = generation_config(chat, settings.max_new_tokens, settings.temperature)
     model.eval()
     found: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
@@ -182,7 +191,7 @@ def complete(
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     longest_whole = max(map(len, prompts), default=0) + settings.max_new_tokens
     n_rows = max(1, section.tokens_per_batch // longest_whole)
-    with autocast(about), torch.random.fork_rng(), progress_bar(len(prompts), label, " prompts") as progress:
+    with autocast(writer.section), torch.random.fork_rng(), progress_bar(len(prompts), label, " prompts") as progress:
         torch.manual_seed(section.seed)
         for batch in (order[start : start + n_rows] for start in range(0, len(order), n_rows)):
             longest = len(prompts[batch[0]])
@@ -199,9 +208,9 @@ def complete(
 
 
 def repetition(ids: Sequence[int], n: int = 4) -> float:
-    """Share of a text's n-grams that stood in it before; 0 where it has none.
+    """Return the share of a text's n-grams that occurred earlier in it; 0 if it has none.
 
-    Source: Welleck et al. 2020, rep-n: 1 - different n-grams / n-grams.
+    Source: Welleck et al. 2020, rep-n: 1 - distinct n-grams / n-grams.
     """
     grams = list(_ngrams(ids, n))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
@@ -250,7 +259,9 @@ def _by_true_reward(exchanges: Sequence[Exchange], section: EvaluationSection) -
     for exchange in exchanges:
         rewards = [response.true_reward for response in exchange.responses.values()]
         if len(rewards) == 2 and None not in rewards:
-            sft, dpo = (round(float(reward or 0), 6) for reward in rewards)  # sums in another order are no difference
+            sft, dpo = (
+                round(float(reward or 0), 6) for reward in rewards
+            )  # a sum in another order differs in its last digits
             scores.append((float(np.sign(dpo - sft)) + 1) / 2)
     return win_rate(scores, section.confidence) if scores else None
 
@@ -264,7 +275,7 @@ def _contests(exchanges: Sequence[Exchange]) -> list[Contest]:
 
 
 def key_figures(generations: Generations) -> dict[str, float]:
-    """The figures without their intervals, as MLflow shows them: `answers_stop_rate/dpo`, `win_rate/true_reward`."""
+    """Return the figures without intervals, as logged to MLflow: `answers_stop_rate/dpo`, `win_rate/true_reward`."""
     flat = {
         f"answers_{name}/{stage}": estimate.value
         for stage, figures in generations.stages.items()

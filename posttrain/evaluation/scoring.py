@@ -1,4 +1,4 @@
-"""Preference accuracy on held-out pairs: base, SFT, DPO and the champion on the same pairs, each figure with its interval."""
+"""Preference accuracy on held-out pairs: base, SFT, DPO and the champion on the same pairs, each with an interval."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from posttrain.chat.template import Messages
+from posttrain.chat.template import Chat, Messages
 from posttrain.chat.tokenise import Tokenised, tokenise_pairs
-from posttrain.config import EvaluationSection, Lengths, LoraSection, ModelSection
+from posttrain.chat.tokens import PairTokens, check_chat
+from posttrain.config import EvaluationSection, LoraSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.diagnosis.evidence import Written
 from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL
+from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.statistics import summarise
 from posttrain.forward.logprobs import PairLogps, score_pairs
@@ -29,16 +31,16 @@ from posttrain.models.loading import Model, load_chat, load_model
 from posttrain.training.reference import ReferenceLogps
 
 TEST = "test"
-"""The name of the test pairs among the sets of pairs, beside those in `evaluation.sets`."""
+"""Name of the test pairs among the sets of pairs. The others are those in `evaluation.sets`."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures, and the rows behind them."""
+    """The figures, and the rows that they were computed from."""
 
     figures: Figures
     pairs: pa.Table
-    """One row a test pair: id, source, true_margin, prompt, chosen, rejected (text), n_turns (by the user), n_prompt_tokens,
+    """One row per test pair: id, source, true_margin, prompt, chosen, rejected (text), n_turns (by the user), n_prompt_tokens,
     n_chosen_tokens, n_rejected_tokens, kl_nats_per_token (null where not measured), and for each stage
     `STAGE_chosen_logps` and `STAGE_rejected_logps`, nats summed over completion tokens. A champion of another tokenizer
     has its own `champion_n_chosen_tokens` and `champion_n_rejected_tokens`."""
@@ -46,7 +48,7 @@ class Evaluation:
     """The same for each set in `evaluation.sets`."""
 
     def save(self, folder: Path) -> None:
-        """Writes `evaluation.json`, `pairs.parquet`, and the rows of each further set in the order of the figures."""
+        """Write `evaluation.json`, `pairs.parquet`, and the rows of each further set in the order of the figures."""
         (folder / "evaluation.json").write_text(self.figures.model_dump_json(indent=2), encoding="utf-8")
         pq.write_table(self.pairs, folder / "pairs.parquet")
         for i, name in enumerate(self.figures.sets):
@@ -54,129 +56,127 @@ class Evaluation:
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:
-        """What `save` wrote."""
+        """Return what `save` wrote."""
         figures = Figures.model_validate_json((folder / "evaluation.json").read_text(encoding="utf-8"))
         sets = {name: pq.read_table(folder / f"set-{i}.parquet") for i, name in enumerate(figures.sets)}
         return cls(figures, pq.read_table(folder / "pairs.parquet"), sets)
 
 
-def evaluate(
-    preferences: Preferences,
-    base: Base,
-    sft: Checkpoint | None,
-    dpo: Checkpoint | None,
-    reference: ReferenceLogps | None,
-    model: ModelSection,
-    lengths: Lengths,
-    section: EvaluationSection,
-    *,
-    champion: Checkpoint | None = None,
-    sets: PairSets | None = None,
-    generations: Written | None = None,
-) -> Evaluation:
-    """Scores the test pairs, and those of further sets, with every model there is.
+@dataclass(frozen=True)
+class EvaluationData:
+    """What the models are evaluated on, and what is known before."""
 
-    Args:
-        reference: the stored log-probabilities of the SFT checkpoint, which are then not computed again.
-        champion: the model in production. It reads the pairs through its own tokenizer and template.
-        generations: what the models answered, for the diagnosis.
+    preferences: Preferences
+    tokens: PairTokens
+    """Of the preferences."""
+    reference: ReferenceLogps | None = None
+    """Log-probabilities of the SFT checkpoint, which are then not computed again."""
+    sets: PairSets | None = None
+    """Further sets of pairs (`evaluation.sets`)."""
+    generations: Written | None = None
+    """Answers of the models, for the diagnosis."""
+
+
+def evaluate(models: EvaluatedModels, data: EvaluationData, section: EvaluationSection) -> Evaluation:
+    """Score the test pairs, and those of further sets, with every model.
+
+    A champion reads the pairs through its own tokenizer and template.
 
     Raises:
-        UserError: no pair of a set is left, a model gives no numbers, or the champion's base is gone.
+        UserError: no pair of a set is left, the reference belongs to other tokens or another checkpoint, a model's
+            log-probabilities are NaN or infinite, or the champion's base has changed.
     """
-    scoring = _Scoring(base, model, lengths, section, sft or dpo)
-    scoring.add_set(TEST, preferences.test)
-    for name, found in (sets.sets if sets else {}).items():
-        scoring.add_set(name, found.rows)
-    kl = NextTokenKL(scoring.sets[TEST].tokenised.rows, section.n_kl_pairs if sft and dpo else 0, section.seed)
+    scoring = _Scoring(models, data, section)
+    sft, dpo = models.sft, models.dpo
+    test_tokens = scoring.sets[TEST].tokenised.rows
+    kl = NextTokenKL(test_tokens, section.n_kl_pairs if sft and dpo else 0, section.seed)
+    measured = kl if kl.drawn else None
     scoring.score("base", None)
     if sft:
-        scoring.score("sft", sft, {TEST: reference} if reference else {}, kl if kl.drawn else None)
+        stored = {}
+        if data.reference:
+            data.reference.check_checkpoint(sft)
+            stored[TEST] = data.reference.of(test_tokens, data.tokens.lengths)
+        scoring.score("sft", sft, stored, measured)
     if dpo:
-        scoring.score("dpo", dpo, kl=kl if kl.drawn else None)
-    if champion:
-        known = {"sft": sft, "dpo": dpo}
-        same = next((stage for stage, other in known.items() if other and other.digest == champion.digest), None)
-        scoring.score_champion(champion, same)
+        scoring.score("dpo", dpo, kl=measured)
+    if models.champion:
+        same = [stage for stage, other in models.trained.items() if other.digest == models.champion.digest]
+        scoring.score_champion(models.champion, same[0] if same else None)
     tables = {name: pairs.table() for name, pairs in scoring.sets.items()}
-    summaries = {
-        name: summarise(table, section, dict(scoring.sets[name].cut), dpo.manifest.beta if dpo else None)
-        for name, table in tables.items()
-    }
-    models = {"base": base, "sft": sft, "dpo": dpo, "champion": champion}
-    digests = {"preferences": preferences.digest} | {name: m.digest for name, m in models.items() if m}
-    digests |= {f"set {name}": found.digest for name, found in (sets.sets if sets else {}).items()}
-    if reference:
-        digests["reference"] = reference.checkpoint
-    test = summaries.pop(TEST)
+    beta = dpo.manifest.beta if dpo else None
+    summaries = {name: summarise(table, section, dict(scoring.sets[name].cut), beta) for name, table in tables.items()}
     figures = Figures(
-        **dict(test),
+        **dict(summaries.pop(TEST)),
         sets=summaries,
         confidence=section.confidence,
         seed=section.seed,
-        digests=digests,
+        digests=_digests(models, data),
     )
-    findings = diagnose(figures, sft.history if sft else [], dpo.history if dpo else [], generations)
+    findings = diagnose(figures, sft.history if sft else [], dpo.history if dpo else [], data.generations)
     return Evaluation(figures.model_copy(update={"findings": findings}), tables.pop(TEST), tables)
 
 
+def _digests(models: EvaluatedModels, data: EvaluationData) -> dict[str, str]:
+    digests = {"preferences": data.preferences.digest, **models.digests}
+    digests |= {f"set {name}": found.digest for name, found in (data.sets.sets if data.sets else {}).items()}
+    return digests | ({"reference": data.reference.checkpoint} if data.reference else {})
+
+
 class _Scoring:
-    """Every set of pairs on its way to a table; each model is loaded once for all of them."""
+    """Every set of pairs with the scores of each model. A model is loaded once for all sets."""
 
-    def __init__(
-        self,
-        base: Base,
-        model: ModelSection,
-        lengths: Lengths,
-        section: EvaluationSection,
-        checkpoint: Checkpoint | None,
-    ) -> None:
-        self._base, self._model, self._lengths, self._section = base, model, lengths, section
-        self._chat = load_chat(base, model, checkpoint)
-        self.sets: dict[str, _Pairs] = {}
+    def __init__(self, models: EvaluatedModels, data: EvaluationData, section: EvaluationSection) -> None:
+        self._models, self._section, self._lengths = models, section, data.tokens.lengths
+        chat = load_chat(models.base, models.section, models.sft or models.dpo)
+        check_chat(data.tokens, chat, "the trained models")
+        self._chat_digest = chat.digest
+        test = Tokenised(data.tokens.rows(TEST), data.tokens.cut[TEST])
+        self.sets = {TEST: _Pairs(TEST, data.preferences.test, test)}
+        for name, found in (data.sets.sets if data.sets else {}).items():
+            self.sets[name] = _Pairs(name, found.rows, self._tokenise(chat, found.rows))
 
-    def add_set(self, name: str, rows: Dataset) -> None:
-        tokenised = tokenise_pairs(self._chat, rows, self._lengths.max_length, self._lengths.max_prompt_length)
-        if len(tokenised.rows) == 0:
-            raise UserError(
-                f"evaluation: no {name} pair is left of {len(rows)} ({tokenised.counts}): raise dpo.max_length"
-                + (" or data.test_size" if name == TEST else "")
-            )
-        self.sets[name] = _Pairs(rows, tokenised)
+    def _tokenise(self, chat: Chat, rows: Dataset) -> Tokenised:
+        return tokenise_pairs(chat, rows, self._lengths.max_length, self._lengths.max_prompt_length)
 
     def score(
         self,
         stage: str,
         checkpoint: Checkpoint | None,
-        stored: dict[str, ReferenceLogps] | None = None,
+        stored: dict[str, PairLogps] | None = None,
         kl: NextTokenKL | None = None,
     ) -> None:
-        """Scores every set that has no stored scores, and measures KL: SFT is the reference, DPO is measured."""
+        """Score every set that has no stored scores, and measure KL: SFT is the reference, DPO is measured."""
         stored = stored or {}
-        for name, reference in stored.items():
-            self.sets[name].scores[stage] = reference.of(self.sets[name].tokenised.rows)
+        for name, scores in stored.items():
+            self.sets[name].scores[stage] = scores
         if stored.keys() == self.sets.keys() and kl is None:
             return
-        policy = load_model(self._base, self._model, checkpoint)
+        section = self._models.section
+        policy = load_model(self._models.base, section, checkpoint)
         for name, pairs in self.sets.items():
             if name not in stored:
-                pairs.scores[stage] = self._score(policy, self._model, pairs.tokenised, f"{stage}, {name} pairs")
+                pairs.scores[stage] = self._score(policy, section, pairs.tokenised, f"{stage}, {name} pairs")
         if kl is not None and stage == "sft":
-            kl.remember(policy, self._model)
+            kl.remember(policy, section)
         elif kl is not None:
-            self.sets[TEST].kl = dict(zip(kl.drawn, kl.measure(policy, self._model), strict=True))
+            self.sets[TEST].kl = dict(zip(kl.drawn, kl.measure(policy, section), strict=True))
 
     def score_champion(self, champion: Checkpoint, same_stage: str | None) -> None:
-        """Scores the model in production as it is served: by its own base, tokenizer and template."""
+        """Score the model in production as it is served: with its own base, tokenizer and template.
+
+        Args:
+            same_stage: the stage of this run that is the same model and has been scored.
+        """
         if same_stage is not None:
             for pairs in self.sets.values():
                 pairs.scores["champion"] = pairs.scores[same_stage]
             return
-        section = _section_of(champion, self._base, self._model)
+        section = _section_of(champion, self._models.base, self._models.section)
         chat = load_chat(champion.manifest.base, section, champion)
         policy = load_model(champion.manifest.base, section, champion)
         for name, pairs in self.sets.items():
-            tokenised = tokenise_pairs(chat, pairs.rows, self._lengths.max_length, self._lengths.max_prompt_length)
+            tokenised = pairs.tokenised if chat.digest == self._chat_digest else self._tokenise(chat, pairs.rows)
             if len(tokenised.rows) == 0:
                 raise UserError(
                     f"evaluation: no {name} pair is left for the champion ({tokenised.counts}): raise dpo.max_length"
@@ -188,26 +188,31 @@ class _Scoring:
         scored = score_pairs(policy, tokenised.rows, section, self._section.tokens_per_batch, label)
         if not np.isfinite([scored.chosen_logps, scored.rejected_logps]).all():
             raise UserError(
-                f"evaluation: {label.split(',')[0]} gives log-probabilities that are not finite, so nothing can be said of "
-                "it: its training diverged; lower the learning rate"
+                f"evaluation: {label.split(',')[0]} gives log-probabilities that are not finite, so it cannot be evaluated. Its "
+                "training diverged: lower the learning rate"
             )
         return scored
 
 
 class _Pairs:
-    """One set of pairs, and what the models made of it."""
+    """One set of pairs, and its scores by every model."""
 
-    def __init__(self, rows: Dataset, tokenised: Tokenised) -> None:
+    def __init__(self, name: str, rows: Dataset, tokenised: Tokenised) -> None:
+        if len(tokenised.rows) == 0:
+            raise UserError(
+                f"evaluation: no {name} pair is left of {len(rows)} ({tokenised.counts}): raise dpo.max_length"
+                + (" or data.test_size" if name == TEST else "")
+            )
         self.rows, self.tokenised = rows, tokenised
         self.scores: dict[str, PairLogps] = {}
         self.kl: dict[int, float] = {}
         """By position in the tokenised rows."""
         self.own_ids: list[str] | None = None
-        """Ids of the pairs that the champion could read, where it read them by itself."""
+        """Ids of the pairs that fit the champion's own tokens; None if it was not tokenised for."""
         self.cut = Counter(tokenised.counts)
 
     def table(self) -> pa.Table:
-        """The rows that every model has scored."""
+        """Return the rows that every model has scored."""
         ids = list(self.tokenised.rows["id"])
         of_text = {row_id: i for i, row_id in enumerate(self.rows["id"])}
         of_champion = {row_id: i for i, row_id in enumerate(ids if self.own_ids is None else self.own_ids)}
@@ -242,10 +247,10 @@ class _Pairs:
 
 
 def _section_of(champion: Checkpoint, base: Base, model: ModelSection) -> ModelSection:
-    """Settings that load a champion of an earlier run, whatever this run's model is.
+    """Return the settings that load a champion of an earlier run, whatever model this run trains.
 
     Raises:
-        UserError: its adapter belongs to a base that is no longer what it was.
+        UserError: the champion is an adapter, and its base has changed.
     """
     own = champion.manifest.base
     if own.digest == base.digest and (champion.manifest.kind == "full" or model.method != "full"):
@@ -263,8 +268,9 @@ def _section_of(champion: Checkpoint, base: Base, model: ModelSection) -> ModelS
     )
     if adapter and (found := resolve_base(section)).digest != own.digest:
         raise UserError(
-            f"the champion {champion.digest[:16]} is an adapter to {own.id} as it was ({own.digest[:16]}), which is now "
-            f"{found.digest[:16]}, so it cannot be judged: bring the base back, or take the champion out of production"
+            f"the champion {champion.digest[:16]} is an adapter to {own.id} with digest {own.digest[:16]}, but that base has "
+            f"changed (now {found.digest[:16]}), so the champion cannot be evaluated: restore the base, or take the champion "
+            "out of production"
         )
     return section
 

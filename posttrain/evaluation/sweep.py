@@ -1,7 +1,8 @@
-"""Several DPO trainings from one SFT checkpoint: each point measured on validation pairs, and one of them chosen."""
+"""A sweep: several DPO trainings from one SFT checkpoint, compared on the validation pairs, and the best one chosen."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,22 +29,22 @@ class _Record(BaseModel):
 
 
 class ValidationScores(_Record):
-    """What a trained point makes of each validation pair, in the order of the pairs."""
+    """Scores of each validation pair under a trained point, in the order of the pairs."""
 
     margins_nats: list[float]
     """log p(chosen) - log p(rejected), summed over completion tokens."""
     reference_margins_nats: list[float]
     """The same under the SFT checkpoint."""
     drift_nats: float
-    """How far the policy has moved: the mean of |log p(y) - log p_SFT(y)| over all responses y."""
+    """Distance of the policy from SFT: mean of |log p(y) - log p_SFT(y)| over all responses y."""
 
     def margins(self, measure: str) -> np.ndarray:
-        """What a measure of accuracy looks at: above 0 where the chosen response is ahead."""
+        """Return the margin that a measure of accuracy uses. It is above 0 if the chosen response ranks higher."""
         margins = np.array(self.margins_nats)
         return margins - np.array(self.reference_margins_nats) if measure == "implicit_accuracy" else margins
 
     def metrics(self) -> dict[str, float]:
-        """The figures by which MLflow compares the points."""
+        """Return the figures that are logged to MLflow to compare the points."""
         accuracies = {measure: float(correct(self.margins(measure)).mean()) for measure in MEASURES}
         return {
             "sweep/accuracy": accuracies["likelihood_accuracy"],
@@ -59,11 +60,11 @@ class SweepPoint(_Record):
     """What the grid sets."""
     scores: ValidationScores | None
     failure: str | None
-    """Why there are no scores."""
+    """Reason why there are no scores."""
 
 
 class PointFigures(_Record):
-    """One row of the table; without figures where the training failed."""
+    """One row of the table. There are no figures if the training failed."""
 
     values: dict[str, Any]
     likelihood_accuracy: Estimate | None = None
@@ -73,12 +74,12 @@ class PointFigures(_Record):
 
     @property
     def label(self) -> str:
-        """The values in words."""
+        """Return the values in words."""
         return point_label(self.values)
 
 
 class SweepOutcome(_Record):
-    """Every point on the same validation pairs, and the chosen one."""
+    """Figures of every point on the same validation pairs, and the chosen point."""
 
     points: list[PointFigures]
     chosen: int
@@ -89,71 +90,77 @@ class SweepOutcome(_Record):
     sft_accuracy: Estimate
     """Preference accuracy of the SFT checkpoint on the same pairs."""
     runner_up: int | None
-    """Index of the point that would be chosen without the chosen one; None if no other was trained."""
+    """Index of the second-best point; None if only one was trained."""
     comparison: Comparison | None
-    """The chosen point against the runner-up, by `chosen_by`."""
+    """Comparison of the chosen point with the runner-up, by `chosen_by`."""
 
     @property
     def reason(self) -> str:
-        """Why this point, and how sure that is."""
+        """Return why this point was chosen, with the p-value."""
         chosen = self.points[self.chosen]
         if self.runner_up is None or self.comparison is None:
-            return f"{chosen.label}, as no other point was trained"
+            return f"{chosen.label}, because no other point was trained"
         second, gain = self.points[self.runner_up], self.comparison.gain.value
         if gain == 0:
             return (
-                f"{chosen.label}, which orders as many pairs right as {second.label} and has not moved further from SFT "
-                f"({chosen.drift_nats:.2f} nats a response against {second.drift_nats:.2f})"
+                f"{chosen.label}, which ranks as many pairs correctly as {second.label} and has not moved further from SFT "
+                f"({chosen.drift_nats:.2f} nats per response against {second.drift_nats:.2f})"
             )
         return (
-            f"{chosen.label}, which orders {100 * gain:.1f} points more pairs right by {MEASURES[self.chosen_by]} than "
+            f"{chosen.label}, which ranks {100 * gain:.1f} points more pairs correctly by {MEASURES[self.chosen_by]} than "
             f"{second.label} (p = {self.comparison.p_value:.2g})"
         )
 
 
-def train_point(
-    values: dict[str, Any],
-    reference: ReferenceLogps,
-    sft_checkpoint: Checkpoint,
-    dpo: DpoSection,
-    tokens_per_batch: int,
-    stage: TrainingJob,
-) -> tuple[Checkpoint | None, SweepPoint]:
-    """DPO at one point of the grid and its scores on the validation pairs, or no checkpoint and why it failed.
+@dataclass(frozen=True)
+class GridPoint:
+    """One point of the grid before its training."""
 
-    What the point's own values can be guilty of is its failure: a training that diverges, or a batch that does not fit into
-    the GPU's memory. The other points are none the worse for it.
+    values: dict[str, Any]
+    """What the grid sets."""
+    dpo: DpoSection
+    """The whole section with these values."""
+
+
+def train_point(
+    point: GridPoint, reference: ReferenceLogps, sft_checkpoint: Checkpoint, tokens_per_batch: int, job: TrainingJob
+) -> tuple[Checkpoint | None, SweepPoint]:
+    """Train DPO at one point of the grid, and return it with its scores on the validation pairs.
+
+    If the training diverges or does not fit into the GPU's memory, there is no checkpoint, and the point holds the reason.
+    The other points do not depend on it.
     """
     try:
-        checkpoint = train_dpo(reference, sft_checkpoint, dpo, stage)
-        scores = score_validation(checkpoint, reference, tokens_per_batch, stage)
+        checkpoint = train_dpo(reference, sft_checkpoint, point.dpo, job)
+        scores = score_validation(checkpoint, reference, tokens_per_batch, job)
     except (UserError, torch.OutOfMemoryError) as error:
-        return None, SweepPoint(values=values, scores=None, failure=str(error).splitlines()[0])
-    return checkpoint, SweepPoint(values=values, scores=scores, failure=None)
+        return None, SweepPoint(values=point.values, scores=None, failure=str(error).splitlines()[0])
+    return checkpoint, SweepPoint(values=point.values, scores=scores, failure=None)
 
 
 def score_validation(
-    checkpoint: Checkpoint,
-    reference: ReferenceLogps,
-    tokens_per_batch: int,
-    stage: TrainingJob,
+    checkpoint: Checkpoint, reference: ReferenceLogps, tokens_per_batch: int, job: TrainingJob
 ) -> ValidationScores:
-    """What a checkpoint makes of the validation pairs, beside what the reference made of them.
+    """Return the scores of the validation pairs under a checkpoint and under the reference.
 
     Raises:
-        UserError: no validation pair is left, or the model diverged.
+        UserError: no validation pair is left, or the log-probabilities are NaN or infinite.
     """
     rows = reference.rows("validation")
     if len(rows) == 0:
         raise UserError(
-            f"sweep: no validation pair is left to choose by ({reference.cut['validation']}): raise data.validation_size"
+            f"sweep: no validation pair is left to compare the points on ({reference.cut['validation']}): raise "
+            "data.validation_size"
         )
-    policy = load_model(stage.base, stage.model, checkpoint)
-    found, stored = score_pairs(policy, rows, stage.model, tokens_per_batch, "validation pairs"), reference.of(rows)
+    policy = load_model(job.base, job.model, checkpoint)
+    found = score_pairs(policy, rows, job.model, tokens_per_batch, "validation pairs")
+    stored = reference.of(rows, reference.lengths)
     logps = np.stack([found.chosen_logps, found.rejected_logps]).astype(np.float64)
     reference_logps = np.stack([stored.chosen_logps, stored.rejected_logps]).astype(np.float64)
     if not np.isfinite(logps).all():
-        raise UserError("dpo: log-probabilities of validation pairs are not finite: the training diverged")
+        raise UserError(
+            "dpo: log-probabilities of validation pairs are not finite, as training diverged: lower dpo.learning_rate"
+        )
     return ValidationScores(
         margins_nats=(logps[0] - logps[1]).tolist(),
         reference_margins_nats=(reference_logps[0] - reference_logps[1]).tolist(),
@@ -162,7 +169,7 @@ def score_validation(
 
 
 def choose(points: list[SweepPoint], sweep: SweepSection, evaluation: EvaluationSection) -> SweepOutcome:
-    """The point with the highest accuracy on the validation pairs; of equals the one that moved least from SFT.
+    """Choose the point with the highest accuracy on the validation pairs. Ties go to the one that moved least from SFT.
 
     Raises:
         UserError: every point failed.
@@ -171,7 +178,7 @@ def choose(points: list[SweepPoint], sweep: SweepSection, evaluation: Evaluation
     trained = {i: point.scores for i, point in enumerate(points) if point.scores is not None}
     if not trained:
         examples = {point.failure: point_label(point.values) for point in reversed(points)}  # a failure has one line
-        lines = (f"sweep: every point failed, e.g. {label}: {failure}" for failure, label in examples.items())
+        lines = (f"sweep: every point failed, for example {label}: {failure}" for failure, label in examples.items())
         raise UserError("\n".join(lines))
     right = {i: correct(scores.margins(measure)) for i, scores in trained.items()}
     chosen, *others = sorted(trained, key=lambda i: (-right[i].sum(), trained[i].drift_nats, i))

@@ -21,21 +21,21 @@ from posttrain.training.launcher import on_processes
 from posttrain.training.reference import ReferenceLogps
 from posttrain.training.resume.resumable_trainer import ResumableTrainer
 from posttrain.training.stopping import stopping_callbacks
-from posttrain.training.trainer import TrainingJob, train_and_seal, training_arguments, use_flat_rows
+from posttrain.training.trainer import TrainingJob, TrainingSetup, train_and_seal, training_arguments, use_flat_rows
 
 N_START_PAIRS = 16
-"""Pairs whose log-probabilities are compared with the reference before the first update."""
+"""Number of pairs whose log-probabilities are compared with the reference before the first update."""
 
 
 class PairTrainer(ResumableTrainer, DPOTrainer):
-    """TRL's trainer over pairs that are tokenised and scored already, each pair weighing the same.
+    """TRL's trainer on pairs that are already tokenised and scored. Every pair has the same weight.
 
-    Written for TRL 1.16: TRL tokenises and scores for itself, with other cuts, and drops pairs without counting them; and
-    where the last of several micro-batches is smaller, its pairs weigh more.
+    Written for TRL 1.16. TRL would tokenise and score the pairs itself, cut them differently, and drop pairs without counting
+    them. If the last of several micro-batches is smaller, TRL gives its pairs more weight.
     """
 
     pairs_per_batch: float
-    """Mean number of pairs in the micro-batches of this step."""
+    """Mean number of pairs in the micro-batches of the current step."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
@@ -53,80 +53,78 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
         return loss * (len(inputs["ref_chosen_logps"]) / self.pairs_per_batch) if self.model.training else loss
 
 
-def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, stage: TrainingJob) -> Checkpoint:
-    """The SFT policy after preference optimisation against itself as the reference.
+def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, job: TrainingJob) -> Checkpoint:
+    """Return the SFT policy after preference optimisation with itself as the reference.
 
     Args:
         reference: the tokenised pairs of the training and validation splits, scored with the SFT checkpoint.
 
     Raises:
-        UserError: training would not start at the reference, no pair is left, or the loss is not a number.
+        UserError: the reference has other lengths, training would not start at the reference, no pair is left, or the loss is
+            NaN or infinite.
     """
-    return on_processes(dpo, _train, reference, sft_checkpoint, stage=stage)
+    return on_processes(dpo, _train, reference, sft_checkpoint, job=job)
 
 
-def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoint, stage: TrainingJob) -> Checkpoint:
-    if reference.lengths != dpo.lengths:
-        raise UserError(
-            f"dpo.max_length {dpo.max_length} and max_prompt_length {dpo.max_prompt_length} are asked for, but the reference "
-            f"was scored with {reference.lengths.max_length} and {reference.lengths.max_prompt_length}: score it again"
-        )
-    set_seed(stage.seed)  # of an adapter's first weights; the trainer, which sets it again, comes after them
-    chat = load_chat(stage.base, stage.model, sft_checkpoint)
+def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoint, job: TrainingJob) -> Checkpoint:
+    reference.check_lengths(dpo.lengths)
+    set_seed(job.seed)  # for an adapter's initial weights, which are drawn before the trainer sets the seed
+    chat = load_chat(job.base, job.model, sft_checkpoint)
     train, validation = reference.rows("train"), reference.rows("validation")
     if len(train) == 0:
         raise UserError(
             f"dpo.max_length {dpo.max_length}: no training pair has room for a response ({reference.cut['train']}): raise it, "
             "or lower dpo.max_prompt_length"
         )
-    policy = load_model(stage.base, stage.model, sft_checkpoint, trainable=True)
-    arguments = training_arguments(dpo, stage, policy, has_validation=len(validation) > 0)
+    policy = load_model(job.base, job.model, sft_checkpoint, trainable=True)
     trainer = PairTrainer(
         model=policy,
-        args=DPOConfig(
-            **arguments,
-            loss_type=dpo.losses,
-            loss_weights=dpo.loss_weights,
-            beta=dpo.beta,
-            label_smoothing=dpo.label_smoothing,
-            f_divergence_type=dpo.f_divergence_type,
-            f_alpha_divergence_coef=dpo.f_alpha_divergence_coef,
-            discopop_tau=dpo.discopop_tau,
-            use_weighting=dpo.use_weighting,
-            precompute_ref_log_probs=True,
-        ),
+        args=_dpo_config(dpo, training_arguments(dpo, job, policy, has_validation=len(validation) > 0)),
         train_dataset=train,
         eval_dataset=validation if len(validation) else None,
         processing_class=chat.tokenizer,
-        callbacks=[
-            *stopping_callbacks(dpo, has_validation=len(validation) > 0, start=stage.start),
-            *stage.callbacks,
-        ],
+        callbacks=[*stopping_callbacks(dpo, has_validation=len(validation) > 0, start=job.start), *job.callbacks],
     )
     if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
-        # TRL copies the adapter as its reference; here the stored log-probabilities are that.
+        # TRL copies the adapter to use it as the reference. The stored log-probabilities take its place.
         policy.delete_adapter("ref")
-    batches = use_flat_rows(trainer, stage.model)
-    first = train.select(range(min(N_START_PAIRS, len(train))))
-    check_start(policy, first, reference, sft_checkpoint, stage.model, dpo)
-    facts = {"n_pairs": len(train), **{f"n_{name}": count for name, count in reference.cut["train"].items()}}
-    return train_and_seal(trainer, chat, stage, "dpo", sft_checkpoint, facts, batches)
+    batches = use_flat_rows(trainer, job.model)
+    check_start(policy, reference, sft_checkpoint, job.model, dpo)
+    counts = {"n_pairs": len(train), **{f"n_{name}": count for name, count in reference.cut["train"].items()}}
+    return train_and_seal(TrainingSetup(trainer, chat, job, "dpo", sft_checkpoint, counts, batches))
+
+
+def _dpo_config(dpo: DpoSection, arguments: dict[str, Any]) -> DPOConfig:
+    return DPOConfig(
+        **arguments,
+        loss_type=dpo.losses,
+        loss_weights=dpo.loss_weights,
+        beta=dpo.beta,
+        label_smoothing=dpo.label_smoothing,
+        f_divergence_type=dpo.f_divergence_type,
+        f_alpha_divergence_coef=dpo.f_alpha_divergence_coef,
+        discopop_tau=dpo.discopop_tau,
+        use_weighting=dpo.use_weighting,
+        precompute_ref_log_probs=True,
+    )
 
 
 def check_start(
-    policy: Model, pairs: Dataset, reference: ReferenceLogps, expected: Checkpoint, model: ModelSection, dpo: DpoSection
+    policy: Model, reference: ReferenceLogps, expected: Checkpoint, model: ModelSection, dpo: DpoSection
 ) -> None:
-    """Proves that training starts at the reference: same log-probabilities, so the loss is ln 2 and the margin 0.
+    """Check that training starts at the reference: same log-probabilities, so the loss is ln 2 and the margin 0.
 
-    Only this comparison tells: base weights, a forgotten adapter or a wrong reference also train, and also look well.
+    No other check finds wrong base weights, a missing adapter or a wrong reference: training works with them too, and its
+    curves look normal.
 
     Args:
-        pairs: tokenised, with `ref_chosen_logps` and `ref_rejected_logps`.
         expected: the checkpoint that the policy should be.
 
     Raises:
-        UserError: naming the checkpoint that was expected and the one that was scored.
+        UserError: with the expected checkpoint and the one that was scored.
     """
+    train = reference.rows("train")
+    pairs = train.select(range(min(N_START_PAIRS, len(train))))
     scored = score_pairs(policy, pairs, model, 2 * dpo.batch_size * dpo.max_length, "start of DPO")  # as in training
     found = torch.from_numpy(scored.chosen_logps), torch.from_numpy(scored.rejected_logps)
     stored = torch.tensor(list(pairs["ref_chosen_logps"])), torch.tensor(list(pairs["ref_rejected_logps"]))
@@ -137,9 +135,9 @@ def check_start(
     worst = max(float((a - b).abs().max()) for a, b in zip(found, stored, strict=True))
     if worst > tolerance or reference.checkpoint != expected.digest:
         raise UserError(
-            f"DPO does not start at its reference: log-probabilities differ by up to {worst:.4g} nats (at most {tolerance:.2g} is "
-            f"rounding), loss {loss:.4f} instead of {math.log(2):.4f}, margin {margin:.4f} instead of 0. Expected the SFT "
-            f"checkpoint {expected.digest[:16]}; the reference was scored with {reference.checkpoint[:16]}: score the reference "
-            "again with the checkpoint that DPO starts from"
+            f"DPO does not start at its reference: log-probabilities differ by up to {worst:.4g} nats (rounding explains at most "
+            f"{tolerance:.2g}), the loss is {loss:.4f} instead of {math.log(2):.4f}, the margin {margin:.4f} instead of 0. "
+            f"Expected the SFT checkpoint {expected.digest[:16]}; the reference was scored with {reference.checkpoint[:16]}: "
+            "score the reference again with the checkpoint that DPO starts from"
         )
     print(f"DPO starts at {expected.digest[:16]}: loss {loss:.4f} (ln 2), margin {margin:.4f}, on {len(pairs)} pairs")

@@ -1,4 +1,4 @@
-"""Several processes of this machine for one stage, one to a GPU (or on a CPU), as `torchrun` would start them."""
+"""Several processes of this machine for one job, one to a GPU (or on a CPU), as `torchrun` would start them."""
 
 from __future__ import annotations
 
@@ -62,10 +62,8 @@ def share_rows(section: TrainSection) -> tuple[int, TrainSection]:
     return n, section.model_copy(update={name: getattr(section, name) // n, "processes": n})
 
 
-def on_processes(
-    section: TrainSection, train: Callable[..., Checkpoint], *inputs: Any, stage: TrainingJob
-) -> Checkpoint:
-    """What `train(section, *inputs, stage)` returns, trained by as many processes as the section says, which share every step.
+def on_processes(section: TrainSection, train: Callable[..., Checkpoint], *inputs: Any, job: TrainingJob) -> Checkpoint:
+    """What `train(section, *inputs, job)` returns, trained by as many processes as the section says, which share every step.
 
     The callbacks stay in this process: they are called with every log of the first of them. A step that does not fit into
     memory is tried again in smaller micro-batches, as many rows to a step as before.
@@ -75,21 +73,21 @@ def on_processes(
         RuntimeError: a process ended otherwise; names the one that failed first.
     """
     with tempfile.TemporaryDirectory(prefix="posttrain-training-") as folder:
-        stage = replace(stage, work=Path(folder))
-        if stage.checkpoints is None:
-            return _fitting(section, train, inputs, stage)
-        with stage.checkpoints.in_use(Path(folder)) as (resumption, upload):
-            callbacks = (*stage.callbacks, upload)
-            return _fitting(section, train, inputs, replace(stage, resumption=resumption, callbacks=callbacks))
+        job = replace(job, work=Path(folder))
+        if job.checkpoints is None:
+            return _fitting(section, train, inputs, job)
+        with job.checkpoints.in_use(Path(folder)) as (resumption, upload):
+            callbacks = (*job.callbacks, upload)
+            return _fitting(section, train, inputs, replace(job, resumption=resumption, callbacks=callbacks))
 
 
 def _fitting(
-    section: TrainSection, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: TrainingJob
+    section: TrainSection, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], job: TrainingJob
 ) -> Checkpoint:
     while True:
         n, shared = share_rows(section)
         try:
-            return train(shared, *inputs, stage) if n == 1 else _launch(n, train, (shared, *inputs), stage)
+            return train(shared, *inputs, job) if n == 1 else _launch(n, train, (shared, *inputs), job)
         except OutOfMemory as error:
             section = _smaller(section, str(error))
         gc.collect()  # the model and all that hung on the failed step
@@ -116,7 +114,7 @@ def _smaller(section: TrainSection, error: str) -> TrainSection:
     return section.model_copy(update=smaller)
 
 
-def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: TrainingJob) -> Checkpoint:
+def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], job: TrainingJob) -> Checkpoint:
     with tempfile.TemporaryDirectory(prefix="posttrain-processes-") as folder:
         events = Path(folder) / "events.jsonl"
         events.touch()
@@ -132,12 +130,12 @@ def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], s
             monitor_interval=0.2,
         )
         with (
-            _relay(events, stage.callbacks),
+            _relay(events, job.callbacks),
             _quiet("torch.distributed.elastic", "torchelastic-events-null"),
             _signals_as_before(),
         ):
             try:
-                elastic_launch(launch, _worker)(train, inputs, replace(stage, callbacks=(), checkpoints=None), events)
+                elastic_launch(launch, _worker)(train, inputs, replace(job, callbacks=(), checkpoints=None), events)
             except SignalException as error:  # the processes were given it too, and the time to write a checkpoint
                 raise Preempted(str(error)) from error
             except ChildFailedError as error:
@@ -152,10 +150,10 @@ def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], s
                 raise RuntimeError(
                     f"process {rank} of {n} failed (exit code {failure.exitcode}): {failure.message}"
                 ) from error
-    return Checkpoint.load(stage.dest)
+    return Checkpoint.load(job.dest)
 
 
-def _worker(train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: TrainingJob, events: Path) -> None:
+def _worker(train: Callable[..., Checkpoint], inputs: tuple[Any, ...], job: TrainingJob, events: Path) -> None:
     first = os.environ["RANK"] == "0"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before the model is loaded onto it
@@ -164,7 +162,7 @@ def _worker(train: Callable[..., Checkpoint], inputs: tuple[Any, ...], stage: Tr
     if not first:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what it would say, the first says
     try:
-        train(*inputs, replace(stage, callbacks=(_WriteLogs(events),) if first else ()))
+        train(*inputs, replace(job, callbacks=(_WriteLogs(events),) if first else ()))
     except UserError as error:
         _write(events, {"error": str(error)})
         raise

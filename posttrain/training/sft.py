@@ -7,70 +7,67 @@ from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.chat.template import Chat
-from posttrain.chat.tokenise import tokenise_completions
+from posttrain.chat.tokens import SftTokens, check_chat
 from posttrain.config import SftSection
-from posttrain.data.preferences import Instructions, Preferences
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_chat, load_model
 from posttrain.training.launcher import on_processes
 from posttrain.training.resume.resumable_trainer import ResumableTrainer
-from posttrain.training.trainer import TrainingJob, train_and_seal, training_arguments, use_flat_rows
+from posttrain.training.trainer import TrainingJob, TrainingSetup, train_and_seal, training_arguments, use_flat_rows
 
 N_CHECKED = 100
-"""Rows whose stop token is looked at before the first update."""
+"""Number of rows whose stop token is checked before the first update."""
 
 
-def train_sft(
-    preferences: Preferences, instructions: Instructions | None, sft: SftSection, stage: TrainingJob
-) -> Checkpoint:
-    """The base after supervised fine-tuning.
+def train_sft(tokens: SftTokens, sft: SftSection, job: TrainingJob) -> Checkpoint:
+    """Return the base after supervised fine-tuning.
 
     Args:
-        preferences: where `instructions` is None, SFT learns the chosen responses of the training split; the chosen
-            responses of the validation split are watched in any case.
-        instructions: a separate instruction set to learn instead.
+        tokens: the training rows, and the validation rows whose loss is logged.
 
     Raises:
-        UserError: the loss is not a number, or responses carry no stop token, so generation would never end.
+        UserError: the rows were tokenised for another tokenizer or length, the loss is NaN or infinite, or responses have no
+            stop token, so that generation would never end.
     """
-    return on_processes(sft, _train, preferences, instructions, stage=stage)
+    return on_processes(sft, _train, tokens, job=job)
 
 
 class CompletionTrainer(ResumableTrainer, SFTTrainer):
-    """TRL's trainer, which can be cut off."""
+    """TRL's trainer, which can be interrupted and resumed."""
 
 
-def _train(
-    sft: SftSection, preferences: Preferences, instructions: Instructions | None, stage: TrainingJob
-) -> Checkpoint:
-    set_seed(stage.seed)  # of an adapter's first weights; the trainer, which sets it again, comes after them
-    chat = load_chat(stage.base, stage.model)
-    train_rows = instructions.rows if instructions is not None else _chosen(preferences.train)
-    train = tokenise_completions(chat, train_rows, sft.max_length)
-    validation = tokenise_completions(chat, _chosen(preferences.validation), sft.max_length)
-    has_validation = len(validation.rows) > 0
-    model = load_model(stage.base, stage.model, trainable=True)
-    arguments = training_arguments(sft, stage, model, has_validation)
+def _train(sft: SftSection, tokens: SftTokens, job: TrainingJob) -> Checkpoint:
+    set_seed(job.seed)  # for an adapter's initial weights, which are drawn before the trainer sets the seed
+    chat = load_chat(job.base, job.model)
+    check_chat(tokens, chat, "the base model")
+    if tokens.max_length != sft.max_length:
+        raise UserError(
+            f"sft.max_length is {sft.max_length}, but the rows were cut to {tokens.max_length} tokens: tokenise them again"
+        )
+    train, validation = tokens.rows("train"), tokens.rows("validation")
+    has_validation = len(validation) > 0
+    model = load_model(job.base, job.model, trainable=True)
+    arguments = training_arguments(sft, job, model, has_validation)
     trainer = CompletionTrainer(
         model=model,
         args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
-        train_dataset=train.rows,
-        eval_dataset=validation.rows if has_validation else None,
+        train_dataset=train,
+        eval_dataset=validation if has_validation else None,
         processing_class=chat.tokenizer,
-        callbacks=list(stage.callbacks),
+        callbacks=list(job.callbacks),
     )
-    batches = use_flat_rows(trainer, stage.model)
-    check_stop_tokens(chat, train.rows.select(range(min(N_CHECKED, len(train.rows)))), sft.max_length)
-    facts = {"n_rows": len(train.rows), **{f"n_{name}": count for name, count in train.counts.items()}}
-    return train_and_seal(trainer, chat, stage, "sft", None, facts, batches)
+    batches = use_flat_rows(trainer, job.model)
+    check_stop_tokens(chat, train.select(range(min(N_CHECKED, len(train)))), sft.max_length)
+    counts = {"n_rows": len(train), **{f"n_{name}": count for name, count in tokens.cut["train"].items()}}
+    return train_and_seal(TrainingSetup(trainer, chat, job, "sft", None, counts, batches))
 
 
 def check_stop_tokens(chat: Chat, rows: Dataset, max_length: int) -> None:
-    """Refuses rows in which a whole response does not end in the stop token, or has it masked.
+    """Check that every response that was not cut ends in the stop token, and that the stop token is learned.
 
     Raises:
-        UserError: with the last tokens of the first such row.
+        UserError: with the last tokens of the first row that does not.
     """
     for row in rows:
         length = 1 + max(i for i, label in enumerate(row["labels"]) if label != -100)
@@ -78,11 +75,5 @@ def check_stop_tokens(chat: Chat, rows: Dataset, max_length: int) -> None:
             tail = chat.tokenizer.decode(row["input_ids"][max(0, length - 10) : length])
             raise UserError(
                 f"SFT: a response ends in {tail!r} without the stop token {chat.tokenizer.decode([chat.stop_id])!r}, so the "
-                "model would never stop: choose a chat_template that ends an assistant's turn"
+                "model would never stop: set model.chat_template to a template that ends the assistant's turn"
             )
-
-
-def _chosen(rows: Dataset) -> Dataset:
-    """Preference rows as instructions: the prompt and its chosen response."""
-    names = [name for name in ("id", "source", "tools", "prompt", "chosen") if name in rows.column_names]
-    return rows.select_columns(names).rename_column("chosen", "completion")

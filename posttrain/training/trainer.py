@@ -1,4 +1,4 @@
-"""What SFT and DPO share: the trainer's arguments, and how a trained model becomes a checkpoint."""
+"""Shared by SFT and DPO: the trainer's arguments, and writing a trained model as a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ from posttrain.training.sharding import gather, keep_precision, sharding_argumen
 from posttrain.training.training_progress import follow
 
 FILL = 0.8
-"""Share of the free memory that an estimate may fill before activations are computed again instead of kept."""
+"""Share of the free memory that a step may need before gradient checkpointing is turned on."""
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What every stage of training is told beside its own section."""
+    """Inputs of a training that SFT and DPO have in common."""
 
     base: Base
     model: ModelSection
     seed: int
     dest: Path
-    """An empty folder for the checkpoint."""
+    """Empty folder for the checkpoint."""
     callbacks: tuple[TrainerCallback, ...] = ()
     checkpoints: TrainingCheckpoints | None = None
-    """Where the training can be taken up again; None: what is cut off begins anew."""
+    """Where training checkpoints are kept; None: an interrupted training starts again from the beginning."""
     work: Path | None = None
-    """Where the trainer writes; set, as what follows, while the training goes on, and the same for all of its processes."""
+    """Folder that the trainer writes to. Set, like `resumption`, while the training runs, and the same for all its processes."""
     resumption: Resumption | None = None
 
     @property
     def start(self) -> Path | None:
-        """The training checkpoint to go on from."""
+        """Return the training checkpoint to resume from."""
         return self.resumption.start if self.resumption else None
 
 
 class OutOfMemory(Exception):
-    """The first step did not fit; smaller micro-batches may."""
+    """Memory ran out in the first step. Smaller micro-batches may fit."""
 
 
-def training_arguments(section: TrainSection, stage: TrainingJob, model: Model, has_validation: bool) -> dict[str, Any]:
-    """Keyword arguments for TRL's SFTConfig and DPOConfig, with nothing left to their surprising defaults.
+def training_arguments(section: TrainSection, job: TrainingJob, model: Model, has_validation: bool) -> dict[str, Any]:
+    """Return keyword arguments for TRL's SFTConfig and DPOConfig. None is left to a default of TRL that differs from ours.
 
     Args:
-        model: what is trained, loaded.
+        model: the loaded model that is trained.
 
     Raises:
-        UserError: the optimizer needs hardware that is not there.
+        UserError: the optimizer needs hardware that this machine lacks.
     """
     if section.optimizer == "adamw_8bit" and not (
         torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes")
@@ -74,7 +74,7 @@ def training_arguments(section: TrainSection, stage: TrainingJob, model: Model, 
             "GPU with `pip install -e '.[gpu]'`"
         )
     return {
-        "output_dir": str(stage.work),
+        "output_dir": str(job.work),
         "learning_rate": section.learning_rate,
         "num_train_epochs": section.epochs,
         "max_steps": section.max_steps or -1,
@@ -89,8 +89,8 @@ def training_arguments(section: TrainSection, stage: TrainingJob, model: Model, 
         "lr_scheduler_type": section.lr_schedule,
         "warmup_steps": section.warmup_steps,
         "max_grad_norm": section.max_grad_norm,
-        "gradient_checkpointing": needs_checkpointing(section, stage.model, model),
-        "bf16": uses_bf16(stage.model),
+        "gradient_checkpointing": needs_checkpointing(section, job.model, model),
+        "bf16": uses_bf16(job.model),
         "use_cpu": not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -100,15 +100,15 @@ def training_arguments(section: TrainSection, stage: TrainingJob, model: Model, 
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": "none",
-        "seed": stage.seed,
+        "seed": job.seed,
         **sharding_arguments(section.sharding),
     }
 
 
 def needs_checkpointing(section: TrainSection, model_section: ModelSection, model: Model) -> bool:
-    """Whether activations are computed again in the backward pass: as set, else where they would not fit. Says so.
+    """Return whether to use gradient checkpointing: as set, else if the activations would not fit. Prints the choice.
 
-    Where processes have shares of the weights it is on: one that had more free memory than another would wait for it.
+    It is on if the weights are sharded. Otherwise processes with different amounts of free memory could choose differently.
     """
     if section.gradient_checkpointing != "auto":
         return section.gradient_checkpointing
@@ -125,15 +125,16 @@ def needs_checkpointing(section: TrainSection, model_section: ModelSection, mode
     free = free_gib()
     needs = needed > FILL * free
     print(
-        f"{'DPO' if sequences_per_row == 2 else 'SFT'}: {section.effective_batch_size} rows a step "
+        f"{'DPO' if sequences_per_row == 2 else 'SFT'}: {section.effective_batch_size} rows per step "
         f"({section.gradient_accumulation_steps} x {section.batch_size}) in {'bf16' if bf16 else 'fp32'}, at most about "
-        f"{max(0.0, needed):.1f} GiB beside the weights, {free:.1f} GiB are free: gradient checkpointing {'on' if needs else 'off'}"
+        f"{max(0.0, needed):.1f} GiB in addition to the weights, {free:.1f} GiB free: gradient checkpointing "
+        f"{'on' if needs else 'off'}"
     )
     return needs
 
 
 def use_flat_rows(trainer: Trainer, section: ModelSection) -> str:
-    """Gives a trainer flat batches where its model can take them; which it has, in words."""
+    """Give a trainer flat batches if its model supports them, and return which layout it has, in words."""
     padded = use_flat_batches(trainer.model, section)
     announce(padded)
     if padded:
@@ -142,105 +143,117 @@ def use_flat_rows(trainer: Trainer, section: ModelSection) -> str:
     return f"flat, {trainer.model.config._attn_implementation.removeprefix('posttrain_')}"
 
 
-def train_and_seal(
-    trainer: ResumableTrainer,
-    chat: Chat,
-    stage: TrainingJob,
-    name: Literal["sft", "dpo"],
-    parent: Checkpoint | None,
-    facts: dict[str, int],
-    batches: str,
-) -> Checkpoint:
-    """Runs a trainer to its end and writes its checkpoint.
+@dataclass(frozen=True)
+class TrainingSetup:
+    """A trainer that is ready to train, and what its checkpoint will record."""
 
-    Args:
-        parent: the checkpoint that training started from.
-        facts: counts to keep with the checkpoint's metrics.
-        batches: what `use_flat_rows` returned.
+    trainer: ResumableTrainer
+    chat: Chat
+    job: TrainingJob
+    stage: Literal["sft", "dpo"]
+    parent: Checkpoint | None
+    """The checkpoint that training starts from; None for the base."""
+    counts: dict[str, int]
+    """Numbers of rows, kept with the checkpoint's metrics."""
+    batches: str
+    """How batches are laid out, as `use_flat_rows` returned it."""
+
+
+def train_and_seal(setup: TrainingSetup) -> Checkpoint:
+    """Train to the end and write the checkpoint.
 
     Raises:
-        UserError: the loss is no longer a number, or memory has run out in the midst of training.
-        OutOfMemory: in the first step.
+        UserError: the loss is NaN or infinite, or memory ran out after the first step.
+        OutOfMemory: memory ran out in the first step.
     """
-    follow(trainer, name.upper())
-    keep_precision(trainer, uses_bf16(stage.model))
-    loss = _train(trainer, stage, name)
+    trainer, job, stage = setup.trainer, setup.job, setup.stage
+    follow(trainer, stage.upper())
+    keep_precision(trainer, uses_bf16(job.model))
+    loss = _train(setup)
     if not math.isfinite(loss):
         raise UserError(
-            f"{name}: the loss is {loss}: nothing is saved; lower {name}.learning_rate, or raise its warmup_steps"
+            f"{stage}: the training loss is {loss}, so nothing is saved: lower {stage}.learning_rate, or raise "
+            f"{stage}.warmup_steps"
         )
     gather(trainer)
     if not trainer.is_world_process_zero():  # the first process writes for all
         trainer.accelerator.wait_for_everyone()
-        return Checkpoint.load(stage.dest)
-    model: Any = trainer.model
-    kind: Literal["full", "adapter"] = "full"
-    if isinstance(model, PeftModel):
-        if parent is not None and parent.manifest.kind == "full":
-            # The adapter belongs to the parent's weights: merged, the checkpoint depends on no other artifact.
-            model = model.merge_and_unload()
-        else:
-            kind = "adapter"
-            model.peft_config["default"].base_model_name_or_path = stage.base.id
-            if isinstance(modules := model.peft_config["default"].target_modules, set):
-                # PEFT writes a set in the order in which this process hashes: the same model would have many digests.
-                model.peft_config["default"].target_modules = sorted(modules)
-    stage.dest.mkdir(parents=True, exist_ok=True)
-    if kind == "adapter":
-        model.save_pretrained(stage.dest, selected_adapters=["default"])
-        (stage.dest / "README.md").unlink(missing_ok=True)
-    else:
-        model.generation_config.eos_token_id = chat.stop_ids
-        model.generation_config.pad_token_id = chat.tokenizer.pad_token_id
-        model.save_pretrained(stage.dest)
-    chat.tokenizer.save_pretrained(stage.dest)
+        return Checkpoint.load(job.dest)
+    kind = _save_model(setup)
+    setup.chat.tokenizer.save_pretrained(job.dest)
     history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
     sealed = seal(
-        stage.dest,
+        job.dest,
         history,
-        stage=name,
+        stage=stage,
         kind=kind,
-        base=stage.base,
-        parent=parent.digest if parent else None,
-        template=chat.template,
-        stop_ids=chat.stop_ids,
+        base=job.base,
+        parent=setup.parent.digest if setup.parent else None,
+        template=setup.chat.template,
+        stop_ids=setup.chat.stop_ids,
         beta=getattr(trainer, "beta", None),
-        batches=batches,
-        metrics=_summary(history, trainer, facts),
+        batches=setup.batches,
+        metrics=_summary(history, trainer, setup.counts),
     )
     trainer.accelerator.wait_for_everyone()
     return sealed
 
 
-def _train(trainer: ResumableTrainer, stage: TrainingJob, name: str) -> float:
-    """The mean training loss, after training from the start or from where an earlier attempt was cut off."""
+def _save_model(setup: TrainingSetup) -> Literal["full", "adapter"]:
+    """Write the trained weights, and return whether they are all weights or an adapter."""
+    model: Any = setup.trainer.model
+    job, chat = setup.job, setup.chat
+    job.dest.mkdir(parents=True, exist_ok=True)
+    adapter = isinstance(model, PeftModel)
+    if adapter and setup.parent is not None and setup.parent.manifest.kind == "full":
+        # The adapter belongs to the parent's weights. Merged, the checkpoint depends on no other artifact.
+        model, adapter = model.merge_and_unload(), False
+    if not adapter:
+        model.generation_config.eos_token_id = chat.stop_ids
+        model.generation_config.pad_token_id = chat.tokenizer.pad_token_id
+        model.save_pretrained(job.dest)
+        return "full"
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = job.base.id
+    if isinstance(config.target_modules, set):
+        # The order of a set differs between processes, and PEFT writes it: the same model would have several digests.
+        config.target_modules = sorted(config.target_modules)
+    model.save_pretrained(job.dest, selected_adapters=["default"])
+    (job.dest / "README.md").unlink(missing_ok=True)
+    return "adapter"
+
+
+def _train(setup: TrainingSetup) -> float:
+    """Return the mean training loss, after training from the start or from where an earlier attempt was interrupted."""
+    trainer, job, name = setup.trainer, setup.job, setup.stage
     saving: AbstractContextManager[None] = nullcontext()
-    if stage.resumption:
-        resume = Resume(trainer, stage.resumption, name.upper(), stage.callbacks)
+    if job.resumption:
+        resume = Resume(trainer, job.resumption, name.upper(), job.callbacks)
         trainer.add_callback(resume)
         saving = resume.until_saved()
-    if stage.resumption and stage.start:
-        print(f"{name.upper()} goes on from step {stage.resumption.start_step}: training checkpoint {stage.start.name}")
+    if job.resumption and job.start:
+        print(f"{name.upper()} goes on from step {job.resumption.start_step}: training checkpoint {job.start.name}")
     try:
         with saving:
-            return float(trainer.train(resume_from_checkpoint=stage.start).training_loss)
+            return float(trainer.train(resume_from_checkpoint=job.start).training_loss)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         # A CPU's allocator has no exception of its own.
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
             raise
-        if trainer.state.global_step == (stage.resumption.start_step if stage.resumption else 0):
+        if trainer.state.global_step == (job.resumption.start_step if job.resumption else 0):
             raise OutOfMemory(str(error).splitlines()[0]) from error
         raise UserError(
-            f"{name}: out of memory after step {trainer.state.global_step}, in which shorter rows had room: lower "
-            f"{name}.batch_size and raise gradient_accumulation_steps as much, or set gradient_checkpointing to true"
+            f"{name}: out of memory after step {trainer.state.global_step}, on a batch with longer rows than before: lower "
+            f"{name}.batch_size and raise {name}.gradient_accumulation_steps by the same factor, or set "
+            f"{name}.gradient_checkpointing to true"
         ) from error
 
 
-def _summary(history: list[dict[str, float]], trainer: Trainer, facts: dict[str, int]) -> dict[str, float]:
-    """The figures that stand for a training: first and last losses, steps, tokens, and the given counts."""
+def _summary(history: list[dict[str, float]], trainer: Trainer, counts: dict[str, int]) -> dict[str, float]:
+    """Return the figures that describe a training: first and last losses, steps, tokens, and the given counts."""
     losses = [entry["loss"] for entry in history if "loss" in entry]
     validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    figures: dict[str, float] = {"n_steps": trainer.state.global_step, **facts}
+    figures: dict[str, float] = {"n_steps": trainer.state.global_step, **counts}
     if losses:
         figures |= {"first_loss": losses[0], "last_loss": losses[-1]}
     if validation:

@@ -129,10 +129,10 @@ def test_a_template_that_refuses_a_role_or_drops_the_answer_is_refused(chat):
     row["prompt"] = [[{"role": "system", "content": "Be kind."}, *user("Hi")]]
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     chat.tokenizer.chat_template = refusing + TEMPLATES["plain"]
-    with pytest.raises(UserError, match=r"refuses a conversation of system, user \(no system\)"):
+    with pytest.raises(UserError, match=r"rejects a conversation of system, user \(no system\)"):
         tokenise_pairs(chat, Dataset.from_dict(row), 64, 32)
     chat.tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    with pytest.raises(UserError, match="leaves out what the assistant says"):
+    with pytest.raises(UserError, match="leaves out the assistant's response"):
         prepare_chat(chat.tokenizer, None)
 
 

@@ -5,20 +5,20 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.stages import pair_tokens, reference_on, sft_on
 
 from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths, SftSection, Source
 from posttrain.data.pair_sets import PairSets, load_pair_sets, set_name
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.divergence import NextTokenKL
+from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.intervals import bootstrap_mean, wilson
-from posttrain.evaluation.scoring import Evaluation, evaluate
+from posttrain.evaluation.scoring import Evaluation, EvaluationData, evaluate
 from posttrain.evaluation.statistics import calibrate, compare, correct, perplexity, rank_correlation, summarise
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_model
 from posttrain.training.dpo import train_dpo
-from posttrain.training.reference import score_reference
-from posttrain.training.sft import train_sft
 from posttrain.training.trainer import TrainingJob
 
 SECTION = EvaluationSection()
@@ -245,13 +245,12 @@ def trained(tiny_base, preferences, tmp_path_factory):
     """Base, SFT, its reference scores, and DPO, each trained for a few steps."""
     base, section = tiny_base
     folder = tmp_path_factory.mktemp("evaluated")
-    sft = train_sft(
+    sft = sft_on(
         preferences,
-        None,
         SftSection(max_steps=3, max_length=96, learning_rate=1e-2),
         TrainingJob(base, section, 0, folder / "sft"),
     )
-    reference = score_reference(preferences, sft, base, section, LENGTHS, 8192)
+    reference = reference_on(preferences, sft, base, section, LENGTHS)
     dpo = train_dpo(
         reference,
         sft,
@@ -263,7 +262,9 @@ def trained(tiny_base, preferences, tmp_path_factory):
 
 def judged(trained, preferences: Preferences, section: EvaluationSection = SECTION, **others) -> Evaluation:
     base, model, sft, reference, dpo = trained
-    return evaluate(preferences, base, sft, dpo, reference, model, LENGTHS, section, **others)
+    models = EvaluatedModels(base, model, sft, dpo, others.pop("champion", None))
+    data = EvaluationData(preferences, pair_tokens(preferences, base, model), reference, **others)
+    return evaluate(models, data, section)
 
 
 def test_the_size_of_a_batch_changes_nothing(trained, preferences):
@@ -285,7 +286,7 @@ def test_the_same_input_gives_the_same_output(trained, preferences):
 
 def test_kl_is_zero_for_the_reference_itself_and_not_for_dpo(trained, preferences):
     base, model, sft, reference, _ = trained
-    same = evaluate(preferences, base, sft, sft, reference, model, LENGTHS, SECTION)
+    same = judged((base, model, sft, reference, sft), preferences)
     assert same.figures.stages["dpo"].kl_nats_per_token.value == 0
     assert judged(trained, preferences).figures.stages["dpo"].kl_nats_per_token.low > 0
 
@@ -315,16 +316,15 @@ def test_kl_is_that_of_the_whole_vocabulary(trained, preferences):
 def test_the_champion_is_scored_on_the_same_pairs(trained, preferences, tmp_path):
     """Another training of the same base is the champion; DPO as its own champion gains and loses nothing."""
     base, model, _, _, dpo = trained
-    other = train_sft(
+    other = sft_on(
         preferences,
-        None,
         SftSection(max_steps=1, max_length=96, learning_rate=1e-3),
         TrainingJob(base, model, 1, tmp_path / "o"),
     )
     found = judged(trained, preferences, champion=other)
     assert found.figures.opponent == "champion"
     assert found.figures.digests["champion"] == other.digest
-    alone = evaluate(preferences, base, other, None, None, model, LENGTHS, SECTION)
+    alone = judged((base, model, other, None, None), preferences)
     np.testing.assert_allclose(found.pairs["champion_chosen_logps"], alone.pairs["sft_chosen_logps"], atol=1e-4)
     itself = judged(trained, preferences, champion=dpo).figures.comparisons["dpo_vs_champion"]
     assert (itself.gain.value, itself.p_value) == (0, 1)
@@ -393,8 +393,9 @@ def test_the_name_of_a_set_is_short():
 
 def test_no_pair_left_says_what_to_raise(trained, preferences):
     base, model, sft, _, _ = trained
+    tokens = pair_tokens(preferences, base, model, Lengths(max_length=2, max_prompt_length=2))
     with pytest.raises(UserError, match=r"no test pair is left of 8 .*raise dpo.max_length"):
-        evaluate(preferences, base, sft, None, None, model, Lengths(max_length=2, max_prompt_length=2), SECTION)
+        evaluate(EvaluatedModels(base, model, sft), EvaluationData(preferences, tokens), SECTION)
 
 
 def test_pairs_keep_their_texts(trained, preferences):

@@ -2,16 +2,15 @@
 
 import pytest
 import torch
+from support.stages import pair_tokens, sft_on
 
-from posttrain.config import EvaluationSection, GenerationsSection, Lengths, SftSection
+from posttrain.config import EvaluationSection, GenerationsSection, SftSection
 from posttrain.data.demo import pairs as demo
-from posttrain.evaluation.generations import choose_prompts, complete, generate, repetition
+from posttrain.evaluation.evaluated_models import EvaluatedModels
+from posttrain.evaluation.generations import Writer, choose_prompts, complete, generate, repetition
 from posttrain.evaluation.judge import win_rate
 from posttrain.models.loading import load_chat, load_model
-from posttrain.training.sft import train_sft
 from posttrain.training.trainer import TrainingJob
-
-LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 
 SFT = SftSection(learning_rate=1e-2, max_steps=5, max_length=96, eval_steps=5)
 
@@ -49,13 +48,14 @@ def test_win_rate_by_hand():
 def test_answers_are_the_same_in_any_batch_and_equal_to_a_loop_without_one(tiny_base, preferences):
     base, model = tiny_base
     chat, policy = load_chat(base, model), load_model(base, model)
+    writer = Writer(policy, chat, model)
     prompts = [
         chat.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
         for prompt in preferences.test["prompt"]
     ]
     assert len({len(prompt) for prompt in prompts}) > 3  # ragged, so padding has a part in it
-    alone = complete(policy, chat, prompts, model, section(tokens_per_batch=1), "one at a time")
-    together = complete(policy, chat, prompts, model, section(), "at once")
+    alone = complete(writer, prompts, section(tokens_per_batch=1), "one at a time")
+    together = complete(writer, prompts, section(), "at once")
     assert alone == together
     ids, expected = torch.tensor([prompts[0]]), []
     with torch.no_grad():
@@ -71,18 +71,20 @@ def test_answers_are_the_same_in_any_batch_and_equal_to_a_loop_without_one(tiny_
 def test_sampling_is_repeatable_and_differs_from_greedy(tiny_base, preferences):
     base, model = tiny_base
     chat, policy = load_chat(base, model), load_model(base, model)
+    writer = Writer(policy, chat, model)
     prompts = [[5, 6, 7], [8, 9]]
-    first, again = (complete(policy, chat, prompts, model, section(temperature=2.0), "drawn") for _ in range(2))
+    first, again = (complete(writer, prompts, section(temperature=2.0), "drawn") for _ in range(2))
     assert first == again
-    assert first != complete(policy, chat, prompts, model, section(), "greedy")
+    assert first != complete(writer, prompts, section(), "greedy")
 
 
 def test_the_models_own_sampling_settings_are_not_used(tiny_base):
     base, model = tiny_base
     chat, policy = load_chat(base, model), load_model(base, model)
-    expected = complete(policy, chat, [[5, 6, 7]], model, section(), "plain")
+    writer = Writer(policy, chat, model)
+    expected = complete(writer, [[5, 6, 7]], section(), "plain")
     policy.generation_config.repetition_penalty = 10.0
-    assert complete(policy, chat, [[5, 6, 7]], model, section(), "with a penalty") == expected
+    assert complete(writer, [[5, 6, 7]], section(), "with a penalty") == expected
 
 
 def test_prompts_stay_the_same_when_responses_or_other_rows_change(preferences):
@@ -98,8 +100,9 @@ def test_prompts_stay_the_same_when_responses_or_other_rows_change(preferences):
 
 def test_sft_and_dpo_answer_side_by_side(tiny_base, preferences, tmp_path):
     base, model = tiny_base
-    sft = train_sft(preferences, None, SFT, TrainingJob(base, model, 0, tmp_path / "sft"))
-    found = generate(preferences, base, {"sft": sft, "dpo": sft}, model, LENGTHS, section(n=5))
+    sft = sft_on(preferences, SFT, TrainingJob(base, model, 0, tmp_path / "sft"))
+    tokens = pair_tokens(preferences, base, model)
+    found = generate(preferences, tokens, EvaluatedModels(base, model, sft, sft), section(n=5))
     assert len(found.exchanges) == 5
     assert set(found.stages) == {"sft", "dpo"}
     for exchange in found.exchanges:
@@ -111,7 +114,7 @@ def test_sft_and_dpo_answer_side_by_side(tiny_base, preferences, tmp_path):
     assert found.by_judge is None
     found.save(tmp_path)
     assert type(found).load(tmp_path) == found
-    none = generate(preferences, base, {"sft": sft}, model, LENGTHS, section(n=0))
+    none = generate(preferences, tokens, EvaluatedModels(base, model, sft), section(n=0))
     assert none.exchanges == []
     assert none.stages == {}
 
@@ -124,8 +127,9 @@ def test_on_the_demo_the_hidden_reward_judges(tiny_base, preferences, tmp_path):
         lambda _, i: {"prompt": [{"role": "user", "content": rows[i]["prompt"]}], "true_margin": 1.0}, with_indices=True
     )
     pairs = type(preferences)(preferences.train, preferences.validation, test)
-    sft = train_sft(preferences, None, SFT, TrainingJob(base, model, 0, tmp_path / "sft"))
-    found = generate(pairs, base, {"sft": sft, "dpo": sft}, model, LENGTHS, section(n=3))
+    sft = sft_on(preferences, SFT, TrainingJob(base, model, 0, tmp_path / "sft"))
+    tokens = pair_tokens(pairs, base, model)
+    found = generate(pairs, tokens, EvaluatedModels(base, model, sft, sft), section(n=3))
     assert found.by_true_reward.n_ties == 3
     for exchange in found.exchanges:
         response = exchange.responses["dpo"]

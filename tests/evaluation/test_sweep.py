@@ -13,6 +13,7 @@ import yaml
 from mlflow import MlflowClient
 from rich.console import Console
 from support.paths import ROOT
+from support.stages import reference_on, sft_on
 from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.models import PipelineRunResponse
@@ -35,13 +36,11 @@ from posttrain.config import (
 )
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.evaluation.sweep import SweepPoint, ValidationScores, choose, train_point
+from posttrain.evaluation.sweep import GridPoint, SweepPoint, ValidationScores, choose, train_point
 from posttrain.orchestration.finished_runs import read_report
 from posttrain.orchestration.run_file import check_run_file, settings_of_points
 from posttrain.reporting.sweep_report import render_sweep, sweep_picture, sweep_rows
 from posttrain.reporting.terminal import print_report
-from posttrain.training.reference import score_reference
-from posttrain.training.sft import train_sft
 from posttrain.training.trainer import TrainingJob
 
 EVALUATION = EvaluationSection(n_bootstrap=100)
@@ -148,7 +147,7 @@ def test_the_most_accurate_point_is_chosen() -> None:
     assert outcome.comparison is not None
     assert (outcome.comparison.gain.value, outcome.comparison.p_value) == (0.125, 1.0)
     assert outcome.reason == (
-        "beta=0.5, which orders 12.5 points more pairs right by preference accuracy than beta=0.1 (p = 1)"
+        "beta=0.5, which ranks 12.5 points more pairs correctly by preference accuracy than beta=0.1 (p = 1)"
     )
 
 
@@ -157,7 +156,7 @@ def test_of_equals_the_point_that_moved_least_is_chosen() -> None:
     outcome = choose(points, BY_LIKELIHOOD, EVALUATION)
     assert (outcome.chosen, outcome.runner_up) == (1, 2)
     assert outcome.reason == (
-        "beta=0.2, which orders as many pairs right as beta=0.5 and has not moved further from SFT (2.00 nats a response "
+        "beta=0.2, which ranks as many pairs correctly as beta=0.5 and has not moved further from SFT (2.00 nats per response "
         "against 2.00)"
     )
 
@@ -172,13 +171,13 @@ def test_the_measure_that_was_asked_for_decides() -> None:
 def test_a_single_survivor_is_chosen() -> None:
     outcome = choose([FAILED, point(0.5, [-1, -1, -1, -1])], BY_LIKELIHOOD, EVALUATION)
     assert (outcome.chosen, outcome.runner_up) == (1, None)
-    assert outcome.reason == "beta=0.5, as no other point was trained"
+    assert outcome.reason == "beta=0.5, because no other point was trained"
 
 
 def test_when_all_points_fail_so_does_the_sweep() -> None:
     with pytest.raises(UserError) as caught:
         choose([FAILED, FAILED], BY_LIKELIHOOD, EVALUATION)
-    assert str(caught.value) == "sweep: every point failed, e.g. beta=9.0: the loss is nan"
+    assert str(caught.value) == "sweep: every point failed, for example beta=9.0: the loss is nan"
 
 
 def test_the_table_names_every_point_and_fits_a_terminal() -> None:
@@ -233,22 +232,21 @@ def test_a_point_is_trained_and_scored_or_says_why_not(
     tiny_base: Any, preferences: Preferences, tmp_path: Path
 ) -> None:
     base, section = tiny_base
-    sft = train_sft(
-        preferences, None, SftSection(max_steps=1, max_length=96), TrainingJob(base, section, 0, tmp_path / "sft")
-    )
-    reference = score_reference(preferences, sft, base, section, Lengths(max_length=96, max_prompt_length=64), 8192)
+    sft = sft_on(preferences, SftSection(max_steps=1, max_length=96), TrainingJob(base, section, 0, tmp_path / "sft"))
+    reference = reference_on(preferences, sft, base, section, Lengths(max_length=96, max_prompt_length=64))
     dpo = DpoSection(learning_rate=1e-3, max_steps=2, max_length=96, max_prompt_length=64, logging_steps=1)
 
     def train(name: str, **values: Any) -> tuple[Any, SweepPoint]:
         changed = dpo.model_copy(update=values)
-        return train_point(values, reference, sft, changed, 8192, TrainingJob(base, section, 0, tmp_path / name))
+        job = TrainingJob(base, section, 0, tmp_path / name)
+        return train_point(GridPoint(values, changed), reference, sft, 8192, job)
 
     checkpoint, trained = train("good", beta=0.1)
     assert checkpoint.manifest.parent == sft.digest
     assert trained.failure is None
     assert trained.scores is not None
     assert len(trained.scores.margins_nats) == len(preferences.validation)
-    stored = reference.of(preferences.validation)
+    stored = reference.of(reference.rows("validation"), reference.lengths)
     expected = stored.chosen_logps.astype(float) - stored.rejected_logps
     np.testing.assert_allclose(trained.scores.reference_margins_nats, expected)
     assert 0 < trained.scores.drift_nats < 5
@@ -271,7 +269,7 @@ def written(folder: Path, config: Any, **zenml: Any) -> str:
 
 
 def test_each_pipeline_refuses_the_others_config(tmp_path: Path) -> None:
-    with pytest.raises(click.ClickException, match="sweep: dpo_pipeline trains one point only: run sweep_pipeline"):
+    with pytest.raises(click.ClickException, match="sweep: dpo_pipeline trains a single point: run sweep_pipeline"):
         dpo_pipeline.with_options(config_path=written(tmp_path, {"sweep": {"grid": {"beta": [0.1]}}}))()
     with pytest.raises(click.ClickException, match="sweep: missing, so there is nothing to compare"):
         sweep_pipeline.with_options(config_path=written(tmp_path, {}))()
@@ -287,7 +285,7 @@ def test_zenmls_settings_of_train_point_are_those_of_every_point(tmp_path: Path)
 def test_settings_of_a_step_that_a_sweep_lacks_are_an_error(tmp_path: Path) -> None:
     """Else ZenML would drop them, and the points would train without their GPU."""
     path = written(tmp_path, {"sweep": {"grid": {"beta": [0.1]}}}, steps={"train_dpo": {}})
-    with pytest.raises(UserError, match=r"steps\.train_dpo: unknown step \(known: check_tokens, choose_point, "):
+    with pytest.raises(UserError, match=r"steps\.train_dpo: unknown step \(known: choose_point, conclude, "):
         check_run_file(path, ROOT)
 
 
@@ -317,7 +315,7 @@ def test_a_whole_sweep(tmp_path: Path, tiny_folder: Path, capsys: pytest.Capture
     always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
     judged = {"choose_point", "generate", "evaluate", "promote", "report"}
     first, worked = run({"weight_decay": [0.0, 1e30]})
-    assert worked == always | judged | {"check_tokens", "train_sft", "score_reference", "train_point", "train_point_2"}
+    assert worked == always | judged | {"tokenise", "train_sft", "score_reference", "train_point", "train_point_2"}
     assert [first.steps[name].config.extra for name in ("train_point", "train_point_2")] == [{"gpus": 1}] * 2
     report = read_report(first.id)
     assert report.sweep is not None

@@ -22,7 +22,9 @@ from materializers import (
     RecordMaterializer,
     ReferenceLogpsMaterializer,
     ReportMaterializer,
+    TokensMaterializer,
 )
+from posttrain.chat.tokens import PairTokens, SftTokens
 from posttrain.config import DataSection, EvaluationSection, Lengths, Source
 from posttrain.data.loader import load_preferences
 from posttrain.data.preferences import Instructions, Preferences
@@ -136,6 +138,24 @@ def test_reference_logps_come_back() -> None:
     lengths = Lengths(max_length=9, max_prompt_length=4)
     reference = ReferenceLogps(table, key="k" * 64, checkpoint="c" * 64, lengths=lengths, cut={"train": {"cut": 1}})
     assert stored(ReferenceLogpsMaterializer, reference).load(ReferenceLogps) == reference
+
+
+@pytest.mark.usefixtures("any_store")
+def test_tokens_come_back() -> None:
+    lists = {name: pa.array([[1, 2]], pa.list_(pa.int32())) for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
+    pairs = pa.table({"id": ["a"], **lists})
+    cut = {split: {"prompt_cut": 1} for split in ("train", "validation", "test")}
+    lengths = Lengths(max_length=9, max_prompt_length=4)
+    tokens = PairTokens({"train": pairs, "validation": pairs.slice(0, 0), "test": pairs}, cut, lengths, "c" * 64)
+    materializer = stored(TokensMaterializer, tokens)
+    assert materializer.load(PairTokens) == tokens
+    assert materializer.compute_content_hash(tokens) == tokens.digest
+    assert materializer.extract_metadata(tokens) == {
+        "digest": tokens.digest, "n_train": 1, "n_validation": 0, "n_test": 1, "cut": cut
+    }  # fmt: skip
+    rows = pa.table({"input_ids": lists["prompt_ids"], "labels": lists["chosen_ids"]})
+    sft = SftTokens({"train": rows, "validation": rows}, cut, 9, "c" * 64)
+    assert stored(TokensMaterializer, sft).load(SftTokens) == sft
 
 
 @pytest.mark.usefixtures("any_store")

@@ -58,7 +58,7 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
     [
         (
             {"steps": {"train_dop": {}}},
-            "steps.train_dop: unknown step (known: check_tokens, conclude, evaluate,",
+            "steps.train_dop: unknown step (known: conclude, evaluate, find_champion,",
         ),
         ({"steps": {"train_dpo": {"setings": {}}}}, "steps.train_dpo.setings: unknown key"),
         ({"steps": {"train_dpo": {"parameters": {"seed": 1}}}}, "steps.train_dpo.parameters: not allowed"),
@@ -89,25 +89,25 @@ def test_a_file_replaces_the_demo_and_is_not_merged_into_it(tmp_path: Path) -> N
     assert dpo_pipeline.with_options(config_path=path).configuration.parameters == {"config": {"dpo": {"beta": 0.2}}}
 
 
-BEGIN = "load_preferences resolve_base check_tokens"
+BEGIN = "load_preferences resolve_base"
 
 
 @pytest.mark.parametrize(
     ("config", "steps"),
     [
-        ({}, f"{BEGIN} train_sft score_reference train_dpo"),
-        ({"finetuning_type": "sft"}, f"{BEGIN} train_sft"),
+        ({}, f"{BEGIN} tokenise train_sft score_reference train_dpo"),
+        ({"finetuning_type": "sft"}, f"{BEGIN} tokenise train_sft"),
         (
             {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "FOLDER"}},
-            f"{BEGIN} import_checkpoint score_reference train_dpo",
+            f"{BEGIN} import_checkpoint tokenise score_reference train_dpo",
         ),
         (
             {"sft": {"dataset": {"path": "instructions.jsonl"}}},
-            f"{BEGIN} load_instructions train_sft score_reference train_dpo",
+            f"{BEGIN} load_instructions tokenise train_sft score_reference train_dpo",
         ),
         (
             {"finetuning_type": "sft", "evaluation": {"sets": [{"path": "bench.jsonl"}]}},
-            f"{BEGIN} train_sft load_pair_sets",
+            f"{BEGIN} tokenise train_sft load_pair_sets",
         ),
     ],
     ids=["both", "sft", "dpo", "instructions", "sets"],
@@ -175,7 +175,7 @@ def test_nothing_is_trained_twice(
     always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
     first = run(TINY)
     assert worked(first) == always | {
-        "check_tokens",
+        "tokenise",
         "train_sft",
         "score_reference",
         "train_dpo",
@@ -196,6 +196,10 @@ def test_nothing_is_trained_twice(
     steeper = run({**TINY, "dpo": {**TINY["dpo"], "beta": 0.3}})
     assert worked(steeper) == always | {"train_dpo", "generate", "evaluate", "promote", "report"}
     assert outcomes(first, again, steeper) == ["trained", "unchanged", "trained"]
+
+    shorter = run({**TINY, "dpo": {**TINY["dpo"], "max_length": 64, "max_prompt_length": 32}})
+    # SFT does not depend on DPO's lengths. No pair of the demo is cut by them, so the figures and the verdict stay.
+    assert worked(shorter) == always | {"tokenise", "score_reference", "train_dpo", "generate", "evaluate"}
 
     renamed = run({**TINY, "tracking": {"experiment": "another"}})
     assert worked(renamed) == always
@@ -219,7 +223,7 @@ def test_nothing_is_trained_twice(
     version = first.steps["train_sft"].outputs["sft_checkpoint"][0].version
     from_sft = run({**without_sft, "finetuning_type": "dpo", "dpo": {**TINY["dpo"], "sft_checkpoint": version}})
     # ZenML's cache key depends on where an input comes from; the same weights come out, so the verdict stands.
-    assert worked(from_sft) == always | {"score_reference", "train_dpo", "evaluate", "generate", "report"}
+    assert worked(from_sft) == always | {"tokenise", "score_reference", "train_dpo", "evaluate", "generate", "report"}
 
     monkeypatch.setattr(_code, "code_digest", lambda: "edited")
     assert "train_sft" in worked(run({**TINY, "finetuning_type": "sft"}))

@@ -10,7 +10,7 @@ from datasets import Dataset
 from posttrain.chat.token_report import report_tokens
 from posttrain.chat.tokenise import tokenise_pairs
 from posttrain.cli.main import main
-from posttrain.config import DataSection, Source
+from posttrain.config import DataSection, Lengths, Source
 from posttrain.config.check_policies import REASONS
 from posttrain.data.loader import load_preferences
 from posttrain.data.preferences import Preferences
@@ -90,7 +90,7 @@ def test_the_terminal_says_it_in_lines(loaded):
 
 def test_tokens_are_counted_as_the_stages_count_them(tiny_base, preferences):
     chat = load_chat(*tiny_base)
-    report = report_tokens(chat, preferences, 24, 12, {})
+    report = report_tokens(chat, preferences, Lengths(max_length=24, max_prompt_length=12))
     counts = dict.fromkeys(report.cut, 0)
     lost, n_stops = dict.fromkeys(("prompt", "chosen", "rejected"), 0), dict.fromkeys(("chosen", "rejected"), 0)
     for rows in preferences.splits().values():
@@ -127,14 +127,18 @@ def test_lengths_by_hand(tiny_base):
     one = Dataset.from_list([row])
     chat = load_chat(*tiny_base)
     n_printer, n_wait = (len(chat.tokenizer(text)["input_ids"]) for text in ("printer", "wait wait wait"))
-    report = report_tokens(chat, Preferences(one, one.select([]), one.select([])), 100, 50, {})
+    report = report_tokens(
+        chat, Preferences(one, one.select([]), one.select([])), Lengths(max_length=100, max_prompt_length=50)
+    )
     assert report.lengths["prompt"].max == 3 + n_printer
     assert report.lengths["chosen"].max == n_wait + 1
     assert report.longer_is_chosen.value == 1
     # bin 3 holds 4 to 7
     assert report.lengths["prompt"].counts.index(1) == (3 + n_printer).bit_length()
     assert sum(report.cut.values()) == 0
-    cut = report_tokens(chat, Preferences(one, one.select([]), one.select([])), 3 + n_printer, 50, {})
+    cut = report_tokens(
+        chat, Preferences(one, one.select([]), one.select([])), Lengths(max_length=3 + n_printer, max_prompt_length=50)
+    )
     assert cut.cut["no_room"] == 1
     assert cut.examples == {"left_out": ["1"], "cut": []}
 
@@ -142,12 +146,12 @@ def test_lengths_by_hand(tiny_base):
 def test_nothing_may_be_cut_where_the_config_says_so(tiny_base, preferences):
     chat = load_chat(*tiny_base)
     with pytest.raises(UserError, match=r"truncated is fail, and of 56 pairs .* raise dpo\.max_length \(24\)"):
-        report_tokens(chat, preferences, 24, 12, {"truncated": "fail"})
-    report_tokens(chat, preferences, 1000, 500, {"truncated": "fail"})
+        report_tokens(chat, preferences, Lengths(max_length=24, max_prompt_length=12), must_fit=True)
+    report_tokens(chat, preferences, Lengths(max_length=1000, max_prompt_length=500), must_fit=True)
 
 
 def test_the_token_page_says_what_is_cut(tiny_base, preferences):
-    report = report_tokens(load_chat(*tiny_base), preferences, 24, 12, {})
+    report = report_tokens(load_chat(*tiny_base), preferences, Lengths(max_length=24, max_prompt_length=12))
     page = Reader(token_page(report))
     assert "of the prompts lose their beginning at dpo.max_prompt_length 12" in page.text
     assert "56 of 56 pairs were tokenised" in page.text

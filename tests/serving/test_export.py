@@ -15,17 +15,17 @@ from huggingface_hub import ModelCard, constants
 from moto.server import ThreadedMotoServer
 from peft import AutoPeftModelForCausalLM
 from safetensors import safe_open
+from support.stages import sft_on
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from posttrain.config import EvaluationSection, GenerationsSection, ModelSection, SftSection
 from posttrain.errors import UserError
-from posttrain.evaluation.generations import complete
+from posttrain.evaluation.generations import Writer, complete
 from posttrain.models.base import resolve_base
 from posttrain.models.loading import load_chat, load_model
 from posttrain.reporting.model_card import model_card
 from posttrain.serving.export import check_is_ours, export
 from posttrain.storage import s3 as storage
-from posttrain.training.sft import train_sft
 from posttrain.training.trainer import TrainingJob
 
 # Its responses end with <|system|>, which is not the tokenizer's end of sequence.
@@ -46,7 +46,7 @@ def trained(request, tiny_folder, preferences, tmp_path_factory):
     pair = preferences.train.select([0] * 8)
     rows = type(preferences)(pair, pair.select([]), pair)
     sft = SftSection(learning_rate=2e-2, max_steps=60, max_length=96, eval_steps=60)
-    checkpoint = train_sft(rows, None, sft, TrainingJob(base, section, 0, folder / "sft"))
+    checkpoint = sft_on(rows, sft, TrainingJob(base, section, 0, folder / "sft"))
     return SimpleNamespace(base=base, section=section, checkpoint=checkpoint, pair=pair[0])
 
 
@@ -82,7 +82,7 @@ def test_plain_transformers_loads_it_and_it_stops(trained, tmp_path):
     prompt = tokenizer.apply_chat_template(trained.pair["prompt"], add_generation_prompt=True, return_dict=False)
     settings = EvaluationSection(generations=GenerationsSection(max_new_tokens=60))
     chat = load_chat(trained.base, trained.section, trained.checkpoint)
-    ((ids, stopped),) = complete(policy, chat, [prompt], trained.section, settings, "answer")
+    ((ids, stopped),) = complete(Writer(policy, chat, trained.section), [prompt], settings, "answer")
     assert stopped
     assert 0 < len(ids) < 60
     assert found["generated_text"][-1]["content"] == tokenizer.decode(ids)

@@ -22,8 +22,9 @@ from posttrain.training import stopping
 from posttrain.training.dpo import PairTrainer, train_dpo
 from posttrain.training.reference import ReferenceLogps
 from posttrain.training.resume.training_checkpoints import TrainingCheckpoints
-from posttrain.training.sft import CompletionTrainer, train_sft
+from posttrain.training.sft import CompletionTrainer
 from posttrain.training.trainer import TrainingJob
+from support.stages import sft_on
 
 trl.DPOTrainer, trl.SFTTrainer  # noqa: B018 (TRL imports its trainers when they are first named)
 
@@ -67,12 +68,12 @@ def attempt(training: Training, dest: Path, trap: str = "") -> None:
 
 
 def train(training: Training, dest: Path, callbacks: tuple[TrainerCallback, ...]) -> Checkpoint:
-    stage = TrainingJob(training.base, training.model, 0, dest, callbacks, training.checkpoints)
+    job = TrainingJob(training.base, training.model, 0, dest, callbacks, training.checkpoints)
     if isinstance(training.section, SftSection):
-        return train_sft(training.preferences, None, training.section, stage)
+        return sft_on(training.preferences, training.section, job)
     assert training.reference
     assert training.sft
-    return train_dpo(training.reference, training.sft, training.section, stage)
+    return train_dpo(training.reference, training.sft, training.section, job)
 
 
 def die(number: int = signal.SIGKILL) -> None:

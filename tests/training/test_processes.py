@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from support.stages import reference_on, sft_on
 from transformers import TrainerCallback
 
 from posttrain.config import DpoSection, Lengths, SftSection
@@ -12,8 +13,6 @@ from posttrain.forward.logprobs import score_pairs
 from posttrain.models.loading import load_model
 from posttrain.training.dpo import train_dpo
 from posttrain.training.launcher import share_rows
-from posttrain.training.reference import score_reference
-from posttrain.training.sft import train_sft
 from posttrain.training.trainer import TrainingJob
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
@@ -41,13 +40,12 @@ def test_two_processes_train_as_one(tiny_base, preferences, tmp_path):
     histories, margins = {}, {}
     for n in (1, 2):
         recorder = Recorder()
-        sft = train_sft(
+        sft = sft_on(
             preferences,
-            None,
             SFT.model_copy(update={"processes": n}),
             TrainingJob(base, section, 0, tmp_path / f"sft{n}"),
         )
-        reference = score_reference(preferences, sft, base, section, LENGTHS, 4096)
+        reference = reference_on(preferences, sft, base, section, LENGTHS)
         where = TrainingJob(base, section, 0, tmp_path / f"dpo{n}", (recorder,))
         dpo = train_dpo(reference, sft, DPO.model_copy(update={"processes": n}), where)
         histories[n] = [[entry["loss"] for entry in stage.history if "loss" in entry] for stage in (sft, dpo)]
@@ -65,9 +63,9 @@ def test_a_failure_of_a_process_is_one_line(tiny_base, preferences, tmp_path):
     base, section = tiny_base
     once = SFT.model_copy(update={"max_steps": 1})
     first, second = (
-        train_sft(preferences, None, once, TrainingJob(base, section, seed, tmp_path / f"sft{seed}")) for seed in (0, 1)
+        sft_on(preferences, once, TrainingJob(base, section, seed, tmp_path / f"sft{seed}")) for seed in (0, 1)
     )
-    reference = score_reference(preferences, first, base, section, LENGTHS, 4096)
+    reference = reference_on(preferences, first, base, section, LENGTHS)
     with pytest.raises(UserError, match="DPO does not start at its reference"):
         train_dpo(
             reference, second, DPO.model_copy(update={"processes": 2}), TrainingJob(base, section, 0, tmp_path / "dpo")

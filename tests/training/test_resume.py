@@ -19,12 +19,11 @@ from mlflow import MlflowClient
 from support import interrupted
 from support.interrupted import Training, attempt
 from support.paths import ROOT
+from support.stages import reference_on, sft_on
 
 from posttrain.config import DpoSection, Lengths, SftSection
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.training.reference import score_reference
 from posttrain.training.resume.training_checkpoints import MANIFEST, TrainingCheckpoints, training_key
-from posttrain.training.sft import train_sft
 from posttrain.training.trainer import TrainingJob
 
 LENGTHS = {"max_length": 96, "max_prompt_length": 64}
@@ -52,10 +51,8 @@ def trainings(tiny_base, preferences, tmp_path_factory):
     base, section = tiny_base
     lora = section.model_copy(update={"method": "lora", "lora": section.lora.model_copy(update={"dropout": 0.1})})
     folder = tmp_path_factory.mktemp("undisturbed")
-    sft = train_sft(
-        preferences, None, SftSection(max_steps=2, max_length=96), TrainingJob(base, section, 0, folder / "start")
-    )
-    reference = score_reference(preferences, sft, base, section, Lengths(**LENGTHS), 8192)
+    sft = sft_on(preferences, SftSection(max_steps=2, max_length=96), TrainingJob(base, section, 0, folder / "start"))
+    reference = reference_on(preferences, sft, base, section, Lengths(**LENGTHS))
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     found = {
         "sft": Training("sft", SFT, base, lora, preferences, folder / "sft", tracking_uri=uri),

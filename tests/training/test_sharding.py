@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
+from support.stages import reference_on, sft_on
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerControl, TrainerState
 
@@ -18,8 +19,6 @@ from posttrain.models.loading import load_model
 from posttrain.models.memory import GIB, Shape, loaded_gib, weights_gib
 from posttrain.training.dpo import train_dpo
 from posttrain.training.launcher import share_rows
-from posttrain.training.reference import score_reference
-from posttrain.training.sft import train_sft
 from posttrain.training.sharding import (
     keep_precision,
     load_zero_shares,
@@ -74,10 +73,8 @@ def test_a_sharded_training_is_that_of_one_process(tiny_base, preferences, tmp_p
     histories, files, logps = {}, {}, {}
     for n, what in ((1, "none"), (2, sharding)):
         update = {"processes": n, "sharding": what, "gradient_checkpointing": gradient_checkpointing}
-        sft = train_sft(
-            preferences, None, SFT.model_copy(update=update), TrainingJob(base, for_sft, 0, tmp_path / f"sft{n}")
-        )
-        reference = score_reference(preferences, sft, base, for_dpo, LENGTHS, 4096)
+        sft = sft_on(preferences, SFT.model_copy(update=update), TrainingJob(base, for_sft, 0, tmp_path / f"sft{n}"))
+        reference = reference_on(preferences, sft, base, for_dpo, LENGTHS)
         dpo = train_dpo(
             reference, sft, DPO.model_copy(update=update), TrainingJob(base, for_dpo, 0, tmp_path / f"dpo{n}")
         )

@@ -3,14 +3,13 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.stages import reference_on, sft_on
 from transformers import TrainerControl, TrainerState
 
 from posttrain.config import DpoSection, Lengths, SftSection
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.training.dpo import train_dpo
-from posttrain.training.reference import score_reference
-from posttrain.training.sft import train_sft
 from posttrain.training.stopping import EarlyStopping, StopOnDivergence, stopping_callbacks
 from posttrain.training.trainer import TrainingJob
 
@@ -85,12 +84,12 @@ def start(request, tiny_base, preferences, tmp_path_factory):
     stage = TrainingJob(
         base, section.model_copy(update={"method": request.param}), 0, tmp_path_factory.mktemp("sft") / "sft"
     )
-    sft = train_sft(preferences, None, SftSection(max_steps=2, max_length=96, learning_rate=1e-3), stage)
+    sft = sft_on(preferences, SftSection(max_steps=2, max_length=96, learning_rate=1e-3), stage)
     # Validation pairs the other way round: what is learned from the training pairs makes validation worse.
     swapped = preferences.train.rename_columns({"chosen": "rejected", "rejected": "chosen"})
     swapped = swapped.remove_columns("id").add_column("id", [f"v{i}" for i in range(len(swapped))])
     contrary = Preferences(preferences.train, swapped, preferences.test)
-    reference = score_reference(contrary, sft, base, stage.model, Lengths(**LENGTHS), 8192)
+    reference = reference_on(contrary, sft, base, stage.model, Lengths(**LENGTHS))
     return contrary, reference, sft, stage
 
 

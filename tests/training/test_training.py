@@ -8,20 +8,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from support.stages import pair_tokens, reference_on, sft_on
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from posttrain.chat.tokenise import tokenise_completions, tokenise_pairs
+from posttrain.chat.tokenise_data import TokeniseSettings, tokenise_data
 from posttrain.config import DpoSection, EvaluationSection, Lengths, LoraSection, LossType, ModelSection, SftSection
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.evaluation.scoring import evaluate
+from posttrain.evaluation.evaluated_models import EvaluatedModels
+from posttrain.evaluation.scoring import EvaluationData, evaluate
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint, seal
 from posttrain.models.loading import load_chat, load_model
 from posttrain.training.dpo import train_dpo
-from posttrain.training.reference import score_reference
-from posttrain.training.sft import _chosen, check_stop_tokens, train_sft
+from posttrain.training.reference import ReferencePolicy, score_reference
+from posttrain.training.sft import check_stop_tokens, train_sft
 from posttrain.training.trainer import TrainingJob, needs_checkpointing
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
@@ -35,12 +38,12 @@ def after_sft(request, tiny_base, preferences, tmp_path_factory):
     base, section = tiny_base
     section = section.model_copy(update={"method": request.param})
     folder = tmp_path_factory.mktemp(request.param)
-    checkpoint = train_sft(preferences, None, SFT, TrainingJob(base, section, 0, folder / "sft"))
-    reference = score_reference(preferences, checkpoint, base, section, LENGTHS, 8192)
+    checkpoint = sft_on(preferences, SFT, TrainingJob(base, section, 0, folder / "sft"))
+    reference = reference_on(preferences, checkpoint, base, section, LENGTHS)
     return SimpleNamespace(base=base, section=section, checkpoint=checkpoint, reference=reference, folder=folder)
 
 
-def stage(after_sft, name):
+def job(after_sft, name):
     return TrainingJob(after_sft.base, after_sft.section, 0, after_sft.folder / name)
 
 
@@ -66,7 +69,7 @@ def test_the_seed_decides_an_adapters_first_weights(tiny_base, preferences, tmp_
     lora, once = section.model_copy(update={"method": "lora"}), SFT.model_copy(update={"max_steps": 1, "eval_steps": 1})
 
     def trained(seed, folder):
-        return train_sft(preferences, None, once, TrainingJob(base, lora, seed, tmp_path / folder)).digest
+        return sft_on(preferences, once, TrainingJob(base, lora, seed, tmp_path / folder)).digest
 
     assert trained(0, "a") == trained(0, "b") != trained(1, "c")
 
@@ -75,11 +78,10 @@ def test_sft_loss_is_over_completion_tokens_only(tiny_base, preferences, tmp_pat
     """The first logged loss equals the mean negative log-likelihood of the completions alone, over the whole split."""
     base, section = tiny_base
     once = SftSection(learning_rate=1e-6, max_steps=1, max_length=96, batch_size=len(preferences.train), eval_steps=1)
-    first = train_sft(preferences, None, once, TrainingJob(base, section, 0, tmp_path / "sft")).manifest.metrics[
-        "first_loss"
-    ]
+    first = sft_on(preferences, once, TrainingJob(base, section, 0, tmp_path / "sft")).manifest.metrics["first_loss"]
     model, nll, n = load_model(base, section), 0.0, 0
-    for row in tokenise_completions(load_chat(base, section), _chosen(preferences.train), 96).rows:
+    chosen = preferences.train.rename_column("chosen", "completion")
+    for row in tokenise_completions(load_chat(base, section), chosen, 96).rows:
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
         logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
         nll -= logps[labels[0, 1:] != -100].sum().item()
@@ -98,7 +100,7 @@ def test_sft_refuses_responses_that_never_stop(tiny_base):
 
 
 def test_dpo_starts_at_the_sft_policy_and_moves(after_sft, preferences):
-    checkpoint = train_dpo(after_sft.reference, after_sft.checkpoint, DPO, stage(after_sft, "dpo"))
+    checkpoint = train_dpo(after_sft.reference, after_sft.checkpoint, DPO, job(after_sft, "dpo"))
     assert checkpoint.manifest.metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert checkpoint.manifest.parent == after_sft.checkpoint.digest
     assert checkpoint.digest != after_sft.checkpoint.digest
@@ -109,7 +111,7 @@ def test_dpo_starts_at_the_sft_policy_and_moves(after_sft, preferences):
 
 def test_the_saved_policy_is_the_trained_one(after_sft, preferences):
     """What is loaded from the checkpoint scores the validation pairs as the trainer's last validation did."""
-    checkpoint = train_dpo(after_sft.reference, after_sft.checkpoint, DPO, stage(after_sft, "saved"))
+    checkpoint = train_dpo(after_sft.reference, after_sft.checkpoint, DPO, job(after_sft, "saved"))
     chat = load_chat(after_sft.base, after_sft.section, checkpoint)
     rows = tokenise_pairs(chat, preferences.validation, 96, 64).rows
     policy = load_model(after_sft.base, after_sft.section, checkpoint)
@@ -125,48 +127,111 @@ def test_dpo_stops_at_a_wrong_reference_and_names_the_checkpoint(after_sft, pref
         table = table.set_column(table.column_names.index(column), column, [table[column].to_numpy() - 3.0])
     reference = replace(after_sft.reference, table=table)
     with pytest.raises(UserError, match=f"Expected the SFT checkpoint {after_sft.checkpoint.digest[:16]}"):
-        train_dpo(reference, after_sft.checkpoint, DPO, stage(after_sft, "wrong"))
+        train_dpo(reference, after_sft.checkpoint, DPO, job(after_sft, "wrong"))
     assert not (after_sft.folder / "wrong").exists()
 
 
 def test_dpo_stops_at_a_reference_of_the_base(after_sft, preferences, tiny_base, tmp_path):
     """SFT forgotten: the reference was scored with another checkpoint than DPO starts from."""
     untrained = SFT.model_copy(update={"learning_rate": 1e-9})
-    other = train_sft(
-        preferences, None, untrained, TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "other")
-    )
-    reference = score_reference(preferences, other, after_sft.base, after_sft.section, LENGTHS, 8192)
+    other = sft_on(preferences, untrained, TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "other"))
+    reference = reference_on(preferences, other, after_sft.base, after_sft.section, LENGTHS)
     with pytest.raises(UserError, match="DPO does not start at its reference"):
-        train_dpo(reference, after_sft.checkpoint, DPO, stage(after_sft, "of-base"))
+        train_dpo(reference, after_sft.checkpoint, DPO, job(after_sft, "of-base"))
 
 
 def test_pairs_without_a_reference_are_an_error(after_sft, preferences):
     few = replace(after_sft.reference, table=after_sft.reference.table.slice(0, 3))
     rows = after_sft.reference.rows("train")
-    with pytest.raises(UserError, match=r"37 pairs .* have no reference log-probabilities"):
-        few.of(rows)
-    assert few.of(rows.select([2, 0])).chosen_logps.tolist() == rows.select([2, 0])["ref_chosen_logps"][:]
+    with pytest.raises(UserError, match=r"37 of 40 pairs .* have no reference log-probabilities"):
+        few.of(rows, LENGTHS)
+    assert few.of(rows.select([2, 0]), LENGTHS).chosen_logps.tolist() == rows.select([2, 0])["ref_chosen_logps"][:]
 
 
-def test_a_reference_of_other_lengths_is_refused(after_sft):
+def test_dpo_with_other_lengths_than_its_reference_is_refused(after_sft):
     longer = DPO.model_copy(update={"max_length": 128})
-    with pytest.raises(UserError, match=r"max_length 128 .* scored with 96 and 64: score it again"):
-        train_dpo(after_sft.reference, after_sft.checkpoint, longer, stage(after_sft, "longer"))
+    message = r"cut to max_length 96 and max_prompt_length 64, but max_length 128 .* score the reference again"
+    with pytest.raises(UserError, match=message):
+        train_dpo(after_sft.reference, after_sft.checkpoint, longer, job(after_sft, "longer"))
+
+
+def test_evaluation_with_a_reference_of_other_lengths_is_refused(after_sft, preferences):
+    """The log-probabilities of 96 tokens would be divided by the 16 that are evaluated."""
+    shorter = pair_tokens(preferences, after_sft.base, after_sft.section, Lengths(max_length=16, max_prompt_length=8))
+    models = EvaluatedModels(after_sft.base, after_sft.section, after_sft.checkpoint)
+    message = (
+        r"scored on tokens cut to max_length 96 and max_prompt_length 64, but max_length 16 and max_prompt_length 8 are set "
+        r"now.*: score the reference again with the tokens that are used now"
+    )
+    with pytest.raises(UserError, match=message):
+        evaluate(models, EvaluationData(preferences, shorter, after_sft.reference), EvaluationSection())
+    alone = evaluate(models, EvaluationData(preferences, shorter), EvaluationSection())
+    again = reference_on(preferences, after_sft.checkpoint, after_sft.base, after_sft.section, shorter.lengths)
+    stored = evaluate(models, EvaluationData(preferences, shorter, again), EvaluationSection())
+    assert stored.figures.stages["sft"].chosen_perplexity.value == pytest.approx(
+        alone.figures.stages["sft"].chosen_perplexity.value, rel=1e-4
+    )
+
+
+def test_reference_with_other_token_ids_is_refused(after_sft, preferences):
+    """The same ids and lengths, but one response was edited."""
+    rows = after_sft.reference.rows("test").select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids"])
+    edited = rows.map(lambda row: {"chosen_ids": [*row["chosen_ids"][:-1], 5]} if row["id"] == rows[3]["id"] else row)
+    message = rf"1 of 8 pairs \(first: {rows[3]['id']}\) have other chosen_ids than the reference was scored on: .*score the ref"
+    with pytest.raises(UserError, match=message):
+        after_sft.reference.of(edited, LENGTHS)
+    after_sft.reference.of(rows, LENGTHS)
+
+
+def test_evaluation_with_the_reference_of_another_checkpoint_is_refused(after_sft, preferences):
+    other = replace(after_sft.reference, checkpoint="f" * 64)
+    tokens = pair_tokens(preferences, after_sft.base, after_sft.section)
+    models = EvaluatedModels(after_sft.base, after_sft.section, after_sft.checkpoint)
+    with pytest.raises(UserError, match=r"scored with checkpoint f{16}, not with .*: score the reference again"):
+        evaluate(models, EvaluationData(preferences, tokens, other), EvaluationSection())
+
+
+@pytest.mark.parametrize("after_sft", ["full"], indirect=True)
+def test_tokens_of_another_template_are_refused(after_sft, preferences, tmp_path):
+    section = after_sft.section.model_copy(update={"chat_template": "chatml"})
+    chat = load_chat(after_sft.base, section)
+    tokens = tokenise_data(chat, preferences, None, TokeniseSettings(LENGTHS, sft_max_length=96))
+    message = (
+        r"tokenised with another tokenizer or chat template .*: tokenise the pairs again with the tokenizer of the"
+    )
+    with pytest.raises(UserError, match=f"{message} SFT checkpoint"):
+        score_reference(tokens.pairs, ReferencePolicy(after_sft.checkpoint, after_sft.base, after_sft.section), 512)
+    with pytest.raises(UserError, match=f"{message} base model"):
+        train_sft(tokens.sft, SFT, job(after_sft, "other-template"))
+    models = EvaluatedModels(after_sft.base, after_sft.section, after_sft.checkpoint)
+    with pytest.raises(UserError, match=f"{message} trained models"):
+        evaluate(models, EvaluationData(preferences, tokens.pairs), EvaluationSection())
+
+
+@pytest.mark.parametrize("after_sft", ["full"], indirect=True)
+def test_sft_refuses_rows_that_were_cut_to_another_length(after_sft, preferences):
+    chat = load_chat(after_sft.base, after_sft.section)
+    tokens = tokenise_data(chat, preferences, None, TokeniseSettings(LENGTHS, sft_max_length=32)).sft
+    with pytest.raises(UserError, match=r"sft\.max_length is 96, but the rows were cut to 32 tokens"):
+        train_sft(tokens, SFT, job(after_sft, "other-length"))
 
 
 def test_a_reference_that_is_stored_is_not_scored_again(after_sft, preferences):
-    """The key is of weights, tokens, template and precision, so another beta or rate finds it, and other rows do not."""
+    """The key is of weights, tokens, lengths, template and precision: another beta finds it, other rows or lengths do not."""
     stored = {after_sft.reference.key: after_sft.reference}
 
     def score(rows, lengths=LENGTHS):
-        return score_reference(
-            rows, after_sft.checkpoint, after_sft.base, after_sft.section, lengths, 512, find=stored.get
-        )
+        tokens = pair_tokens(rows, after_sft.base, after_sft.section, lengths)
+        policy = ReferencePolicy(after_sft.checkpoint, after_sft.base, after_sft.section)
+        return score_reference(tokens, policy, 512, find=stored.get)
 
     assert score(preferences) is after_sft.reference
     fewer = Preferences(preferences.train.select(range(39)), preferences.validation, preferences.test)
     assert score(fewer).key != after_sft.reference.key
     assert score(preferences, Lengths(max_length=40, max_prompt_length=20)).key != after_sft.reference.key
+    longer = score(preferences, Lengths(max_length=1000, max_prompt_length=500))  # cuts no pair, as 96 and 64 do not
+    assert longer.lengths.max_length == 1000
+    assert longer.rows("train")["chosen_ids"][:] == after_sft.reference.rows("train")["chosen_ids"][:]
 
 
 @pytest.mark.parametrize("after_sft", ["full"], indirect=True)
@@ -276,7 +341,7 @@ def test_8_bit_adam_without_a_gpu_is_refused_with_the_remedy(after_sft, preferen
         pytest.skip("there is a GPU")
     settings = DPO.model_copy(update={"optimizer": "adamw_8bit"})
     with pytest.raises(UserError, match="adamw_8bit needs a CUDA GPU"):
-        train_dpo(after_sft.reference, after_sft.checkpoint, settings, stage(after_sft, "8bit"))
+        train_dpo(after_sft.reference, after_sft.checkpoint, settings, job(after_sft, "8bit"))
 
 
 def test_a_checkpoint_of_another_base_is_refused(after_sft, tiny_base):
@@ -289,9 +354,10 @@ def test_a_checkpoint_of_another_base_is_refused(after_sft, tiny_base):
 def test_evaluation_scores_all_models_on_the_same_pairs(after_sft, preferences, tmp_path):
     where = TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "dpo")
     dpo = train_dpo(after_sft.reference, after_sft.checkpoint, DPO, where)
-    arguments = (preferences, after_sft.base, after_sft.checkpoint, dpo)
-    result = evaluate(*arguments, after_sft.reference, after_sft.section, LENGTHS, EvaluationSection())
-    again = evaluate(*arguments, None, after_sft.section, LENGTHS, EvaluationSection(tokens_per_batch=64))
+    models = EvaluatedModels(after_sft.base, after_sft.section, after_sft.checkpoint, dpo)
+    tokens = pair_tokens(preferences, after_sft.base, after_sft.section)
+    result = evaluate(models, EvaluationData(preferences, tokens, after_sft.reference), EvaluationSection())
+    again = evaluate(models, EvaluationData(preferences, tokens), EvaluationSection(tokens_per_batch=64))
     assert result.pairs["id"].to_pylist() == preferences.test["id"][:]
     for column in ("base_chosen_logps", "sft_chosen_logps", "dpo_rejected_logps"):
         assert again.pairs[column].to_pylist() == pytest.approx(result.pairs[column].to_pylist(), rel=1e-4)
@@ -328,18 +394,19 @@ def test_an_evaluation_that_is_not_finite_is_refused(after_sft, preferences, tmp
     load_chat(after_sft.base, after_sft.section, after_sft.checkpoint).tokenizer.save_pretrained(tmp_path / "dpo")
     about = after_sft.checkpoint.manifest.model_dump(exclude={"files", "digest", "stage"})
     dpo = seal(tmp_path / "dpo", [], stage="dpo", **about)
-    arguments = (after_sft.checkpoint, dpo, after_sft.reference, after_sft.section, LENGTHS, EvaluationSection())
+    models = EvaluatedModels(after_sft.base, after_sft.section, after_sft.checkpoint, dpo)
+    tokens = pair_tokens(preferences, after_sft.base, after_sft.section)
     with pytest.raises(UserError, match="dpo gives log-probabilities that are not finite"):
-        evaluate(preferences, after_sft.base, *arguments)
+        evaluate(models, EvaluationData(preferences, tokens, after_sft.reference), EvaluationSection())
 
 
 def test_training_does_without_validation_pairs(after_sft, preferences, tmp_path):
     none = Preferences(preferences.train, preferences.validation.select([]), preferences.test)
-    reference = score_reference(none, after_sft.checkpoint, after_sft.base, after_sft.section, LENGTHS, 8192)
+    reference = reference_on(none, after_sft.checkpoint, after_sft.base, after_sft.section, LENGTHS)
     where = TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "dpo")
     checkpoint = train_dpo(reference, after_sft.checkpoint, DPO, where)
     assert "validation_loss" not in checkpoint.manifest.metrics
-    train_sft(none, None, SFT, TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "sft"))
+    sft_on(none, SFT, TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "sft"))
 
 
 def test_a_gpu_method_without_a_gpu_is_refused(tiny_base):

@@ -1,0 +1,105 @@
+"""Tokenise the data of a run once, for every stage that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from posttrain.chat.template import Chat
+from posttrain.chat.token_report import TokenCounter, TokenReport, batches
+from posttrain.chat.tokenise import (
+    COMPLETION_CUTS,
+    COMPLETION_TOKENS,
+    PAIR_TOKENS,
+    EncodedCompletion,
+    cut_completions,
+    encode_completions,
+    encode_pairs,
+    pair_table,
+)
+from posttrain.chat.tokens import PairTokens, SftTokens
+from posttrain.config import Lengths
+from posttrain.data.preferences import Instructions, Preferences
+from posttrain.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class TokeniseSettings:
+    """How tokens are cut."""
+
+    lengths: Lengths
+    """Of pairs."""
+    sft_max_length: int | None = None
+    """Of SFT rows; None: no SFT is trained."""
+    must_fit: bool = False
+    """Raise an error if a pair is cut or left out (`data.checks`: `truncated: fail`)."""
+
+
+@dataclass(frozen=True)
+class DataTokens:
+    """The tokens of a run."""
+
+    pairs: PairTokens
+    sft: SftTokens | None
+    report: TokenReport
+
+
+def tokenise_data(
+    chat: Chat, preferences: Preferences, instructions: Instructions | None, settings: TokeniseSettings
+) -> DataTokens:
+    """Tokenise the pairs of every split, and cut them for DPO and for SFT.
+
+    Each prompt and response is tokenised once; DPO and SFT cut the same tokens in different ways. SFT trains on the
+    instructions or, if there are none, on the chosen responses of the training split. It validates on the chosen
+    responses of the validation split.
+
+    Raises:
+        UserError: a pair is cut or left out, and `settings.must_fit` is set.
+    """
+    counter = TokenCounter(chat, settings.lengths)
+    sft = _SftRows(settings.sft_max_length) if settings.sft_max_length is not None else None
+    tables: dict[str, pa.Table] = {}
+    cut: dict[str, dict[str, int]] = {}
+    with progress_bar(preferences.n_pairs, "Tokenising", " pairs") as bar:
+        for split, rows in preferences.splits().items():
+            pieces, before = [PAIR_TOKENS.empty_table()], counter.cut
+            for batch in batches(rows):
+                whole = encode_pairs(chat, batch)
+                pieces.append(pair_table(counter.add(whole)))
+                if sft and (split == "validation" or (split == "train" and instructions is None)):
+                    sft.add(split, (EncodedCompletion(pair.prompt_ids, pair.chosen_ids) for pair in whole))
+                bar.update(len(batch))
+            tables[split] = pa.concat_tables(pieces)
+            cut[split] = {name: n - before[name] for name, n in counter.cut.items()}
+    if settings.must_fit:
+        counter.check_all_fit()
+    if sft and instructions is not None:
+        with progress_bar(len(instructions.rows), "Tokenising", " instructions") as bar:
+            for batch in batches(instructions.rows):
+                sft.add("train", encode_completions(chat, batch))
+                bar.update(len(batch))
+    return DataTokens(
+        PairTokens(tables, cut, settings.lengths, chat.digest),
+        sft.tokens(chat) if sft else None,
+        counter.report(preferences.n_pairs),
+    )
+
+
+class _SftRows:
+    """SFT rows of each split, cut batch by batch."""
+
+    def __init__(self, max_length: int) -> None:
+        self._max_length = max_length
+        self._pieces = {split: [COMPLETION_TOKENS.empty_table()] for split in ("train", "validation")}
+        self._cut = {split: dict.fromkeys(COMPLETION_CUTS, 0) for split in self._pieces}
+
+    def add(self, split: str, completions: Iterable[EncodedCompletion]) -> None:
+        table, counts = cut_completions(completions, self._max_length)
+        self._pieces[split].append(table)
+        self._cut[split] = {name: n + counts[name] for name, n in self._cut[split].items()}
+
+    def tokens(self, chat: Chat) -> SftTokens:
+        tables = {split: pa.concat_tables(pieces) for split, pieces in self._pieces.items()}
+        return SftTokens(tables, self._cut, self._max_length, chat.digest)

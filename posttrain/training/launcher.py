@@ -1,18 +1,21 @@
-"""Several processes of this machine for one job, one to a GPU (or on a CPU), as `torchrun` would start them."""
+"""Train with several processes on this machine, one per GPU or several on a CPU, started as `torchrun` starts them."""
 
 from __future__ import annotations
 
 import gc
-import json
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Lock
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,24 +34,24 @@ from posttrain.training.trainer import OutOfMemory, TrainingJob
 
 POLL_S = 0.2
 PREEMPTED = 128 + signal.SIGTERM
-"""Exit code of a process that wrote a checkpoint because it was told to end."""
+"""Exit code of a process that was asked to end and wrote a training checkpoint first."""
 
 
 def share_rows(section: TrainSection) -> tuple[int, TrainSection]:
-    """How many processes train, and the section of each: a step has as many rows as it had for one process.
+    """Return the number of processes and the section of each. A step has as many rows as with one process.
 
     Raises:
-        UserError: the rows of a step cannot be shared evenly.
+        UserError: there are fewer GPUs than processes, or the rows of a step cannot be shared evenly.
     """
     n = section.processes if section.processes != "auto" else max(1, torch.cuda.device_count())
     if torch.cuda.is_available() and n > torch.cuda.device_count():
         raise UserError(
-            f"processes: {n} are asked for, but {torch.cuda.device_count()} GPUs are here: lower it, or set it to auto"
+            f"processes is {n}, but this machine has {torch.cuda.device_count()} GPUs: lower it, or set it to auto"
         )
     if n == 1 and section.sharding != "none":
         raise UserError(
-            f"sharding: {section.sharding} shares a model out among several processes, and processes {section.processes} is one "
-            "on this machine: take one with several GPUs, or set sharding to none"
+            f"sharding: {section.sharding} splits a model among several processes, but processes {section.processes} gives only "
+            "one on this machine: use a machine with several GPUs, or set sharding to none"
         )
     if section.gradient_accumulation_steps % n == 0:
         name = "gradient_accumulation_steps"
@@ -63,14 +66,14 @@ def share_rows(section: TrainSection) -> tuple[int, TrainSection]:
 
 
 def on_processes(section: TrainSection, train: Callable[..., Checkpoint], *inputs: Any, job: TrainingJob) -> Checkpoint:
-    """What `train(section, *inputs, job)` returns, trained by as many processes as the section says, which share every step.
+    """Return what `train(section, *inputs, job)` returns, trained by as many processes as the section sets.
 
-    The callbacks stay in this process: they are called with every log of the first of them. A step that does not fit into
-    memory is tried again in smaller micro-batches, as many rows to a step as before.
+    The processes share every step. The callbacks stay in this process and receive every log of the first process. If a step
+    does not fit into memory, it is tried again with smaller micro-batches and as many rows per step as before.
 
     Raises:
-        UserError: what a process raised; the others are ended with it.
-        RuntimeError: a process ended otherwise; names the one that failed first.
+        UserError: a process raised it. The other processes are stopped.
+        RuntimeError: a process ended in another way. Names the process that failed first.
     """
     with tempfile.TemporaryDirectory(prefix="posttrain-training-") as folder:
         job = replace(job, work=Path(folder))
@@ -90,34 +93,32 @@ def _fitting(
             return train(shared, *inputs, job) if n == 1 else _launch(n, train, (shared, *inputs), job)
         except OutOfMemory as error:
             section = _smaller(section, str(error))
-        gc.collect()  # the model and all that hung on the failed step
+        gc.collect()  # the model, and what the failed step still refers to
         torch.cuda.empty_cache()
 
 
 def _smaller(section: TrainSection, error: str) -> TrainSection:
-    """The section with half the micro-batch, or the largest share of it that makes whole ones, and as many more of them."""
+    """Return the section with micro-batches of half the rows (or the largest divisor) and as many more of them."""
     rows = section.batch_size
     factor = next((n for n in range(2, rows + 1) if rows % n == 0), None)
     if factor is None:
         raise UserError(
             f"out of memory in the first step with batch_size {rows} ({error}): lower max_length, set gradient_checkpointing to "
-            "true, train an adapter (model.method lora or qlora), or take a larger machine"
+            "true, train an adapter (model.method lora or qlora), or use a machine with more memory"
         )
     smaller = {
         "batch_size": rows // factor,
         "gradient_accumulation_steps": section.gradient_accumulation_steps * factor,
     }
     print(
-        f"Out of memory in the first step ({error}): micro-batches of {rows // factor} rows instead of {rows}, and "
-        f"{smaller['gradient_accumulation_steps']} of them to a step of {section.effective_batch_size} rows as before"
+        f"Out of memory in the first step ({error}): trying again with micro-batches of {rows // factor} rows instead of {rows}. "
+        f"A step has {smaller['gradient_accumulation_steps']} of them, {section.effective_batch_size} rows as before"
     )
     return section.model_copy(update=smaller)
 
 
 def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], job: TrainingJob) -> Checkpoint:
     with tempfile.TemporaryDirectory(prefix="posttrain-processes-") as folder:
-        events = Path(folder) / "events.jsonl"
-        events.touch()
         launch = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -129,45 +130,48 @@ def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], j
             start_method="spawn",
             monitor_interval=0.2,
         )
-        with (
-            _relay(events, job.callbacks),
-            _quiet("torch.distributed.elastic", "torchelastic-events-null"),
-            _signals_as_before(),
-        ):
-            try:
-                elastic_launch(launch, _worker)(train, inputs, replace(job, callbacks=(), checkpoints=None), events)
-            except SignalException as error:  # the processes were given it too, and the time to write a checkpoint
-                raise Preempted(str(error)) from error
-            except ChildFailedError as error:
-                raised = {key: value for event in _read(events) for key, value in event.items()}
-                if "out_of_memory" in raised:
-                    raise OutOfMemory(raised["out_of_memory"]) from error
-                if "error" in raised:
-                    raise UserError(raised["error"]) from error
-                rank, failure = error.get_first_failure()
-                if failure.exitcode == PREEMPTED:
-                    raise Preempted(f"process {rank} of {n} was interrupted") from error
-                raise RuntimeError(
-                    f"process {rank} of {n} failed (exit code {failure.exitcode}): {failure.message}"
-                ) from error
+        relay = _Relay(job.callbacks)
+        try:
+            with (
+                relay.running() as queue,
+                _quiet("torch.distributed.elastic", "torchelastic-events-null"),
+                _signals_as_before(),
+            ):
+                elastic_launch(launch, _worker)(train, inputs, replace(job, callbacks=(), checkpoints=None), queue)
+        except SignalException as error:  # the processes received the signal too, and had time to write a checkpoint
+            raise Preempted(str(error)) from error
+        except ChildFailedError as error:
+            raise _failure(error, relay.raised, n) from error
     return Checkpoint.load(job.dest)
 
 
-def _worker(train: Callable[..., Checkpoint], inputs: tuple[Any, ...], job: TrainingJob, events: Path) -> None:
+def _failure(error: ChildFailedError, raised: dict[str, str], n: int) -> BaseException:
+    """Return the exception that stands for the failure of a process."""
+    if "out_of_memory" in raised:
+        return OutOfMemory(raised["out_of_memory"])
+    if "error" in raised:
+        return UserError(raised["error"])
+    rank, failure = error.get_first_failure()
+    if failure.exitcode == PREEMPTED:
+        return Preempted(f"process {rank} of {n} was interrupted")
+    return RuntimeError(f"process {rank} of {n} failed (exit code {failure.exitcode}): {failure.message}")
+
+
+def _worker(train: Callable[..., Checkpoint], inputs: tuple[Any, ...], job: TrainingJob, queue: _Queue) -> None:
     first = os.environ["RANK"] == "0"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before the model is loaded onto it
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["WORLD_SIZE"])))
     if not first:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what it would say, the first says
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # only rank 0 writes to stdout
     try:
-        train(*inputs, replace(job, callbacks=(_WriteLogs(events),) if first else ()))
+        train(*inputs, replace(job, callbacks=(_SendLogs(queue),) if first else ()))
     except UserError as error:
-        _write(events, {"error": str(error)})
+        queue.put({"error": str(error)})
         raise
     except OutOfMemory as error:
-        _write(events, {"out_of_memory": str(error)})
+        queue.put({"out_of_memory": str(error)})
         raise
     except Preempted:
         sys.exit(PREEMPTED)
@@ -176,66 +180,93 @@ def _worker(train: Callable[..., Checkpoint], inputs: tuple[Any, ...], job: Trai
             torch.distributed.destroy_process_group()
 
 
-class _WriteLogs(TrainerCallback):
-    """Writes down every log and checkpoint, so that the process that started this one can pass it to its callbacks."""
+@dataclass(frozen=True)
+class _Queue:
+    """The sending end of a queue from the training processes to the process that started them.
 
-    def __init__(self, events: Path) -> None:
-        self.events = events
+    `multiprocessing.SimpleQueue` is the same pipe and lock, but keeps both ends open in every process. Here the receiving
+    process closes its sending end, so it sees the end of the queue when all senders are gone, even one that was killed.
+    """
+
+    pipe: Connection
+    lock: Lock
+
+    def put(self, event: dict[str, Any]) -> None:
+        with self.lock:
+            self.pipe.send(event)
+
+
+class _SendLogs(TrainerCallback):
+    """Sends every log and saved checkpoint to the process that started this one, which passes it to its callbacks."""
+
+    def __init__(self, queue: _Queue) -> None:
+        self.queue = queue
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        _write(self.events, {"step": state.global_step, "epoch": state.epoch, "logs": logs or {}})
+        numbers = {name: float(value) for name, value in (logs or {}).items()}
+        self.queue.put({"step": state.global_step, "epoch": state.epoch, "logs": numbers})
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        _write(self.events, {"step": state.global_step, "saved": True})
+        self.queue.put({"step": state.global_step, "saved": True})
 
 
-def _write(events: Path, event: dict[str, Any]) -> None:
-    with events.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(event, default=float) + "\n")  # one write: whole lines, whoever else writes
+class _Relay:
+    """Passes the logs of other processes to callbacks of this one as they arrive."""
 
+    def __init__(self, callbacks: tuple[TrainerCallback, ...]) -> None:
+        self.raised: dict[str, str] = {}
+        """What the processes raised: `error` or `out_of_memory`, and the message."""
+        self._callbacks = callbacks
 
-def _read(events: Path) -> list[dict[str, Any]]:
-    text = events.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    @contextmanager
+    def running(self) -> Iterator[_Queue]:
+        """Give the queue that the processes write to. At the end, everything that they sent has been passed on.
 
+        If a callback raises, the queue is closed, so that the training ends too, and the exception is raised at the end.
+        """
+        context = multiprocessing.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        ended = threading.Event()
+        with ThreadPoolExecutor(1, "relay") as thread:
+            following = thread.submit(self._follow, receiver, ended)
+            try:
+                yield _Queue(sender, context.Lock())
+            finally:
+                sender.close()
+                ended.set()
+                following.result()
 
-@contextmanager
-def _relay(events: Path, callbacks: tuple[TrainerCallback, ...]) -> Iterator[None]:
-    """Inside, callbacks are called with the logs that another process writes down, soon after each."""
-    done = threading.Event()
-    passed = 0
+    def _follow(self, receiver: Connection, ended: threading.Event) -> None:
+        with receiver:
+            while True:
+                # Once the processes have ended, everything is in the pipe. Waiting for its end could take for ever: a
+                # process that they started and left behind may hold it open.
+                last = ended.is_set()
+                while receiver.poll(0 if last else POLL_S):
+                    try:
+                        event = receiver.recv()
+                    except (EOFError, OSError):  # no sender is left; the last one may have been killed while it sent
+                        return
+                    self._pass_on(event)
+                if last:
+                    return
 
-    def pass_on() -> None:
-        nonlocal passed
-        for event in _read(events)[passed:]:
-            passed += 1
-            about: Any = SimpleNamespace(
-                is_world_process_zero=True, epoch=event.get("epoch"), global_step=event.get("step")
-            )
-            absent: Any = None  # the trainer's arguments and control are in the other process
-            for callback in callbacks:
-                if "logs" in event:
-                    callback.on_log(absent, about, absent, logs=event["logs"])
-                if "saved" in event:
-                    callback.on_save(absent, about, absent)
-
-    def follow() -> None:
-        while not done.wait(POLL_S):
-            pass_on()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        pass_on()
+    def _pass_on(self, event: dict[str, Any]) -> None:
+        self.raised |= {name: event[name] for name in ("error", "out_of_memory") if name in event}
+        about: Any = SimpleNamespace(
+            is_world_process_zero=True, epoch=event.get("epoch"), global_step=event.get("step")
+        )
+        absent: Any = None  # the trainer's arguments and control exist in the other process only
+        for callback in self._callbacks:
+            if "logs" in event:
+                callback.on_log(absent, about, absent, logs=event["logs"])
+            if "saved" in event:
+                callback.on_save(absent, about, absent)
 
 
 @contextmanager
 def _signals_as_before() -> Iterator[None]:
-    """After it, signals are handled as before: the launcher leaves its own handlers behind."""
+    """Restore the signal handlers at the end. The launcher replaces them and does not restore them."""
     handlers = {
         number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     }
@@ -249,7 +280,7 @@ def _signals_as_before() -> Iterator[None]:
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Inside, these loggers say nothing: what they would report is raised."""
+    """Silence these loggers. What they would report is raised as an exception."""
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     for logger in levels:
         logger.setLevel(logging.CRITICAL)

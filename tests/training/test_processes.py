@@ -1,5 +1,11 @@
 """Several processes that share every step: the same training as one, its logs here, its failures one line."""
 
+import contextlib
+import multiprocessing
+import os
+import signal
+import struct
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +18,7 @@ from posttrain.errors import UserError
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.loading import load_model
 from posttrain.training.dpo import train_dpo
-from posttrain.training.launcher import share_rows
+from posttrain.training.launcher import _Relay, share_rows
 from posttrain.training.trainer import TrainingJob
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
@@ -27,10 +33,14 @@ class Recorder(TrainerCallback):
     """Keeps what it is called with."""
 
     logs: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    saved: list[int] = field(default_factory=list)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         assert state.is_world_process_zero
         self.logs.append((state.global_step, logs))
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved.append(state.global_step)
 
 
 @pytest.mark.slow
@@ -86,3 +96,64 @@ def test_the_effective_batch_stays(batch_size, n_micro_batches, expected):
 def test_rows_that_cannot_be_shared_are_an_error():
     with pytest.raises(UserError, match="processes: 2 cannot share a step of 3 micro-batches of 5 rows evenly"):
         share_rows(DpoSection(batch_size=5, gradient_accumulation_steps=3, processes=2))
+
+
+def send(queue, *events):
+    for event in events:
+        queue.put(event)
+
+
+def send_and_die(queue, *events):
+    send(queue, *events)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_the_middle_of_sending(queue):
+    os.write(queue.pipe.fileno(), struct.pack("!i", 1000) + b"half of an event")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def send_until_the_queue_is_closed(queue):
+    with contextlib.suppress(BrokenPipeError):
+        while True:
+            queue.put(LOG)
+
+
+LOG = {"step": 1, "epoch": 0.5, "logs": {"loss": 0.7}}
+FORK = multiprocessing.get_context("fork")
+
+
+def relayed(target, *events, worker=threading.Thread, callbacks=()):
+    """Runs a worker that sends events, and returns what arrived."""
+    recorder = Recorder()
+    relay = _Relay((recorder, *callbacks))
+    with relay.running() as queue:
+        sender = worker(target=target, args=(queue, *events))
+        sender.start()
+        sender.join()
+    return relay, recorder, sender
+
+
+def test_everything_that_was_sent_has_arrived_at_the_end():
+    relay, recorder, _ = relayed(send, *[LOG] * 300, {"step": 2, "saved": True}, {"error": "wrong"})
+    assert recorder.logs == [(1, {"loss": 0.7})] * 300
+    assert recorder.saved == [2]
+    assert relay.raised == {"error": "wrong"}
+
+
+@pytest.mark.parametrize(("target", "n_logs"), [(send_and_die, 2), (die_in_the_middle_of_sending, 0)])
+def test_the_relay_ends_when_a_process_is_killed(target, n_logs):
+    _, recorder, process = relayed(target, *[LOG] * n_logs, worker=FORK.Process)
+    assert process.exitcode == -signal.SIGKILL
+    assert recorder.logs == [(1, {"loss": 0.7})] * n_logs
+
+
+class Refuse(TrainerCallback):
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        raise UserError("the callback refuses")
+
+
+def test_a_callback_that_raises_ends_the_training():
+    """As it does in one process; else the process would wait for ever for somebody to read its logs."""
+    with pytest.raises(UserError, match="the callback refuses"):
+        relayed(send_until_the_queue_is_closed, callbacks=(Refuse(),))

@@ -139,12 +139,13 @@ def export(places: tuple[str, ...], adapter: bool, dtype: Any, public: bool) -> 
     with clean_errors():
         from posttrain.orchestration.versions import find_version
         from posttrain.reporting.model_card import model_card
+        from posttrain.serving.export import ExportedModel, ExportOptions
         from posttrain.serving.export import export as export_model
 
         version = find_version(places[0] if len(places) == 2 else None)
         card = model_card(version.name, version.checkpoint.manifest, version.report, adapter=adapter)
-        options = {"adapter": adapter, "dtype": dtype, "private": not public}
-        where = export_model(version.checkpoint, version.model, places[-1], card, version.report, **options)
+        exported = ExportedModel(version.checkpoint, version.model, card, version.report)
+        where = export_model(exported, places[-1], ExportOptions(adapter, dtype, private=not public))
     click.echo(f"{version.name} is at {where}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -34,62 +35,64 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-def export(
-    checkpoint: Checkpoint,
-    section: ModelSection,
-    dest: str,
-    card: ModelCard,
-    report: RunReport | None = None,
-    *,
-    adapter: bool = False,
-    dtype: Dtype = "auto",
-    private: bool = True,
-) -> str:
-    """Where the model is now: a folder, `s3://bucket/folder/versions/…`, or the commit on the Hub.
+@dataclass(frozen=True)
+class ExportedModel:
+    """What an export writes."""
+
+    checkpoint: Checkpoint
+    section: ModelSection
+    """Names the base."""
+    card: ModelCard
+    report: RunReport | None = None
+    """Of the run that made the model; the export then includes its lineage."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a model is exported."""
+
+    adapter: bool = False
+    """Keep an adapter as it is. Otherwise it is merged in fp32 and rounded once at the end."""
+    dtype: Dtype = "auto"
+    """Of the weights; auto: the base's own."""
+    private: bool = True
+    """Visibility of a repository that is created on the Hub."""
+
+
+def export(model: ExportedModel, dest: str, options: ExportOptions = ExportOptions()) -> str:
+    """Write a model to a destination, and return where it is: a folder, `s3://…/versions/…`, or the commit on the Hub.
 
     Args:
-        section: names the base.
         dest: a folder, `s3://bucket/folder`, or `hf://organisation/name`.
-        adapter: keep an adapter as it is; else it is merged, in fp32, and rounded once at the end.
-        dtype: of the weights; auto: the base's own.
-        private: of a repository that is made on the Hub.
 
     Raises:
         UserError: the destination cannot be written or holds something else, or the checkpoint has no adapter to keep.
     """
-    if adapter and checkpoint.manifest.kind == "full":
-        raise UserError(f"{checkpoint.path}: holds whole weights, no adapter to keep: leave --adapter out")
+    if options.adapter and model.checkpoint.manifest.kind == "full":
+        raise UserError(f"{model.checkpoint.path}: holds whole weights, no adapter to keep: leave --adapter out")
     if "://" in dest:
         with tempfile.TemporaryDirectory(prefix="posttrain-export-") as scratch:
             folder = Path(scratch)
-            write_model(checkpoint, section, folder, card, report, adapter=adapter, dtype=dtype)
-            return to_s3(folder, dest) if dest.startswith("s3://") else to_hub(folder, dest, private=private)
+            write_model(model, folder, options)
+            return to_s3(folder, dest) if dest.startswith("s3://") else to_hub(folder, dest, private=options.private)
     target = Path(dest).expanduser().absolute()
     check_is_ours(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         folder = Path(scratch) / "new"
         folder.mkdir()
-        write_model(checkpoint, section, folder, card, report, adapter=adapter, dtype=dtype)
+        write_model(model, folder, options)
         replace_folder(folder, target)
     return str(target)
 
 
-def write_model(
-    checkpoint: Checkpoint,
-    section: ModelSection,
-    folder: Path,
-    card: ModelCard,
-    report: RunReport | None,
-    *,
-    adapter: bool,
-    dtype: Dtype,
-) -> None:
-    """Fills an empty folder; its checksums come last."""
+def write_model(exported: ExportedModel, folder: Path, options: ExportOptions) -> None:
+    """Fill an empty folder. The checksums are written last."""
+    checkpoint, section = exported.checkpoint, exported.section
     base = checkpoint.manifest.base if checkpoint.manifest.kind == "full" else resolve_base(section)
     chat = load_chat(base, section.model_copy(update={"chat_template": None}), checkpoint)
     chat.tokenizer.save_pretrained(folder)
-    if adapter:
+    if options.adapter:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(checkpoint.path / name, folder / name)
         _stops(chat, GenerationConfig()).save_pretrained(folder)
@@ -101,12 +104,13 @@ def write_model(
         if method == "lora":
             model = model.merge_and_unload(safe_merge=True)
         assert isinstance(model, PreTrainedModel)
-        model.to(DTYPES[dtype] if dtype != "auto" else _own_dtype(checkpoint, section))
+        model.to(DTYPES[options.dtype] if options.dtype != "auto" else _own_dtype(checkpoint, section))
         model.generation_config = _stops(chat, model.generation_config)
         model.save_pretrained(folder)
-    card.save(folder / "README.md")
-    if report is not None:
-        (folder / LINEAGE).write_text(report.lineage.model_dump_json(indent=2, exclude={"config"}), encoding="utf-8")
+    exported.card.save(folder / "README.md")
+    if exported.report is not None:
+        lineage = exported.report.lineage.model_dump_json(indent=2, exclude={"config"})
+        (folder / LINEAGE).write_text(lineage, encoding="utf-8")
     sums = "".join(f"{file_digest(file)}  {file.name}\n" for file in sorted(folder.iterdir()))
     (folder / CHECKSUMS).write_text(sums, encoding="utf-8")
 

@@ -24,7 +24,7 @@ from posttrain.evaluation.generations import Writer, complete
 from posttrain.models.base import resolve_base
 from posttrain.models.loading import load_chat, load_model
 from posttrain.reporting.model_card import model_card
-from posttrain.serving.export import check_is_ours, export
+from posttrain.serving.export import ExportedModel, ExportOptions, check_is_ours, export
 from posttrain.storage import s3 as storage
 from posttrain.training.trainer import TrainingJob
 
@@ -52,7 +52,8 @@ def trained(request, tiny_folder, preferences, tmp_path_factory):
 
 def exported(trained, dest: Path | str, adapter: bool = False, **options) -> Path:
     card = model_card("tiny", trained.checkpoint.manifest, adapter=adapter)
-    return Path(export(trained.checkpoint, trained.section, str(dest), card, adapter=adapter, **options))
+    model = ExportedModel(trained.checkpoint, trained.section, card)
+    return Path(export(model, str(dest), ExportOptions(adapter, **options)))
 
 
 IDS = torch.arange(1, 41).reshape(4, 10)
@@ -143,7 +144,7 @@ def test_an_export_that_fails_leaves_the_old_one(trained, tmp_path):
     if trained.section.method == "lora":
         gone = trained.section.model_copy(update={"base": "./gone"})
         with pytest.raises(UserError, match=r"\./gone"):
-            export(trained.checkpoint, gone, str(folder), ModelCard("---\n{}\n---"))
+            export(ExportedModel(trained.checkpoint, gone, ModelCard("---\n{}\n---")), str(folder))
     with pytest.raises(UserError, match="name a folder, s3://bucket/folder or hf://organisation/name"):
         exported(trained, "ftp://somewhere")
     assert (folder / "SHA256SUMS").read_bytes() == before
@@ -176,7 +177,8 @@ def read(store, key: str) -> bytes:
 def test_s3_gets_it_whole_and_then_points_to_it(trained, bucket, tmp_path, monkeypatch):
     local = exported(trained, tmp_path / "out", dtype="bf16")
     card = model_card("tiny", trained.checkpoint.manifest, adapter=False)
-    uri = export(trained.checkpoint, trained.section, "s3://models/tiny", card, dtype="bf16")
+    model = ExportedModel(trained.checkpoint, trained.section, card)
+    uri = export(model, "s3://models/tiny", ExportOptions(dtype="bf16"))
     latest = json.loads(read(bucket, "tiny/latest.json"))
     assert latest["uri"] == uri
     for file in local.iterdir():
@@ -193,7 +195,7 @@ def test_s3_gets_it_whole_and_then_points_to_it(trained, bucket, tmp_path, monke
 
     monkeypatch.setattr(storage, "upload_file", break_off)
     with pytest.raises(UserError, match="the line is dead"):
-        export(trained.checkpoint, trained.section, "s3://models/tiny", card, dtype="fp32")
+        export(model, "s3://models/tiny", ExportOptions(dtype="fp32"))
     assert sent
     assert json.loads(read(bucket, "tiny/latest.json")) == latest
 

@@ -1,5 +1,6 @@
 """Trainings in a process of their own, to be killed. Imported by a fork server, so that each starts at once."""
 
+import gc
 import os
 import signal
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from posttrain.training.reference import ReferenceLogps
 from posttrain.training.resume.training_checkpoints import TrainingCheckpoints
 from posttrain.training.sft import CompletionTrainer, train_sft
 from posttrain.training.trainer import TrainingJob
+from support import databases  # noqa: F401 (so that attempts do not wait for the disk either)
 
 trl.DPOTrainer, trl.SFTTrainer  # noqa: B018 (TRL imports its trainers when they are first named)
+gc.freeze()  # what is imported is no garbage: attempts need not look through it
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,7 @@ CUTS: list[tuple[bool, Callable[[], Any], str, bool]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("standing", "target", "name", "before"),
     CUTS,
@@ -239,6 +240,7 @@ def test_a_promotion_cut_off_anywhere_leaves_one_champion_and_a_rerun_completes_
     assert place.n_versions() == (1 + standing, 1 + standing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "name"),
     [(_registry, "reconcile"), (_registry, "log_metadata"), (ModelRegistry, "set_alias"), (ModelRegistry, "register")],

@@ -66,7 +66,9 @@ def test_what_is_shown_is_what_was_stored(tmp_path):
 
 
 def test_pictures_also_stand_alone():
-    for picture in draw(make_report(text="$x^{$ <b>")).values():
+    pictures = draw(make_report(text="$x^{$ <b>"))
+    assert pictures
+    for picture in pictures.values():
         assert ElementTree.fromstring(svg_file(picture)).tag == "{http://www.w3.org/2000/svg}svg"
 
 

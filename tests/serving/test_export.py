@@ -173,6 +173,7 @@ def read(store, key: str) -> bytes:
     return store.get_object(Bucket="models", Key=key)["Body"].read()
 
 
+@pytest.mark.slow
 def test_s3_gets_it_whole_and_then_points_to_it(trained, bucket, tmp_path, monkeypatch):
     local = exported(trained, tmp_path / "out", dtype="bf16")
     card = model_card("tiny", trained.checkpoint.manifest, adapter=False)

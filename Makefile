@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
+N ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -22,12 +23,13 @@ export BENCH_PEER ?= $(or $(POSTTRAIN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cac
 run: setup
 	$(BIN)/zenml pipeline run dpo_pipeline
 
+# In two processes: more take memory (about 2 GB each) and their own set-up. `make test N=4` on a larger machine.
 test: setup
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest -n $(N) --dist worksteal -m 'not soak'
 
-# For every edit: no test that takes more than ten seconds.
+# For every edit: no test that takes more than five seconds.
 test-fast: setup
-	$(BIN)/python -m pytest -m 'not soak and not slow'
+	$(BIN)/python -m pytest -n $(N) --dist worksteal -m 'not soak and not slow'
 
 # The tests that take minutes: trainings that are killed again and again, pipelines that run at the same time, a simulated AWS.
 # They need DeepSpeed. The others do without it: where it is installed, every training spends seconds importing it.

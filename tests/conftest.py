@@ -1,9 +1,9 @@
 """One ZenML client and one MLflow store for all tests, in a scratch folder; models and pairs that train in a second."""
 
+import gc
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -18,16 +18,24 @@ from posttrain.config import ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.models.base import demo_folder, resolve_base
 
-# Before anything imports ZenML, so that no test touches the user's own configuration.
+# Before ZenML is imported. Every process of pytest-xdist has a store, a cache and a ZenML repository of its own: ZenML writes the
+# active stack into `.zen/config.yaml` of the repository, which is therefore not the folder of the sources.
 SCRATCH = tempfile.TemporaryDirectory(prefix="posttrain-tests-")
+REPOSITORY = Path(SCRATCH.name, "repository")
+(REPOSITORY / ".zen").mkdir(parents=True)
+(REPOSITORY / "constraints.txt").symlink_to(ROOT / "constraints.txt")
 os.environ.update(
     ZENML_CONFIG_PATH=f"{SCRATCH.name}/zenml",
     ZENML_LOCAL_STORES_PATH=f"{SCRATCH.name}/stores",
+    ZENML_REPOSITORY_PATH=str(REPOSITORY),
+    ZENML_CUSTOM_SOURCE_ROOT=str(ROOT),
     ZENML_ANALYTICS_OPT_IN="false",
     ZENML_LOGGING_VERBOSITY="WARN",
     MLFLOW_TRACKING_URI=f"sqlite:///{SCRATCH.name}/mlflow.db",
     POSTTRAIN_CACHE=f"{SCRATCH.name}/cache",
+    OMP_NUM_THREADS="1",
 )
+torch.set_num_threads(1)  # two threads on two busy cores take three times as long as one
 
 
 # ZenML finds steps that tests define as tests.test_...; a package that SageMaker's SDK needs installs one of the same name.
@@ -35,22 +43,14 @@ sys.modules["tests"] = ModuleType("tests")
 sys.modules["tests"].__path__ = [str(ROOT / "tests")]
 
 
-pytest_plugins = ["support.servers"]
-
-# Two threads on two busy cores take three times as long as one.
-torch.set_num_threads(1)
+pytest_plugins = ["support.databases", "support.forks", "support.servers"]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _the_user_keeps_their_stack() -> Iterator[None]:
-    """ZenML writes the active stack into the repository; the user's choice is put back."""
-    config = ROOT / ".zen" / "config.yaml"
-    before = config.read_bytes() if config.exists() else None
-    yield
-    if before is not None:
-        config.write_bytes(before)
-    else:
-        config.unlink(missing_ok=True)
+@pytest.fixture(scope="module", autouse=True)
+def _collect_garbage_of_this_module_alone() -> None:
+    """Every training collects garbage. The libraries' million objects would take it a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

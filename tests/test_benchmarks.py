@@ -1,6 +1,5 @@
 """The benchmark itself: it counts correctly, refuses an engine that trains differently, and the docs show its results."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -102,7 +101,10 @@ def test_every_result_says_where_it_is_from():
         "backbone_tokens",
         "head_rows",
     }
-    for name, rows in read_results().items():
+    results = read_results()
+    assert results
+    for name, rows in results.items():
+        assert rows, name
         for one in rows:
             assert needed | {"parity", "machine", "date", "versions", "commit"} <= set(one), name
 
@@ -112,7 +114,13 @@ def test_the_ladder_begins_with_the_baseline_and_ends_with_ours(dtype):
     first, *_, last = cases.ladder(dtype)
     assert first.options == ENGINES[cases.BASELINE].options
     assert last == replace(ENGINES["ours"], name=last.name, dtype=dtype)
-    assert json.dumps([case.name for case in cases.FULL])
+
+
+def test_every_case_has_a_name_of_its_own():
+    """It names the case's files."""
+    names = [case.name for case in cases.FULL]
+    assert names
+    assert len(set(names)) == len(names)
 
 
 def test_every_lever_of_the_ladder_replaces_what_is_there(monkeypatch):

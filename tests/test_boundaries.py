@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import pytest
 from support.paths import ROOT
 
 
+@pytest.mark.slow
 def test_the_library_imports_zenml_in_orchestration_only():
     """Not even through another library: all other modules are imported in a fresh process."""
     modules = [

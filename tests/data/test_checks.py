@@ -404,6 +404,7 @@ print(preferences.digest, report.model_dump_json())
 """
 
 
+@pytest.mark.slow
 def test_splits_are_identical_in_every_process(tmp_path):
     path = write(tmp_path / "d" / "a.jsonl", with_planted_repeats())
     said = [

@@ -4,7 +4,6 @@ import importlib
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +42,12 @@ def written(folder: Path, config: Any = None, **zenml: Any) -> str:
 def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
     zenml = Path(sys.executable).with_name("zenml")
     path = written(tmp_path, {"dpo": {"betta": 0.1}})
-    started = time.monotonic()
     done = subprocess.run(
         [zenml, "pipeline", "run", "dpo_pipeline", "-c", path], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
     assert f"{path}: dpo.betta: unknown key (did you mean 'beta'?)" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stdout + done.stderr
-    assert time.monotonic() - started < 60  # 8 on a quiet machine
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,7 @@ CUTS: list[tuple[bool, Callable[[], Any], str, bool]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("standing", "target", "name", "before"),
     CUTS,
@@ -238,6 +239,7 @@ def test_an_interrupted_promotion_leaves_one_champion_and_a_rerun_completes_it(
     assert place.n_versions() == (1 + standing, 1 + standing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "name"),
     [(_registry, "reconcile"), (_registry, "log_metadata"), (ModelRegistry, "set_alias"), (ModelRegistry, "register")],

@@ -141,13 +141,19 @@ class Servers:
     mlflow: Wire
     folder: Path
 
-    def start(self, label: str, config: dict[str, Any], **zenml: Any) -> "Run":
-        """A run of `zenml pipeline run dpo_pipeline`, in a process of its own."""
+    def start(self, label: str, config: dict[str, Any], held_by: Path | None = None, **zenml: Any) -> "Run":
+        """Start `zenml pipeline run dpo_pipeline` in a process of its own.
+
+        Args:
+            held_by: a folder, whose files let DPO continue: see tests/remote/held.py.
+        """
         run_name = f"{self.experiment}-{label}"
         file, output = self.folder / f"{run_name}.yaml", self.folder / f"{run_name}.log"
         config = {"name": self.experiment, "tracking": {"experiment": self.experiment}, **config}
         file.write_text(yaml.safe_dump({"run_name": run_name, "parameters": {"config": config}, **zenml}))
         command = [Path(sys.executable).with_name("zenml"), "pipeline", "run", "dpo_pipeline", "-c", file]
+        if held_by:
+            command = [sys.executable, Path(__file__).with_name("held.py"), held_by, file]
         with output.open("w") as log:
             process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         return Run(run_name, process, output)

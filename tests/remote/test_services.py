@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -71,9 +72,9 @@ def test_a_rerun_that_changes_nothing_trains_nothing(undisturbed: Run, servers: 
 
 
 def test_killed_in_mid_dpo_it_goes_on_where_it_was(
-    undisturbed: Run, servers: Servers, s3: Any, bucket: str, database: psycopg.Connection[Any]
+    undisturbed: Run, servers: Servers, s3: Any, bucket: str, database: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
-    killed = servers.start("killed", SMALL, **TRAIN_DPO_AGAIN)
+    killed = servers.start("killed", SMALL, held_by=tmp_path, **TRAIN_DPO_AGAIN)
     killed.wait_for(lambda: in_mid_dpo(s3, bucket))
     killed.kill()
     resumed = servers.run("resumed", SMALL, **TRAIN_DPO_AGAIN)
@@ -98,14 +99,17 @@ def test_s3_may_be_gone_for_a_minute(
 
 
 def test_mlflow_may_be_gone_in_the_middle(
-    undisturbed: Run, servers: Servers, s3: Any, bucket: str, database: psycopg.Connection[Any]
+    undisturbed: Run, servers: Servers, database: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
-    run = servers.start("without-mlflow", SMALL, **TRAIN_DPO_AGAIN)
-    run.wait_for(lambda: in_mid_dpo(s3, bucket))
+    """MLflow is away from DPO's step 10 to step 20, however long these take."""
+    run = servers.start("without-mlflow", SMALL, held_by=tmp_path, **TRAIN_DPO_AGAIN)
+    run.wait_for((tmp_path / "at-10").exists)
     with servers.mlflow.cut():
-        time.sleep(3)
+        (tmp_path / "cut").touch()
+        run.wait_for((tmp_path / "at-20").exists)
+        run.wait_for(lambda: "does not accept the records of train_dpo" in run.output)
+    (tmp_path / "restored").touch()
     same_as(undisturbed, run.finish(), database)
-    assert "does not accept the records of train_dpo" in run.output
 
 
 def same_as(undisturbed: Run, run: Run, database: psycopg.Connection[Any]) -> None:

@@ -66,7 +66,9 @@ def test_a_report_is_loaded_as_it_was_saved(tmp_path):
 
 
 def test_each_picture_is_a_complete_svg_file():
-    for picture in draw(make_report(text="$x^{$ <b>")).values():
+    pictures = draw(make_report(text="$x^{$ <b>"))
+    assert pictures
+    for picture in pictures.values():
         assert ElementTree.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
 
 

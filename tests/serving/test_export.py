@@ -93,7 +93,7 @@ def test_plain_transformers_loads_it_and_it_stops(trained, tmp_path):
 
 def test_it_can_stay_an_adapter(trained, tmp_path):
     if trained.section.method == "full":
-        with pytest.raises(UserError, match="holds all weights and no adapter"):
+        with pytest.raises(UserError, match="holds whole weights, no adapter"):
             exported(trained, tmp_path / "out", adapter=True)
         return
     folder = exported(trained, tmp_path / "out", adapter=True)
@@ -174,6 +174,7 @@ def read(store, key: str) -> bytes:
     return store.get_object(Bucket="models", Key=key)["Body"].read()
 
 
+@pytest.mark.slow
 def test_s3_gets_it_whole_and_then_points_to_it(trained, bucket, tmp_path, monkeypatch):
     local = exported(trained, tmp_path / "out", dtype="bf16")
     card = model_card("tiny", trained.checkpoint.manifest, adapter=False)

@@ -1,5 +1,6 @@
 """Trainings in processes of their own that tests kill. A fork server imports this module, so that each starts at once."""
 
+import gc
 import os
 import signal
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ from posttrain.training.reference import ReferenceLogps
 from posttrain.training.resume.training_checkpoints import TrainingCheckpoints
 from posttrain.training.sft import CompletionTrainer
 from posttrain.training.trainer import TrainingJob
+from support import databases  # noqa: F401 (so that attempts do not wait for the disk either)
 from support.stages import sft_on
 
 trl.DPOTrainer, trl.SFTTrainer  # noqa: B018 (TRL imports its trainers when they are first named)
+gc.freeze()  # what is imported is no garbage: attempts need not look through it
 
 
 @dataclass(frozen=True)

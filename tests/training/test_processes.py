@@ -44,7 +44,7 @@ class Recorder(TrainerCallback):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tiny_base, preferences, tmp_path):
+def test_two_processes_train_as_one(tiny_base, preferences, tmp_path, request):
     """SFT and DPO on two CPU processes (gloo): the ten losses, and what the model makes of pairs, are one process's."""
     base, section = tiny_base
     histories, margins = {}, {}
@@ -55,6 +55,8 @@ def test_two_processes_train_as_one(tiny_base, preferences, tmp_path):
             SFT.model_copy(update={"processes": n}),
             TrainingJob(base, section, 0, tmp_path / f"sft{n}"),
         )
+        if n == 2:
+            request.getfixturevalue("forked_processes")  # SFT's are spawned, as users' are, which takes long
         reference = reference_on(preferences, sft, base, section, LENGTHS)
         where = TrainingJob(base, section, 0, tmp_path / f"dpo{n}", (recorder,))
         dpo = train_dpo(reference, sft, DPO.model_copy(update={"processes": n}), where)
@@ -69,6 +71,7 @@ def test_two_processes_train_as_one(tiny_base, preferences, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_processes")
 def test_a_failure_of_a_process_is_one_line(tiny_base, preferences, tmp_path):
     base, section = tiny_base
     once = SFT.model_copy(update={"max_steps": 1})

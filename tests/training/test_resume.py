@@ -11,14 +11,13 @@ import signal
 import tempfile
 import time
 from dataclasses import replace
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from support import interrupted
+from support.forks import FORKS
 from support.interrupted import Training, attempt
-from support.paths import ROOT
 from support.stages import reference_on, sft_on
 
 from posttrain.config import DpoSection, Lengths, SftSection
@@ -33,16 +32,7 @@ COMMON |= {"logging_steps": 3, "eval_steps": 4, "warmup_steps": 3}
 SFT = SftSection(max_length=96, **COMMON)
 DPO = DpoSection(**LENGTHS, **COMMON, early_stopping_patience=9)
 
-FORKS = multiprocessing.get_context("forkserver")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fork_server():
-    """Set the path of the fork server, which imports what attempts need. Python 3.11 does not pass it on, without an error."""
-    FORKS.set_forkserver_preload(["support.interrupted"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
-        ensure_running()
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fork_server")]
 
 
 @pytest.fixture(scope="module")

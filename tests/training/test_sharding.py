@@ -40,12 +40,14 @@ DPO = DpoSection(**COMMON, max_prompt_length=64)
 CASES = {
     "full": ("full", "full", "fp32", False),
     "full in bf16": ("full", "full", "bf16", True),
-    "adapter": ("lora", "lora", "bf16", True),
+    "adapter": ("lora", "lora", "fp32", True),
+    "adapter in bf16": ("lora", "lora", "bf16", True),
     "merged": ("full", "lora", "fp32", True),
 }
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_processes")
 @pytest.mark.parametrize(
     ("case", "sharding"),
     [
@@ -54,10 +56,11 @@ CASES = {
             pytest.param(*others, marks=pytest.mark.soak)
             for others in [
                 ("adapter", "fsdp"),
+                ("adapter in bf16", "fsdp"),
                 ("merged", "fsdp"),
                 ("full", "zero2"),
                 ("full in bf16", "zero3"),
-                ("adapter", "zero3"),
+                ("adapter in bf16", "zero3"),
                 ("merged", "zero3"),
             ]
         ),
@@ -89,13 +92,16 @@ def test_sharded_training_equals_training_in_one_process(tiny_base, preferences,
             for stage in (sft, dpo)
         ]
         logps[n] = [found for pairs in scored for found in (*pairs.chosen_logps, *pairs.rejected_logps)]
-    # DeepSpeed sums gradients in another order and has its own linear layer. In bf16 three digits agree.
-    rounds = precision == "bf16" and sharding != "fsdp"
+    # Two processes add gradients up in another order than one does. In fp32 that changes the seventh digit of the adapter. In bf16
+    # such a change rounds some activations to the neighbouring number, 2**-8 away, and which ones differs between processors
+    # (with AMX or without). So fp32 shows that the same is computed, bf16 that it is computed in the right precision.
+    # DeepSpeed also has its own linear layer: three digits are left.
+    tolerance = 1e-4 if precision == "fp32" else 2**-8 if sharding == "fsdp" else 1e-2
     assert len(histories[1][0]) == len(histories[1][3]) == 10
     for alone, shared in zip(histories[1], histories[2], strict=True):
-        assert shared == pytest.approx(alone, rel=1e-2 if rounds else 1e-4)
+        assert shared == pytest.approx(alone, rel=tolerance)
     assert files[2] == files[1]
-    assert logps[2] == pytest.approx(logps[1], **({"rel": 1e-2} if rounds else {"abs": 1e-3}))
+    assert logps[2] == pytest.approx(logps[1], **({"abs": 1e-3} if precision == "fp32" else {"rel": tolerance}))
 
 
 def about(checkpoint: Checkpoint) -> dict[str, object]:
@@ -149,8 +155,11 @@ def best_weights_of_a_sharded_model(rank: int, store: str) -> None:
 
 
 @pytest.mark.slow
-def test_early_stopping_restores_the_best_weights_of_a_sharded_model(tmp_path):
-    torch.multiprocessing.spawn(best_weights_of_a_sharded_model, (str(tmp_path / "store"),), nprocs=2)
+def test_early_stopping_restores_the_best_weights_of_a_sharded_model(tmp_path, fork_server):
+    store = str(tmp_path / "store")
+    torch.multiprocessing.start_processes(
+        best_weights_of_a_sharded_model, (store,), nprocs=2, start_method="forkserver"
+    )
 
 
 def train_an_odd_layer_by_zero(rank: int, n: int, stage: int, folder: str) -> None:

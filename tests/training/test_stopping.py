@@ -101,6 +101,7 @@ def train(start, folder, **settings):
     return train_dpo(reference, sft, section, TrainingJob(stage.base, stage.model, 0, folder))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_holds_the_best_weights(start, tmp_path):
     """Training makes validation worse, so the first step is the best. Its weights equal those of a run of one step."""
     stopped = train(start, tmp_path / "stopped", learning_rate=1e-2, max_steps=9, early_stopping_patience=2)
@@ -111,6 +112,7 @@ def test_the_checkpoint_holds_the_best_weights(start, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.slow
 def test_a_diverging_training_ends_before_its_last_step(start, tmp_path):
     with pytest.raises(UserError, match=r"dpo: (the loss has diverged|loss is nan|grad_norm is)"):
         train(start, tmp_path / "exploded", learning_rate=1.0, max_steps=60)

@@ -25,11 +25,13 @@ from posttrain.orchestration.run_file import read_run_file
 
 TINY: dict[str, Any] = {
     "name": "tiny",
-    "data": {"sources": [{"path": "demo", "limit": 200}], "test_size": 0.2},
+    "data": {"sources": [{"path": "demo", "limit": 201}], "test_size": 0.2},  # data that no other test has
     "sft": {"max_steps": 1, "batch_size": 2},
     "dpo": {"max_steps": 1, "batch_size": 2},
     "evaluation": {"generations": {"n": 4, "max_new_tokens": 4}},
 }
+
+OTHER_DATA = {"sources": [{"path": "demo", "limit": 200}], "test_size": 0.2}
 
 
 def written(folder: Path, config: Any = None, **zenml: Any) -> str:
@@ -243,7 +245,7 @@ def test_a_challenger_is_compared_with_the_champion_only_once(tmp_path: Path, mo
     )
 
     def run(beta: float) -> tuple[set[str], Any]:
-        config = {**TINY, "name": "rivals", "dpo": {**TINY["dpo"], "beta": beta}}
+        config = {**TINY, "name": "rivals", "data": OTHER_DATA, "dpo": {**TINY["dpo"], "beta": beta}}
         done = dpo_pipeline.with_options(config_path=written(tmp_path, config))()
         assert done is not None
         worked = {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}

@@ -290,7 +290,7 @@ def test_out_of_memory_reduces_the_micro_batch(trainings, name, tmp_path):
     wide = undisturbed.section.model_copy(update={"batch_size": 4, "gradient_accumulation_steps": 1})
     training = replace(elsewhere(undisturbed, tmp_path / "memory"), section=wide, tracking_uri="")
     found = run_to_its_end(training, "with_little_memory")
-    assert "micro-batches of 2 rows instead of 4, and 2 of them to a step of 4 rows as before" in said(found.path)
+    assert "micro-batches of 2 rows instead of 4. A step has 2 of them, 4 rows as before" in said(found.path)
     assert found.digest == expected.digest
 
 
@@ -303,8 +303,9 @@ def test_out_of_memory_with_one_row_is_an_error(trainings, tmp_path):
     training = replace(elsewhere(trainings[0]["sft"], tmp_path / "later"), tracking_uri="")
     process, dest = start(training, "with_memory_that_runs_out")
     process.join()
-    assert "UserError: sft: out of memory after step 3, in which shorter rows had room: lower sft.batch_size" in said(
-        dest
+    assert (
+        "UserError: sft: out of memory after step 3, on a batch with longer rows than before: lower sft.batch_size"
+        in said(dest)
     )
 
 

@@ -235,7 +235,7 @@ def test_zero_without_deepspeed_is_refused(monkeypatch):
 
 def test_sharding_with_one_process_is_refused():
     with pytest.raises(
-        UserError, match="sharding: fsdp shares a model out among several processes, and processes auto is one"
+        UserError, match="sharding: fsdp splits a model among several processes, but processes auto gives only one"
     ):
         share_rows(SftSection(sharding="fsdp"))
 

@@ -25,7 +25,7 @@ from posttrain.orchestration.run_file import check_run_file
 
 TINY: dict[str, Any] = {
     "name": "tiny",
-    "data": {"sources": [{"path": "demo", "limit": 200}], "test_size": 0.2},
+    "data": {"sources": [{"path": "demo", "limit": 100}], "test_size": 0.2},
     "sft": {"max_steps": 1, "batch_size": 2},
     "dpo": {"max_steps": 1, "batch_size": 2},
     "evaluation": {"generations": {"n": 4, "max_new_tokens": 4}},

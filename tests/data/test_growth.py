@@ -79,6 +79,7 @@ def test_a_prompt_once_in_test_is_never_trained_on(tmp_path: Path, seed: int) ->
     assert report.dropped["near_test"] > 20
 
 
+@pytest.mark.slow
 def test_where_many_prompts_share_a_template_the_nearest_are_compared() -> None:
     """Comparing with the first that shares a band, as once was done, missed one in four of these."""
     rng = random.Random(0)

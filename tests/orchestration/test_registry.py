@@ -21,6 +21,8 @@ from posttrain.orchestration.registry import digest_of, reconcile, settle, sole_
 from posttrain.tracking import Tracker, default_tracking_uri
 from posttrain.tracking.mlflow_registry import ModelRegistry
 
+pytestmark = pytest.mark.slow
+
 GOOD = Promotion(promoted=True, opponent="sft", reasons=["well done"])
 BAD = Promotion(promoted=False, opponent="sft", reasons=["hardly better", "gate.min_gain"])
 
@@ -210,7 +212,6 @@ CUTS: list[tuple[bool, Callable[[], Any], str, bool]] = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("standing", "target", "name", "before"),
     CUTS,
@@ -240,7 +241,6 @@ def test_a_promotion_cut_off_anywhere_leaves_one_champion_and_a_rerun_completes_
     assert place.n_versions() == (1 + standing, 1 + standing)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "name"),
     [(_registry, "reconcile"), (_registry, "log_metadata"), (ModelRegistry, "set_alias"), (ModelRegistry, "register")],

@@ -27,6 +27,8 @@ from posttrain.orchestration import schedules
 from posttrain.orchestration.checked_pipeline import _print_outcome
 from posttrain.orchestration.run_file import N_CRON_FIELDS
 
+pytestmark = pytest.mark.slow
+
 CRON: dict[str, dict[str, Any]] = {}
 """What stands in the cluster, by the name that it gave."""
 

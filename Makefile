@@ -27,7 +27,7 @@ run: setup
 test: setup
 	$(BIN)/python -m pytest -n $(N) --dist worksteal -m 'not soak'
 
-# For every edit: no test that takes more than five seconds.
+# For every edit: without tests that take more than about five seconds, and modules that run pipelines or fill registries.
 test-fast: setup
 	$(BIN)/python -m pytest -n $(N) --dist worksteal -m 'not soak and not slow'
 

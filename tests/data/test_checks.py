@@ -347,6 +347,7 @@ ROW = PAIR | PAIR | st.dictionaries(COLUMN, NESTED) | NESTED
 KEPT_OR_DROPPED = {check: sorted(set(policies) - {"fail"}) for check, policies in POLICIES.items()}
 
 
+@pytest.mark.slow
 @settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

@@ -79,6 +79,7 @@ def test_test_prompts_are_never_in_training_as_data_grows(tmp_path: Path, seed: 
     assert report.dropped["near_test"] > 20
 
 
+@pytest.mark.slow
 def test_nearest_prompts_of_a_template_are_compared() -> None:
     """Comparing only with the first text that shares a band would miss a quarter of these."""
     rng = random.Random(0)

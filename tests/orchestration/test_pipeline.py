@@ -25,13 +25,13 @@ from posttrain.orchestration.run_file import read_run_file
 
 TINY: dict[str, Any] = {
     "name": "tiny",
-    "data": {"sources": [{"path": "demo", "limit": 201}], "test_size": 0.2},  # data that no other test has
+    "data": {"sources": [{"path": "demo", "limit": 101}], "test_size": 0.2},  # data that no other test has
     "sft": {"max_steps": 1, "batch_size": 2},
     "dpo": {"max_steps": 1, "batch_size": 2},
     "evaluation": {"generations": {"n": 4, "max_new_tokens": 4}},
 }
 
-OTHER_DATA = {"sources": [{"path": "demo", "limit": 200}], "test_size": 0.2}
+OTHER_DATA = {"sources": [{"path": "demo", "limit": 100}], "test_size": 0.2}
 
 
 def written(folder: Path, config: Any = None, **zenml: Any) -> str:
@@ -41,6 +41,7 @@ def written(folder: Path, config: Any = None, **zenml: Any) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
     zenml = Path(sys.executable).with_name("zenml")
     path = written(tmp_path, {"dpo": {"betta": 0.1}})
@@ -152,6 +153,7 @@ def test_a_report_without_a_run_says_what_to_do() -> None:
         read_report("nothing-of-the-kind")
 
 
+@pytest.mark.slow
 def test_a_failing_step_ends_the_run_with_its_message(tmp_path: Path) -> None:
     path = written(tmp_path, {"data": {"sources": [{"path": "demo", "limit": 200}], "max_drop_share": 0.0}})
     with pytest.raises(click.ClickException, match=r"data\.max_drop_share"):

@@ -21,6 +21,8 @@ from posttrain.orchestration.registry import JudgedModel, digest_of, reconcile, 
 from posttrain.tracking import Tracker, default_tracking_uri
 from posttrain.tracking.mlflow_registry import ModelRegistry
 
+pytestmark = pytest.mark.slow
+
 GOOD = Promotion(promoted=True, opponent="sft", reasons=["well done"])
 BAD = Promotion(promoted=False, opponent="sft", reasons=["hardly better", "gate.min_gain"])
 
@@ -209,7 +211,6 @@ CUTS: list[tuple[bool, Callable[[], Any], str, bool]] = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("standing", "target", "name", "before"),
     CUTS,
@@ -239,7 +240,6 @@ def test_an_interrupted_promotion_leaves_one_champion_and_a_rerun_completes_it(
     assert place.n_versions() == (1 + standing, 1 + standing)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "name"),
     [(_registry, "reconcile"), (_registry, "log_metadata"), (ModelRegistry, "set_alias"), (ModelRegistry, "register")],

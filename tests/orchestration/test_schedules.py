@@ -27,6 +27,8 @@ from posttrain.orchestration.run_file import N_CRON_FIELDS
 from posttrain.orchestration.stacks import overlap as _overlap
 from posttrain.orchestration.stacks import schedules
 
+pytestmark = pytest.mark.slow
+
 CRON: dict[str, dict[str, Any]] = {}
 """What stands in the cluster, by the name that it gave."""
 

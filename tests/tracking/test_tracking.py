@@ -136,6 +136,7 @@ def test_a_retry_replaces_the_run_it_retries(tracker: Tracker) -> None:
     assert history(tracker.uri, runs(tracker)["train_dpo of demo-run"], "train/loss") == [(1, 0.5)]
 
 
+@pytest.mark.slow
 def test_runs_of_a_killed_process_are_closed(tracker: Tracker) -> None:
     script = (
         "import sys, time; from posttrain.tracking import Tracker\n"

@@ -288,6 +288,7 @@ PAIR = st.fixed_dictionaries({"prompt": TEXT, "chosen": TEXT, "rejected": TEXT})
 ROW = PAIR | st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "x"]), VALUE) | VALUE
 
 
+@pytest.mark.slow
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

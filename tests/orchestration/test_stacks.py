@@ -28,6 +28,8 @@ from posttrain.orchestration.caching.cache_key import code_digest, digest_of_cod
 from posttrain.orchestration.stacks.stack_check import check_stack, steps_of
 from posttrain.orchestration.stacks.stack_probes import differing
 
+pytestmark = pytest.mark.slow
+
 ON_GPU = {"train_sft", "score_reference", "train_dpo", "generate", "evaluate"}
 NIGHTLY = ROOT / "configs" / "nightly_kubernetes.yaml"
 
@@ -203,7 +205,6 @@ def test_the_command_ends_with_an_error_if_a_part_cannot_be_used(kubernetes: Cal
     assert re.search(r"stack 'x': no such stack \(existing: .*\bdefault\b", missing)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stack"), [("local_docker", "docker"), ("sagemaker", "sagemaker")])
 def test_the_other_stacks_can_be_registered(tmp_path: Path, name: str, stack: str) -> None:
     with registered(name, tmp_path, AWS_ENDPOINT_URL="", REGISTRY="123456789012.dkr.ecr.us-east-1.amazonaws.com"):

@@ -84,6 +84,7 @@ def test_nothing_in_a_hostile_text_becomes_markup():
         assert tag not in found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to open the page with")
 def test_nothing_in_a_hostile_text_runs_in_a_browser(tmp_path):
     """The control page has the same text unescaped, which shows that the browser would run it."""

@@ -139,6 +139,7 @@ def test_keys_can_have_any_characters_of_paths(s3, bucket):
     assert n_by_split(f"s3://{bucket}/a b/") == {"train": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "words"),
     [

@@ -27,6 +27,8 @@ from posttrain.training.reference import ReferencePolicy, score_reference
 from posttrain.training.sft import check_stop_tokens, train_sft
 from posttrain.training.trainer import TrainingJob, needs_checkpointing
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
 SFT = SftSection(learning_rate=1e-2, max_steps=5, max_length=96, eval_steps=5)
 DPO = DpoSection(learning_rate=1e-3, max_steps=4, max_length=96, max_prompt_length=64, eval_steps=4)
@@ -63,7 +65,6 @@ def test_sft_gives_a_checkpoint_that_says_what_it_is(after_sft):
         assert f'"base_model_name_or_path": "{after_sft.base.id}"' in config
 
 
-@pytest.mark.slow
 def test_the_seed_decides_an_adapters_first_weights(tiny_base, preferences, tmp_path):
     """They were drawn before the trainer set the seed: two runs of one config gave two models."""
     base, section = tiny_base
@@ -235,7 +236,6 @@ def test_a_reference_that_is_stored_is_not_scored_again(after_sft, preferences):
     assert longer.rows("train")["chosen_ids"][:] == after_sft.reference.rows("train")["chosen_ids"][:]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("after_sft", ["full"], indirect=True)
 @pytest.mark.parametrize("loss_type", typing.get_args(LossType))
 def test_every_loss_of_trl_trains(after_sft, preferences, loss_type, tmp_path):
@@ -255,7 +255,6 @@ def test_every_loss_of_trl_trains(after_sft, preferences, loss_type, tmp_path):
     assert checkpoint.digest != after_sft.checkpoint.digest
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("after_sft", ["full"], indirect=True)
 @pytest.mark.parametrize(("loss_type", "weights"), [("sigmoid", None), (["ipo", "sft"], [1.0, 0.2])])
 def test_the_curve_is_that_of_trls_own_trainer(after_sft, preferences, loss_type, weights, tmp_path):
@@ -404,7 +403,6 @@ def test_an_evaluation_that_is_not_finite_is_refused(after_sft, preferences, tmp
         evaluate(models, EvaluationData(preferences, tokens, after_sft.reference), EvaluationSection())
 
 
-@pytest.mark.slow
 def test_training_does_without_validation_pairs(after_sft, preferences, tmp_path):
     none = Preferences(preferences.train, preferences.validation.select([]), preferences.test)
     reference = reference_on(none, after_sft.checkpoint, after_sft.base, after_sft.section, LENGTHS)

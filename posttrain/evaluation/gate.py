@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import GateSection
 from posttrain.evaluation.figures import SEVERITIES, Comparison, Figures
-from posttrain.evaluation.labels import STAGES
+from posttrain.evaluation.labels import STAGES, point_range
 
 NAMES = STAGES | {"champion": "the champion"}
 
@@ -49,8 +49,7 @@ def decide(figures: Figures, gate: GateSection) -> Promotion:
     gain = comparison.gain
     evidence = (
         f"{NAMES[newer]} ranks {abs(100 * gain.value):.1f} points {'fewer' if gain.value < 0 else 'more'} test pairs correctly "
-        f"than {NAMES[older]} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}, p = "
-        f"{comparison.p_value:.2g}, {figures.n_pairs} pairs)"
+        f"than {NAMES[older]} ({point_range(gain)}, p = {comparison.p_value:.2g}, {figures.n_pairs} pairs)"
     )
     against = [*_gain(comparison, gate), *_slices(figures, f"{newer}_vs_{older}", gate), *_findings(figures, gate)]
     return Promotion(promoted=not against, opponent=older, reasons=[evidence, *against])
@@ -71,9 +70,8 @@ def _slices(figures: Figures, comparison: str, gate: GateSection) -> Iterator[st
         gain = part.gains[comparison]
         if part.n_pairs >= gate.min_slice_pairs and gain.high < -gate.max_slice_loss:
             yield (
-                f"accuracy on {part.by} {part.name} fell: {100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to "
-                f"{100 * gain.high:+.1f}, {part.n_pairs} pairs); gate.max_slice_loss allows a loss of "
-                f"{100 * gate.max_slice_loss:.1f} points"
+                f"accuracy on {part.by} {part.name} fell: {100 * gain.value:+.1f} points ({point_range(gain)}, "
+                f"{part.n_pairs} pairs); gate.max_slice_loss allows a loss of {100 * gate.max_slice_loss:.1f} points"
             )
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from posttrain.evaluation.diagnosis.evidence import MIN_LOGS, MIN_SLICE_PAIRS, Curves, Evidence, Seen
+from posttrain.evaluation.labels import point_range
 
 
 def not_finite(stage: Literal["sft", "dpo"]) -> Callable[[Evidence, float], Seen]:
@@ -209,7 +210,6 @@ def slice_worse(evidence: Evidence, limit: float) -> Seen:
     gain, label = worse[0]
     others = f", and on {len(worse) - 1} other slices" if len(worse) > 1 else ""
     return (
-        f"DPO is worse than SFT on {label}: {100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-        f"{others}",
+        f"DPO is worse than SFT on {label}: {100 * gain.value:+.1f} points ({point_range(gain)}){others}",
         {slice_label: gain.value for gain, slice_label in worse[:5]},
     )

@@ -1,4 +1,4 @@
-"""The champion, and the decision whether a model is promoted over it."""
+"""Materializers of the champion and of the decision whether a new model replaces it."""
 
 from typing import Any, ClassVar
 

@@ -1,4 +1,4 @@
-"""What the materializers of small records share: each record is one JSON file."""
+"""Base of the materializers of small records: each record is one JSON file."""
 
 import hashlib
 from typing import Any, ClassVar

@@ -9,7 +9,7 @@ from posttrain.training.reference import ReferenceLogps
 
 
 class ReferenceLogpsMaterializer(FolderMaterializer):
-    """Stores the table of log-probabilities. Its content hash is the key of what they were computed from."""
+    """Stores the table of log-probabilities. Its content hash is the key of the inputs that they were computed from."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (ReferenceLogps,)
 

@@ -15,6 +15,6 @@ class SweepPointMaterializer(RecordMaterializer):
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (SweepPoint,)
 
     def extract_metadata(self, data: Any) -> dict[str, MetadataType]:
-        """Which point it is, and its figures or why it has none."""
+        """Return the label of the point, and its figures or the reason why it has none."""
         figures = data.scores.metrics() if data.scores else {"failure": data.failure or ""}
         return {"point": point_label(data.values), **figures}

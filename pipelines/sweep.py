@@ -8,7 +8,7 @@ from posttrain.orchestration.checked_pipeline import CheckedPipeline
 
 
 def one_sft_then_many_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen)
-    """The steps of a sweep in order. What the points share is computed once, by the same steps as in dpo_pipeline."""
+    """Run the steps of a sweep in order. Results that all points share are computed once, by the steps of dpo_pipeline."""
     if config.sweep is None:
         raise UserError(
             "sweep: missing, so there is nothing to compare: add for example `sweep: {grid: {beta: [0.05, 0.1, 0.5]}}`, or run "

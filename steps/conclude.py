@@ -1,4 +1,4 @@
-"""Record the outcome of a run where runs are listed."""
+"""Record the outcome of a run, so that lists of runs show it."""
 
 from zenml import add_tags, get_step_context, log_metadata
 from zenml.client import Client

@@ -16,9 +16,10 @@ def resolve_base(
     Annotated[ModelSection, "model_settings"],
     Annotated[ModelSection, "tokenizer_settings"],
 ]:
-    """Return the exact base that the config's name stands for now, and the settings for it, cached by content and not by path.
+    """Return the base model that the config's name currently refers to, and its settings.
 
-    Never cached itself: a branch moves, a folder is edited.
+    This step is never cached, because a branch or a folder can change. The cache keys of later steps use the content of the
+    base, not its path.
     """
     base = library.resolve_base(model)
     tokenizer = model.for_tokens

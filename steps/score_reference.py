@@ -16,7 +16,7 @@ from posttrain.training.reference import ReferenceLogps, ReferencePolicy
 def score_reference(
     tokens: PairTokens, sft_checkpoint: Checkpoint, base: Base, model: ModelSection, tokens_per_batch: int
 ) -> Annotated[ReferenceLogps, "reference_logps"]:
-    """Return the log-probabilities of every pair under the SFT checkpoint. They depend on no setting of DPO but its lengths."""
+    """Return the log-probabilities of every pair under the SFT checkpoint. Of DPO's settings, only the lengths matter."""
     policy = ReferencePolicy(sft_checkpoint, base, model)
     return library.score_reference(tokens, policy, tokens_per_batch, find=_stored)
 

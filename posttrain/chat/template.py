@@ -56,7 +56,7 @@ class Chat:
 
     @property
     def stop_ids(self) -> list[int]:
-        """Return all tokens that end a generation, for `generation_config.json`."""
+        """Return the ids of all tokens that end a generation, for `generation_config.json`."""
         eos = self.tokenizer.eos_token_id
         return sorted({self.stop_id, eos} if eos is not None else {self.stop_id})
 
@@ -87,8 +87,8 @@ def prepare_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) 
         path = Path(chat_template)
         if path.suffix != ".jinja" or not path.is_file():
             raise UserError(
-                f"model.chat_template: {chat_template!r} is neither one of {', '.join(sorted(TEMPLATES))} nor a .jinja "
-                "file: set one of these, or leave it out to use the tokenizer's own template"
+                f"model.chat_template: {chat_template!r} is neither a built-in template ({', '.join(sorted(TEMPLATES))}) nor a "
+                ".jinja file: set one of these, or remove the setting to use the tokenizer's own template"
             )
         try:
             tokenizer.chat_template = path.read_text(encoding="utf-8")

@@ -36,17 +36,17 @@ class TokenReport(BaseModel):
     max_prompt_length: int
     n_pairs: int
     n_counted: int
-    """Pairs that the figures were computed on. If fewer than `n_pairs`, they are spread evenly over every split."""
+    """Number of pairs that the figures were computed on. If fewer than `n_pairs`, they are sampled evenly from every split."""
     lengths: dict[str, CountHistogram]
     """Of prompts, chosen and rejected responses before anything is cut off."""
     cut: dict[str, int]
     """Number of pairs that were cut or left out: see `posttrain.chat.tokenise.cut_pairs`."""
     n_tokens_lost: dict[str, int]
-    """Tokens cut off the prompts, chosen and rejected responses of pairs that are used."""
+    """Number of tokens cut off the prompts, chosen and rejected responses of the pairs that are used."""
     n_stops_lost: dict[str, int]
     """Chosen and rejected responses that are used without their stop token. A model does not learn to stop there."""
     longer_is_chosen: Share | None
-    """How often the response with more tokens is the chosen one. Pairs of equal length are not counted."""
+    """Share of pairs whose chosen response has more tokens. Pairs of equal length are not counted."""
     examples: dict[str, list[str]]
     """Ids of a few pairs that are left out, and of a few that are cut."""
 
@@ -64,11 +64,11 @@ class TokenCounter:
 
     @property
     def cut(self) -> dict[str, int]:
-        """How many pairs have been cut or left out so far (`PAIR_CUTS`)."""
+        """Return the number of pairs that have been cut or left out so far, by reason (`PAIR_CUTS`)."""
         return dict(self._cut)
 
     def add(self, whole: Sequence[EncodedPair]) -> list[EncodedPair]:
-        """Count a batch of pairs, and return those that can be used, cut to the lengths."""
+        """Count a batch of pairs, and return the usable pairs, cut to the maximum lengths."""
         kept, counts = cut_pairs(whole, self._lengths.max_length, self._lengths.max_prompt_length)
         self._n_counted += len(whole)
         self._cut.update(counts)
@@ -93,7 +93,7 @@ class TokenCounter:
         if any(self._cut.values()):
             counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self._cut.items() if n)
             raise UserError(
-                f"data.checks: truncated is fail, and of {self._n_counted} pairs {counts}, for example "
+                f"data.checks: truncated is set to fail, and some of {self._n_counted} pairs do not fit ({counts}), for example "
                 f"{', '.join([*self._examples['left_out'], *self._examples['cut']][:3])}: raise dpo.max_length "
                 f"({self._lengths.max_length}) or dpo.max_prompt_length ({self._lengths.max_prompt_length}), lower "
                 "data.max_chars, or set truncated to keep"

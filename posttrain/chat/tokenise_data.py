@@ -27,7 +27,7 @@ from posttrain.progress import progress_bar
 
 @dataclass(frozen=True)
 class TokeniseSettings:
-    """How tokens are cut."""
+    """Maximum lengths, and what happens to rows that exceed them."""
 
     lengths: Lengths
     """Of pairs."""

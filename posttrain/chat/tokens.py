@@ -99,7 +99,7 @@ def check_chat(tokens: PairTokens | SftTokens, chat: Chat, model: str) -> None:
     """Check that tokens were made with the tokenizer and template of a model.
 
     Args:
-        model: what the model is called in the message.
+        model: name of the model in the error message.
 
     Raises:
         UserError: they were made with another tokenizer or template.

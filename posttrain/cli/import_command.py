@@ -21,7 +21,7 @@ from posttrain.config.import_config import import_config, summary_lines
 def import_config_command(file: Path, tool: str, output: Path | None) -> None:
     """Convert a DPO config of TRL, LLaMA-Factory or axolotl.
 
-    Every setting of FILE is accounted for: what cannot be carried over is listed.
+    The report lists every setting of FILE, including those that cannot be carried over.
     """
     with clean_errors():
         imported = import_config(file, tool)

@@ -11,7 +11,7 @@ from posttrain.cli.outcome import clean_errors
 
 @click.command()
 @click.argument("places", nargs=-1, required=True, metavar="[VERSION] DEST")
-@click.option("--adapter", is_flag=True, help="Export a LoRA adapter by itself instead of merging it into its base.")
+@click.option("--adapter", is_flag=True, help="Export only the LoRA adapter instead of merging it into its base.")
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),

@@ -1,4 +1,4 @@
-"""How a command ends: with one line for a user's mistake, or with a written file."""
+"""Error handling and file output of the commands."""
 
 from __future__ import annotations
 

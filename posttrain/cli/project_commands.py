@@ -20,13 +20,13 @@ from posttrain.errors import UserError
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def init(folder: Path) -> None:
-    """Make a new project in FOLDER.
+    """Create a new project in FOLDER.
 
-    It holds the pipelines, steps and configs, ready to run and yours to change.
+    It contains the pipelines, steps and configs, which run as they are and which you can change.
     """
     with clean_errors():
         make_project(folder)
-    click.echo(f"Project made: {folder.resolve()}")
+    click.echo(f"Project created: {folder.resolve()}")
     click.echo("To train the built-in demo, in a few minutes on two CPU cores:")
     if folder.resolve() != Path.cwd():
         click.echo(f"  cd {shlex.quote(str(folder))}")

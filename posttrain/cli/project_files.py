@@ -24,7 +24,7 @@ def template_folder() -> Path:
 
 
 def find_project(folder: Path | None = None) -> Path | None:
-    """Return the project at or above a folder, the current one by default; None where there is none."""
+    """Return the nearest project at or above a folder (default: the current folder), or None."""
     folder = (folder or Path.cwd()).resolve()
     return next(
         (at for at in (folder, *folder.parents) if (at / ".zen").is_dir() and (at / "pipelines").is_dir()), None
@@ -35,7 +35,7 @@ def make_project(folder: Path) -> None:
     """Copy the files of a project into a new or empty folder.
 
     Raises:
-        UserError: the folder holds something already, or cannot be written.
+        UserError: the folder is not empty, or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ def stack() -> None:
 def stack_check(name: str | None, config: Path | None) -> None:
     """Check that each part of a stack works.
 
-    What does not work is printed with the way to fix it. Without NAME, the active stack is checked.
+    Failed checks are printed with a remedy. The default is the active stack.
     """
     with clean_errors():
         from posttrain.orchestration.stacks.stack_check import check_stack, steps_of

@@ -28,7 +28,7 @@ def is_partitioned(parameter: Any) -> bool:
 
     Reason: DeepSpeed marks its parameters by attributes alone.
     Read against: DeepSpeed 0.19 (`ds_id`, set by `deepspeed.zero.Init`).
-    Remove when: DeepSpeed has a public function that tells.
+    Remove when: DeepSpeed has a public function for it.
     """
     return hasattr(parameter, "ds_id")
 

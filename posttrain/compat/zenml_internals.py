@@ -10,7 +10,7 @@ from uuid import UUID
 
 
 def update_schedule_record(client: Any, schedule_id: UUID, update: Any) -> None:
-    """Change the record of a schedule, and nothing where it fires.
+    """Change ZenML's record of a schedule, and leave the schedule at the orchestrator unchanged.
 
     Reason: `Client.update_schedule` changes the schedule at the orchestrator too, cannot rename one, and refuses
     orchestrators without support for updates, whose schedules are changed there directly.

@@ -57,7 +57,7 @@ def _position(place: dict[Any, Any] | list[Any], part: str, key: str) -> Any:
     """Return the key of a mapping or the index of a list that a part of a key stands for."""
     if isinstance(place, list):
         if not part.isdecimal() or int(part) >= len(place):
-            raise UserError(f"--set {key}: {part!r} is no position in a list of {len(place)}: count from 0")
+            raise UserError(f"--set {key}: {part!r} is not an index of a list of {len(place)}: indices start at 0")
         return int(part)
     if part.isdecimal():
         raise UserError(

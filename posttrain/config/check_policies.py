@@ -40,7 +40,7 @@ REASONS = {
     "parent_missing": "an earlier message of the conversation was deleted, is unusable or is missing",
     "no_rival": "there is no other ranked answer to compare it with, here or further down the conversation",
     "not_sampled": "left out so that the source has the share given by its weight",
-    "length_bias": "the longer response is the chosen one in a larger share of a source's pairs than data.max_length_bias",
+    "length_bias": "the share of a source's pairs whose chosen response is the longer one exceeds data.max_length_bias",
     "truncated": "a prompt or a response does not fit into dpo.max_length and dpo.max_prompt_length",
 }
 """Each check and what it finds in a row. `length_bias` applies to a source, `truncated` to the tokens."""

@@ -143,7 +143,7 @@ class DataSection(Section):
         ge=0.5,
         le=1,
         description="maximum share of pairs whose chosen response is the longer one; `length_bias` is reported if the lower "
-        "bound of its interval is above",
+        "bound of the share's confidence interval exceeds this",
     )
     contamination: list[Source] = Field(
         [],
@@ -166,7 +166,7 @@ class DataSection(Section):
         for source in sources:
             if source.format in INSTRUCTION_FORMATS:
                 raise ValueError(
-                    f"format {source.format} holds instructions, not pairs: move the source to sft.dataset"
+                    f"format {source.format} contains instructions, not pairs: move the source to sft.dataset"
                 )
         return sources
 

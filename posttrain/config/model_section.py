@@ -51,7 +51,7 @@ class ModelSection(Section):
     )
     layout: Literal["auto", "flat", "padded"] = Field(
         "auto",
-        description="batch layout; flat: each prompt once and no padding; padded: TRL's; auto: flat if the model supports it",
+        description="batch layout; flat: each prompt once, without padding; padded: TRL's; auto: flat if the model supports it",
     )
     attention: Literal["auto", "sdpa", "flex", "eager", "flash_attention_2"] = Field(
         "auto",

@@ -113,7 +113,9 @@ class SftSection(TrainSection):
     @classmethod
     def validate_dataset(cls, dataset: Source | None) -> Source | None:
         if dataset and dataset.format not in ("auto", *INSTRUCTION_FORMATS):
-            raise ValueError(f"format {dataset.format} holds pairs, not instructions: move the dataset to data.sources")
+            raise ValueError(
+                f"format {dataset.format} contains pairs, not instructions: move the dataset to data.sources"
+            )
         if dataset and dataset.weight is not None:
             raise ValueError("weight has no meaning for a single dataset: use limit instead")
         return dataset

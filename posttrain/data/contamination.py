@@ -54,7 +54,7 @@ class EvaluationPrompts:
                 self._n_runs.append(len(runs))
 
     def are_in(self, texts: Iterable[str]) -> bool:
-        """Return whether one of the texts contains a prompt. A prompt of fewer than 8 words must match the whole text."""
+        """Return whether a text contains an evaluation prompt. A prompt of fewer than 8 words must equal the whole text."""
         for text in texts:
             found = words([text])
             if tuple(found) in self._short:

@@ -44,7 +44,7 @@ class Pool:
         extra = [pa.field("where", pa.string()), pa.field("annotators_agree", pa.float64())]
         self._spool = Spool(pa.schema([*schema, *extra]), folder / "rows.arrow")
         self.has_annotators = False
-        """Whether any row has the share of annotators who agree."""
+        """Whether any row gives the share of annotators who agree."""
         self._prompts: dict[bytes, int] = {}
         self._prompt_rows = array("q")  # first row of each prompt, or -1-i for row i of the held-out rows
         self._held_out: Dataset | None = None

@@ -185,7 +185,7 @@ class Tally:
             )
 
     def check_length_bias(self, figures: DataProfile, limit: float) -> None:
-        """Count the sources whose chosen response is the longer one more often than `limit`, by the interval's lower bound.
+        """Count the sources whose share of longer chosen responses has a confidence interval entirely above `limit`.
 
         Raises:
             UserError: there is such a source, and the policy of `length_bias` is `fail`.

@@ -1,4 +1,4 @@
-"""What all rows share: the names of their splits, and a text that is the same for the same content."""
+"""Definitions for all rows: the names of splits, and a text that is the same for the same content."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from posttrain.models.checkpoint import Base, Checkpoint
 
 @dataclass(frozen=True)
 class EvaluatedModels:
-    """The base, and the checkpoints on it that there are."""
+    """The base model, and the checkpoints to evaluate; those that do not exist are None."""
 
     base: Base
     section: ModelSection

@@ -152,7 +152,10 @@ def choose_prompts(rows: Dataset, n: int) -> Dataset:
 
 
 def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> GenerationConfig:
-    """Return settings that do not depend on the model. Its own may hold penalties and temperatures meant for its base."""
+    """Return generation settings that are the same for every model.
+
+    A model's own settings are not used: they may contain penalties and temperatures chosen for its base.
+    """
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,

@@ -75,7 +75,7 @@ class Contest:
 
 
 class WinRate(Result):
-    """How often the newer model's answer wins against the older one's to the same prompt."""
+    """Share of prompts for which the newer model's answer wins against the older model's; ties count half."""
 
     share: Estimate
     """(wins + ties / 2) / all comparisons, with its Wilson interval."""
@@ -178,7 +178,7 @@ def _ask(judge: Judge, prompt: Messages, first: str, second: str, failures: Coun
 
 
 class Endpoint:
-    """A judge model at an OpenAI-compatible endpoint. Answers are cached on disk, so that no request is paid for twice."""
+    """A judge model at an OpenAI-compatible endpoint. Answers are cached on disk, so that no request is sent twice."""
 
     def __init__(self, section: JudgeSection) -> None:
         self._section = section

@@ -19,8 +19,8 @@ OTHERS = {
 def key_figures(figures: Figures) -> dict[str, float]:
     """Return the figures without their intervals, under names such as `acc/dpo` and `gain/dpo_vs_sft`.
 
-    MLflow makes a section of charts of what comes before the slash, so the models stand side by side. In a window of 1500
-    pixels with its assistant open it cuts titles after about eight characters: the short names leave room for the model.
+    MLflow groups charts by the part before the slash, so one section shows a figure of all models. In a window of 1500
+    pixels with its assistant open, MLflow cuts chart titles after about eight characters, so the names are short.
     """
     flat = _of_stages(figures)
     for name, comparison in figures.comparisons.items():

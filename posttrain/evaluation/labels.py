@@ -28,7 +28,7 @@ class Interval(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is named and explained."""
+    """Names and explanation of a metric."""
 
     name: str
     short: str
@@ -101,7 +101,7 @@ TERMS = {
     "p": "probability of a difference this large if both models were equally good (McNemar's exact test)",
     "nats": "natural-logarithm units: +1 nat is a probability e = 2.72 times as high",
 }  # fmt: skip
-"""Terms that are no metric."""
+"""Explanations of terms that are not metrics."""
 
 
 def words(key: str) -> str:

@@ -64,7 +64,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """What the models are evaluated on, and what is known before."""
+    """The pairs that the models are evaluated on, and results that earlier steps computed."""
 
     preferences: Preferences
     tokens: PairTokens
@@ -83,7 +83,7 @@ def evaluate(models: EvaluatedModels, data: EvaluationData, section: EvaluationS
     A champion reads the pairs through its own tokenizer and template.
 
     Raises:
-        UserError: no pair of a set is left, the reference belongs to other tokens or another checkpoint, a model's
+        UserError: no pair of a set can be used, the reference belongs to other tokens or another checkpoint, a model's
             log-probabilities are NaN or infinite, or the champion's base has changed.
     """
     scoring = _Scoring(models, data, section)
@@ -200,7 +200,7 @@ class _Pairs:
     def __init__(self, name: str, rows: Dataset, tokenised: Tokenised) -> None:
         if len(tokenised.rows) == 0:
             raise UserError(
-                f"evaluation: no {name} pair is left of {len(rows)} ({tokenised.counts}): raise dpo.max_length"
+                f"evaluation: none of the {len(rows)} {name} pairs can be used ({tokenised.counts}): raise dpo.max_length"
                 + (" or data.test_size" if name == TEST else "")
             )
         self.rows, self.tokenised = rows, tokenised
@@ -208,7 +208,7 @@ class _Pairs:
         self.kl: dict[int, float] = {}
         """By position in the tokenised rows."""
         self.own_ids: list[str] | None = None
-        """Ids of the pairs that fit the champion's own tokens; None if it was not tokenised for."""
+        """Ids of the pairs that fit with the champion's tokenizer; None if they were not tokenised with it."""
         self.cut = Counter(tokenised.counts)
 
     def table(self) -> pa.Table:

@@ -58,7 +58,7 @@ class SweepPoint(_Record):
     """One point of the grid after its training."""
 
     values: dict[str, Any]
-    """What the grid sets."""
+    """Settings of the grid and their values."""
     scores: ValidationScores | None
     failure: str | None
     """Reason why there are no scores."""
@@ -118,7 +118,7 @@ class GridPoint:
     """One point of the grid before its training."""
 
     values: dict[str, Any]
-    """What the grid sets."""
+    """Settings of the grid and their values."""
     dpo: DpoSection
     """The whole section with these values."""
 
@@ -128,8 +128,8 @@ def train_point(
 ) -> tuple[Checkpoint | None, SweepPoint]:
     """Train DPO at one point of the grid, and return it with its scores on the validation pairs.
 
-    If the training diverges or does not fit into the GPU's memory, there is no checkpoint, and the point holds the reason.
-    The other points do not depend on it.
+    If the training diverges or does not fit into the GPU's memory, there is no checkpoint, and the point contains the reason.
+    The other points are still trained.
     """
     try:
         checkpoint = train_dpo(reference, sft_checkpoint, point.dpo, job)

@@ -63,7 +63,7 @@ def ab_score(generations: Generations, files: Sequence[Path], confidence: float 
     """Return how often people preferred DPO's answer. A prompt that several people judged counts once, with their mean.
 
     Raises:
-        UserError: a file holds no choices, or choices between the answers of another run.
+        UserError: a file contains no choices, or choices between the answers of another run.
     """
     scores: defaultdict[str, list[float]] = defaultdict(list)
     known = {exchange.id for exchange in generations.exchanges}
@@ -71,7 +71,7 @@ def ab_score(generations: Generations, files: Sequence[Path], confidence: float 
         try:
             found = Choices.model_validate(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, ValidationError) as error:
-            raise UserError(f"{file}: holds no choices: pass the file that the button on the page saves") from error
+            raise UserError(f"{file}: contains no choices: pass the file that the button on the page saves") from error
         if found.answers != digest(generations) or not found.choices.keys() <= known:
             raise UserError(f"{file}: was made with the page of another run: name that run with --run")
         for name, choice in found.choices.items():

@@ -39,7 +39,7 @@ PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 @dataclass
 class _FlatRow:
-    """The tokens of a flat row while it is built."""
+    """Tokens of a flat row that is being built."""
 
     input_ids: list[int] = field(default_factory=list)
     position_ids: list[int] = field(default_factory=list)
@@ -149,7 +149,7 @@ class FlatCollator:
 
 
 def use_flat_batches(model: PreTrainedModel | PeftModel, section: ModelSection) -> str | None:
-    """Let a model take the batches of `FlatCollator`, as `model(flat=..., fused_lm_head=True)`, if it can.
+    """Make a model accept the batches of `FlatCollator` (`model(flat=..., fused_lm_head=True)`), if it supports them.
 
     Returns:
         None, or the reason why the model keeps TRL's padded batches.

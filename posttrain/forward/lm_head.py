@@ -24,12 +24,12 @@ KEPT_BYTES = 2**30
 CACHED_BYTES = 2**20
 """Size of the fp32 logits that a thread processes at once, chosen to fit into a core's cache."""
 FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-"""What the head reports of each target, as `trl.trainer.utils.FusedCausalLMOutput` names it."""
+"""Fields that the head returns for each target; the names of `trl.trainer.utils.FusedCausalLMOutput`."""
 
 
 @dataclass(frozen=True)
 class _TargetFields:
-    """Buffers of T positions for what is computed of each target, in fp32."""
+    """Buffers of T positions for the fields of each target, in fp32."""
 
     names: frozenset[str]
     log_probs: Tensor

@@ -20,7 +20,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model on which memory depends."""
+    """Sizes of a model that determine how much memory it needs."""
 
     n_parameters: int
     n_layers: int

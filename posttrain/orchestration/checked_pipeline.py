@@ -1,4 +1,4 @@
-"""The class of all pipelines: one YAML file holds all settings, and a mistake in it is reported in one line."""
+"""The class of all pipelines: one YAML file contains all settings, and a mistake in it is reported in one line."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _print_outcome(run: PipelineRunResponse | None) -> None:
     """Print the report of a finished run.
 
     Raises:
-        UserError: the run failed on a cluster, from which no exception reaches this terminal; names the step and the reason.
+        UserError: the run failed on a cluster, whose exceptions do not reach this terminal; names the step and the reason.
     """
     # Imported late: the steps have loaded these packages by now, and loading them first would delay the check of the config.
     from posttrain.orchestration.finished_runs import read_report

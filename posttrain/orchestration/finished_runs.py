@@ -52,7 +52,9 @@ def read_run_report(run: str | UUID | None = None) -> tuple[RunReport, pa.Table]
     """
     found = _finished(run)
     if "report" not in found.steps:
-        raise UserError(f"run {found.name} has no report page, because an older version made it: run it again")
+        raise UserError(
+            f"run {found.name} has no report page, because an older version created it: run the pipeline again"
+        )
     return output(found.steps["report"]).load(), output(found.steps["evaluate"]).load().pairs
 
 
@@ -68,7 +70,7 @@ def _finished(run: str | UUID | None) -> PipelineRunResponse:
 
 
 def _next_steps(run: str, training: StepRunResponse) -> Iterator[str]:
-    """Yield lines that say where to look next, with commands that can be pasted into the current shell."""
+    """Yield lines with paths, links and commands to inspect the run. The commands can be pasted into the current shell."""
     metadata = first_run(training).run_metadata
     checkpoint = output(training, "dpo_checkpoint" if training.name == "choose_point" else None)
     yield f"Model:   {shlex.quote(f'{checkpoint.uri}/files')}"
@@ -93,7 +95,7 @@ def _command(line: str) -> str:
 
 
 def find_run(run: str | UUID | None) -> PipelineRunResponse:
-    """Return a run by its name or id; None stands for the last run of dpo_pipeline."""
+    """Return a run by its name or id; None: the last run of dpo_pipeline."""
     client = Client()
     if run is None:
         latest = client.list_pipeline_runs(pipeline=PIPELINE, sort_by="desc:created", size=1, hydrate=True)
@@ -107,14 +109,14 @@ def find_run(run: str | UUID | None) -> PipelineRunResponse:
 
 
 def _other_store() -> str:
-    """Return which ZenML store was searched, and which store here was not: that of `make`, or that of a plain `zenml`."""
+    """Return which ZenML store was searched, and where the run may be instead: the store of `make` or of a plain `zenml`."""
     searched = Path(GlobalConfiguration().config_directory).resolve()
     text = f". The ZenML store that was searched is {searched}"
     of_make = Path(".zenml").resolve()
     if of_make.is_dir() and of_make != searched:
         text += ". Runs that were started with `make` are in .zenml: set ZENML_CONFIG_PATH=" + shlex.quote(str(of_make))
     elif "ZENML_CONFIG_PATH" in os.environ:
-        text += ", as ZENML_CONFIG_PATH says; the runs of a shell without this variable are in another store"
+        text += " (set by ZENML_CONFIG_PATH). Runs that were started without this variable are in another store"
     return text
 
 

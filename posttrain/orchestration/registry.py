@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 N_KEPT_IN_STEP = 100
-"""How many of the newest versions are compared with MLflow's registry."""
+"""Number of newest versions that are compared with MLflow's registry."""
 
 
 def result_name(figures: Figures, gate: dict[str, Any]) -> str:
@@ -57,7 +57,7 @@ class JudgedModel:
     opponent: Champion
     """The champion that it was judged against."""
     candidate: ArtifactVersionResponse
-    """The artifact that holds its checkpoint."""
+    """Artifact version of its checkpoint."""
 
 
 def settle(judged: JudgedModel, run: PipelineRunResponse, tracker: Tracker) -> Promotion:

@@ -110,8 +110,8 @@ def _check_step(where: str, options: dict[str, Any]) -> None:
         raise UserError(f"{where}.{min(unknown)}: unknown key (known: {known})")
     if "cache_policy" in options:
         raise UserError(
-            f"{where}.cache_policy: not allowed: it would replace the policy that re-runs the step after an edit of its code. "
-            "Put it at the top level of the file, where the two are merged"
+            f"{where}.cache_policy: not allowed: it would replace the policy that re-runs the step when its code changes. "
+            "Put it at the top level of the file, where both policies are merged"
         )
     if options.get("enable_cache"):
         raise UserError(

@@ -54,7 +54,7 @@ def find_version(name: str | None) -> Version:
 
 
 def stages_of(run: str | None) -> list[Version]:
-    """Return the SFT model and, if trained, the DPO model of a run; None stands for the last run."""
+    """Return the SFT model and, if trained, the DPO model of a run; None: the last run."""
     found = find_run(run)
     versions = []
     for step in ("train_sft", "train_dpo"):

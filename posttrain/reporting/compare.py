@@ -28,13 +28,13 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Difference:
-    """How two runs differ."""
+    """Differences between two runs."""
 
     runs: tuple[str, str]
     settings: dict[str, tuple[str, str]]
     """By key: the values in the first and the second run; `-` where a run has none."""
     origins: dict[str, bool]
-    """Of `data`, `code`, `base`, `packages`: whether they are the same."""
+    """For `data`, `code`, `base` and `packages`: whether they are the same in both runs."""
     figures: dict[str, tuple[str, str]]
     """Of the newest model of each run."""
     findings: tuple[list[str], list[str]]

@@ -31,7 +31,7 @@ ADVICE = {
     "contaminated": "These rows contain prompts of the evaluation sets in data.contamination. No action needed.",
     "conflicting": "The same two responses are ranked both ways. Find out how the labels were made.",
     "duplicate": "Repeated pairs would have a higher weight than others. No action needed.",
-    "near_duplicate": "Near-duplicates would have a higher weight than others. `keep` them if the small differences matter.",
+    "near_duplicate": "Near-duplicates would have a higher weight than others. Set `keep` if the small differences matter.",
     "length_bias": "DPO learns to prefer length from such labels. Try dpo.loss_type sigmoid_norm and compare accuracy per token.",
 }
 """What to do about the rows that a check finds."""

@@ -1,4 +1,4 @@
-"""The pictures of a run's report."""
+"""Charts for the report of a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NOTES = {
     SLICES: "Lines are confidence intervals; in brackets the number of pairs. Left of 0 the newest model is worse.",
     LENGTH: "Length in tokens. A model that has learnt length instead of quality is better where the chosen response is longer.",
     CALIBRATION: "Confidence is the probability that DPO gives to the response it prefers. Dotted: perfect calibration.",
-    "SFT: loss": "Mean negative log-likelihood of a token of the responses.",
+    "SFT: loss": "Mean negative log-likelihood per response token.",
     "DPO: loss": "The loss that is minimised. The sigmoid loss starts at log 2 = 0.69.",
     "DPO: accuracy": "Share of pairs in which the chosen response has the higher implicit reward.",
     "DPO: reward margin": "Mean implicit reward of the chosen minus that of the rejected responses.",

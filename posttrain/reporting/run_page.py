@@ -35,7 +35,7 @@ def report_page(report: RunReport, pictures: dict[str, Markup] | None = None) ->
     """Return the report as one self-contained HTML page. Text of the data and the models is escaped.
 
     Args:
-        pictures: the result of `draw` if it is already there.
+        pictures: the result of `draw`, if it was already computed.
     """
     figures = report.figures
     drawn = {

@@ -37,7 +37,7 @@ class RunReport(Result):
     lineage: Lineage
     data: DataReport
     histories: dict[str, list[dict[str, float]]]
-    """What the trainer of each stage logged, one dict for each logging step."""
+    """Metrics that the trainer of each stage logged, one dict for each logging step."""
     figures: Figures
     generations: Generations | None
     promotion: Promotion

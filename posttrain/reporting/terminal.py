@@ -1,4 +1,4 @@
-"""What is printed at the end of a run: a short table, the decision, and where to look next."""
+"""The summary at the end of a run: a short table, the decision, and commands to see more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from posttrain.evaluation.sweep import SweepOutcome
 from posttrain.reporting.sweep_report import render_sweep
 
 INDENTED = ("normalised_accuracy", "implicit_accuracy")
-"""Other ways to measure the preference accuracy, below which they stand."""
+"""Variants of the preference accuracy, shown indented below it."""
 HISTOGRAMS = {"margins", "implicit_margins"}
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 FORMATS = ((False, 1), (False, 0), (True, 1), (True, 0))
@@ -143,7 +143,7 @@ def _estimates(figures: StageFigures | None) -> dict[str, Estimate | None]:
 
 
 def _other_metrics(figures: Figures) -> str:
-    """Return the metrics that are no accuracy, in a line."""
+    """Return the metrics other than accuracies, as one line."""
     there = {STAGES[stage]: found for stage in _shown(figures) if (found := figures.stages[stage])}
     perplexities = ", ".join(f"{name} {found.chosen_perplexity.value:.3g}" for name, found in there.items())
     parts = [f"{METRICS['chosen_perplexity'].name} {perplexities}"]

@@ -36,7 +36,7 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What an export writes."""
+    """The model to export, with its documentation."""
 
     checkpoint: Checkpoint
     section: ModelSection
@@ -48,7 +48,7 @@ class ExportedModel:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a model is exported."""
+    """Options of an export."""
 
     adapter: bool = False
     """Keep an adapter as it is. Otherwise it is merged in fp32 and rounded once at the end."""
@@ -65,10 +65,10 @@ def export(model: ExportedModel, dest: str, options: ExportOptions = ExportOptio
         dest: a folder, `s3://bucket/folder`, or `hf://organisation/name`.
 
     Raises:
-        UserError: the destination cannot be written or holds something else, or the checkpoint has no adapter to keep.
+        UserError: the destination cannot be written or contains other files, or the checkpoint has no adapter to keep.
     """
     if options.adapter and model.checkpoint.manifest.kind == "full":
-        raise UserError(f"{model.checkpoint.path}: holds whole weights, no adapter to keep: leave --adapter out")
+        raise UserError(f"{model.checkpoint.path}: contains full weights, not an adapter: omit --adapter")
     if "://" in dest:
         with tempfile.TemporaryDirectory(prefix="posttrain-export-") as scratch:
             folder = Path(scratch)

@@ -35,7 +35,7 @@ _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10, 60
 
 @dataclass(frozen=True)
 class StoredObject:
-    """A version of an object."""
+    """One version of an object in S3."""
 
     bucket: str
     key: str

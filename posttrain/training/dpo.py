@@ -114,7 +114,7 @@ def check_start(
         expected: the checkpoint that the policy should be.
 
     Raises:
-        UserError: with the expected checkpoint and the one that was scored.
+        UserError: the log-probabilities differ; names the expected checkpoint and the one that was scored.
     """
     train = reference.rows("train")
     pairs = train.select(range(min(N_START_PAIRS, len(train))))

@@ -59,8 +59,8 @@ def share_rows(section: TrainSection) -> tuple[int, TrainSection]:
         name = "batch_size"
     else:
         raise UserError(
-            f"processes: {n} cannot share a step of {section.gradient_accumulation_steps} micro-batches of {section.batch_size} "
-            "rows evenly: make gradient_accumulation_steps or batch_size a multiple of it"
+            f"processes: a step of {section.gradient_accumulation_steps} micro-batches of {section.batch_size} rows cannot be "
+            f"split evenly among {n} processes: make gradient_accumulation_steps or batch_size a multiple of {n}"
         )
     return n, section.model_copy(update={name: getattr(section, name) // n, "processes": n})
 
@@ -146,7 +146,7 @@ def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], j
 
 
 def _failure(error: ChildFailedError, raised: dict[str, str], n: int) -> BaseException:
-    """Return the exception that stands for the failure of a process."""
+    """Return the exception to raise for a failed process."""
     if "out_of_memory" in raised:
         return OutOfMemory(raised["out_of_memory"])
     if "error" in raised:
@@ -231,7 +231,7 @@ class _Relay:
 
     def __init__(self, callbacks: tuple[TrainerCallback, ...]) -> None:
         self.raised: dict[str, str] = {}
-        """What the processes raised: `error` or `out_of_memory`, and the message."""
+        """Failures of the processes: `error` or `out_of_memory`, and the message."""
         self._callbacks = callbacks
 
     @contextmanager
@@ -255,8 +255,8 @@ class _Relay:
     def _follow(self, receiver: Connection, ended: threading.Event) -> None:
         with receiver:
             while True:
-                # Once the processes have ended, everything is in the pipe. Waiting for its end could take for ever: a
-                # process that they started and left behind may hold it open.
+                # When the processes have ended, the pipe contains all messages. Do not wait for the pipe to close: a child
+                # process that they left behind may keep it open.
                 last = ended.is_set()
                 while receiver.poll(0 if last else POLL_S):
                     try:
@@ -296,7 +296,7 @@ def _signals_as_before() -> Iterator[None]:
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Silence these loggers. What they would report is raised as an exception."""
+    """Silence loggers whose messages are also raised as exceptions."""
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     for logger in levels:
         logger.setLevel(logging.CRITICAL)

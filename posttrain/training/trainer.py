@@ -1,4 +1,4 @@
-"""Shared by SFT and DPO: the trainer's arguments, and writing a trained model as a checkpoint."""
+"""Code shared by SFT and DPO: the trainer's arguments, and writing the trained model as a checkpoint."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TrainingJob:
     """Empty folder for the checkpoint."""
     callbacks: tuple[TrainerCallback, ...] = ()
     checkpoints: TrainingCheckpoints | None = None
-    """Where training checkpoints are kept; None: an interrupted training starts again from the beginning."""
+    """Storage of training checkpoints; None: an interrupted training starts again from the beginning."""
     work: Path | None = None
     """Folder that the trainer writes to. Set, like `resumption`, while the training runs, and the same for all its processes."""
     resumption: Resumption | None = None

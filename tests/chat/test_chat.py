@@ -137,7 +137,9 @@ def test_a_template_that_refuses_a_role_or_drops_the_answer_is_refused(chat):
 
 
 def test_a_broken_or_unknown_template_is_named(chat, tmp_path):
-    with pytest.raises(UserError, match=r"'chatmll' is neither one of alpaca, chatml, plain nor a \.jinja file"):
+    with pytest.raises(
+        UserError, match=r"'chatmll' is neither a built-in template \(alpaca, chatml, plain\) nor a \.jinja file"
+    ):
         prepare_chat(chat.tokenizer, "chatmll")
     broken = tmp_path / "broken.jinja"
     broken.write_text("{{ raise_exception('no') }}")

@@ -80,7 +80,10 @@ def test_the_report_counts_every_pair(chat, preferences, monkeypatch):
 
 
 def test_a_run_whose_pairs_must_fit_stops_at_one_that_does_not(chat, preferences):
-    with pytest.raises(UserError, match=r"truncated is fail, and of 56 pairs .*, for example .*set truncated to keep"):
+    with pytest.raises(
+        UserError,
+        match=r"truncated is set to fail, and some of 56 pairs do not fit \(.*\), for example .*set truncated to keep",
+    ):
         tokenise_data(chat, preferences, None, TokeniseSettings(SHORT, must_fit=True))
     fitting = Lengths(max_length=500, max_prompt_length=400)
     assert tokenise_data(chat, preferences, None, TokeniseSettings(fitting, must_fit=True)).sft is None

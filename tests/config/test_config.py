@@ -105,11 +105,11 @@ BAD = {
     "seed too large": ({"seed": 2**32}, "seed: 4294967296 is not allowed: must be less than or equal to 4294967295"),
     "instructions as pairs": (
         {"model": {"base": "x"}, "data": {"sources": [{"path": "x", "format": "alpaca"}]}},
-        "format alpaca holds instructions, not pairs",
+        "format alpaca contains instructions, not pairs",
     ),
     "pairs as instructions": (
         {"sft": {"dataset": {"path": "x", "format": "explicit"}}},
-        "holds pairs, not instructions",
+        "contains pairs, not instructions",
     ),
     "list instead of a mapping": (["x"], "config: ['x'] is not allowed"),
 }

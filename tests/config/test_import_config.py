@@ -275,7 +275,7 @@ def test_a_value_is_converted(more, setting, value):
 LOST = {
     "an optimizer": ({"optim": "adafactor"}, "optim", "offers adamw, adamw_8bit only"),
     "a schedule": ({"lr_scheduler_type": "polynomial"}, "lr_scheduler_type", "offers linear, cosine"),
-    "smoothing without effect": ({"label_smoothing": 0.1}, "label_smoothing", "loss sigmoid does not use it"),
+    "smoothing without effect": ({"label_smoothing": 0.1}, "label_smoothing", "loss sigmoid ignores label smoothing"),
     "half precision": ({"fp16": True}, "fp16", "fp16 is not offered"),
     "code of a branch": (
         {"trust_remote_code": True},

@@ -408,7 +408,7 @@ def test_the_name_of_a_set_is_short():
 def test_error_without_pairs_names_the_setting_to_raise(trained, preferences):
     base, model, sft, _, _ = trained
     tokens = pair_tokens(preferences, base, model, Lengths(max_length=2, max_prompt_length=2))
-    with pytest.raises(UserError, match=r"no test pair is left of 8 .*raise dpo.max_length"):
+    with pytest.raises(UserError, match=r"none of the 8 test pairs can be used .*raise dpo.max_length"):
         evaluate(EvaluatedModels(base, model, sft), EvaluationData(preferences, tokens), SECTION)
 
 

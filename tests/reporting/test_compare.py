@@ -102,8 +102,8 @@ def test_choices_are_counted_by_hand(generations, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("not json", "holds no choices"),
-        ('{"answers": "x", "choices": {"a": "middle"}}', "holds no choices"),
+        ("not json", "contains no choices"),
+        ('{"answers": "x", "choices": {"a": "middle"}}', "contains no choices"),
         ('{"answers": "x", "choices": {"a": "left"}}', "page of another run"),
     ],
 )

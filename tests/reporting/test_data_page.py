@@ -145,7 +145,7 @@ def test_lengths_by_hand(tiny_base):
 
 def test_a_cut_pair_is_an_error_if_the_config_says_so(tiny_base, preferences):
     chat = load_chat(*tiny_base)
-    with pytest.raises(UserError, match=r"truncated is fail, and of 56 pairs .* raise dpo\.max_length \(24\)"):
+    with pytest.raises(UserError, match=r"some of 56 pairs do not fit .* raise dpo\.max_length \(24\)"):
         report_tokens(chat, preferences, Lengths(max_length=24, max_prompt_length=12), must_fit=True)
     report_tokens(chat, preferences, Lengths(max_length=1000, max_prompt_length=500), must_fit=True)
 

@@ -93,7 +93,7 @@ def test_plain_transformers_loads_it_and_it_stops(trained, tmp_path):
 
 def test_it_can_stay_an_adapter(trained, tmp_path):
     if trained.section.method == "full":
-        with pytest.raises(UserError, match="holds whole weights, no adapter"):
+        with pytest.raises(UserError, match="contains full weights, not an adapter"):
             exported(trained, tmp_path / "out", adapter=True)
         return
     folder = exported(trained, tmp_path / "out", adapter=True)

@@ -97,7 +97,9 @@ def test_the_effective_batch_stays(batch_size, n_micro_batches, expected):
 
 
 def test_rows_that_cannot_be_shared_are_an_error():
-    with pytest.raises(UserError, match="processes: 2 cannot share a step of 3 micro-batches of 5 rows evenly"):
+    with pytest.raises(
+        UserError, match="processes: a step of 3 micro-batches of 5 rows cannot be split evenly among 2 processes"
+    ):
         share_rows(DpoSection(batch_size=5, gradient_accumulation_steps=3, processes=2))
 
 

@@ -122,7 +122,7 @@ NOT_NEEDED = join_groups(
         "preprocess_iterable total_num_tokens total_supervised_tokens shuffle_merged_datasets "
         "shuffle_before_merging_datasets axolotl_config_path strict capabilities env_capabilities",
         "duplicates are dropped (data.checks.duplicate)": "dataset_exact_deduplication",
-        "batches are flat: each prompt once and no padding (model.layout)": "sample_packing* eval_sample_packing "
+        "batches are flat: each prompt is processed once, without padding (model.layout)": "sample_packing* eval_sample_packing "
         "pad_to_sequence_len batch_flattening dpo_padding_free multipack_real_batches pretrain_multipack_* "
         "streaming_multipack_buffer_size",
         "the reference is scored once, before DPO": "precompute_ref_log_probs dpo_use_logits_to_keep",
@@ -146,13 +146,13 @@ NOT_SUPPORTED = join_groups(
     {
         "evaluation sets go under evaluation.sets, and validation rows are taken from the training data": "test_datasets",
         "the size of a step is batch_size x gradient_accumulation_steps": "batch_size",
-        "what does not fit is cut and counted": "excess_length_strategy min_sample_len",
+        "text beyond the maximum length is cut and counted": "excess_length_strategy min_sample_len",
         "DPO starts at an SFT checkpoint of this project: merge the adapter into the base first": "lora_model_dir",
         "the base of an adapter is held in 16 or 4 bits (model.method lora or qlora)": "load_in_8bit gptq bnb_config_kwargs "
         "loftq_config peft fp8 fp8_* model_quantization_config* quantize_moe_experts use_onebitllms qlora_sharded_model_loading",
         "plain LoRA is the only adapter": "peft_* lora_rank_pattern lora_alpha_pattern lora_fan_in_fan_out "
         "lora_target_parameters loraplus_* relora* jagged_* lisa_*",
-        "no layers besides the adapter are trained": "lora_modules_to_save unfrozen_parameters freeze_mm_modules",
+        "only the adapter is trained": "lora_modules_to_save unfrozen_parameters freeze_mm_modules",
         "AdamW is the only optimizer, with one learning rate": "adam_epsilon2 adam_beta3 torchdistx_path dion_* qgalore_* "
         "embedding_lr embedding_lr_scale lr_groups",
         "schedules have no further arguments": "lr_quadratic_warmup cosine_min_lr_ratio cosine_constant_lr_ratio lr_div_factor",
@@ -170,7 +170,7 @@ NOT_SUPPORTED = join_groups(
         "the model is used as it is": "overrides_of_model_config overrides_of_model_kwargs reinit_weights rope_scaling "
         "embeddings_skip_upcast fp32_norms fp32_norm_classes float32 llama4_linearized_experts",
         "the chat template decides how system messages and thinking are written": "chat_template_kwargs default_system_message",
-        "activations are recomputed as a whole (dpo.gradient_checkpointing)": "selective_checkpointing layer_offloading",
+        "all activations are recomputed (dpo.gradient_checkpointing)": "selective_checkpointing layer_offloading",
         "context and tensor parallelism are not offered": "dp_shard_size dp_replicate_size sequence_parallel_degree "
         "context_parallel_size heads_k_stride ring_attn_func tensor_parallel_size deepcompile",
         "the data is shuffled, and read as a whole": "curriculum_sampling dataset_shard_num dataset_shard_idx streaming "

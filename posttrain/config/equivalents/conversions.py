@@ -30,7 +30,7 @@ def same(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def method(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """model.method, from the tool's two settings for adapters and 4-bit bases."""
+    """Return model.method, from the tool's two settings for adapters and 4-bit bases."""
     found = training_method(reading)
     if entry.name in ("load_in_4bit", "quantization_bit") and value not in (False, 0) and found != "qlora":
         raise NotCarriedOver("only 4-bit bases of an adapter are offered (model.method qlora)")
@@ -88,14 +88,14 @@ def lora_target_linear(value: Any, entry: Equivalent, reading: Reading) -> Setti
 
 
 def max_steps(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.max_steps, if there is a limit."""
+    """Return dpo.max_steps, if there is a limit."""
     if isinstance(value, int) and value <= 0:
         raise NotNeeded("means no limit, as here without the setting")
     return {entry.ours: value}
 
 
 def warmup_steps(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.warmup_steps. transformers 5 reads a number below 1 as a share of the training."""
+    """Return dpo.warmup_steps. transformers 5 reads a number below 1 as a share of the training."""
     if isinstance(value, (int, float)) and 0 < value < 1:
         return warmup_ratio(value, entry, reading)
     limit = reading.get("max_steps", -1)
@@ -105,7 +105,7 @@ def warmup_steps(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def warmup_ratio(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.warmup_steps from a ratio, if max_steps sets the number of steps."""
+    """Return dpo.warmup_steps from a ratio, if max_steps sets the number of steps."""
     steps = reading.get("warmup_steps", 0)
     if entry.name == "warmup_ratio" and steps:
         raise NotNeeded("warmup_steps comes first")
@@ -120,7 +120,7 @@ def warmup_ratio(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def eval_steps(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.eval_steps: a number of steps, or a share of the training."""
+    """Return dpo.eval_steps: a number of steps, or a share of the training."""
     strategy = reading.get("eval_strategy", reading.get("evaluation_strategy"))
     if strategy == "epoch":
         raise NotNeeded(f"has no effect in {reading.tool.name} with eval_strategy epoch")
@@ -128,7 +128,7 @@ def eval_steps(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def eval_strategy(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.eval_steps, if validation is measured once per epoch."""
+    """Return dpo.eval_steps, if validation is measured once per epoch."""
     if value == "steps":
         raise NotNeeded("validation is always measured by steps")
     if value == "epoch":
@@ -137,7 +137,7 @@ def eval_strategy(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def evals_per_epoch(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.eval_steps as a share of the training, if the number of epochs is known."""
+    """Return dpo.eval_steps as a share of the training, if the number of epochs is known."""
     if not value:
         raise NotCarriedOver("validation is always measured during training; data.validation_size: 0 turns it off")
     if reading.get("max_steps", -1) > 0:
@@ -152,14 +152,14 @@ def evals_per_epoch(value: Any, entry: Equivalent, reading: Reading) -> Settings
 
 
 def logging_steps(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.logging_steps."""
+    """Return dpo.logging_steps."""
     if isinstance(value, float) and not value.is_integer():
         raise NotCarriedOver("dpo.logging_steps is a number of steps, not a share of the training")
     return {entry.ours: int(value)}
 
 
 def bf16(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """model.precision."""
+    """Return model.precision."""
     if value in (True, "full"):
         return {entry.ours: "bf16"}
     if value == "auto":
@@ -179,7 +179,7 @@ def fp16(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def attention(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """model.attention. FlashAttention is not carried over, because flat batches do not need it."""
+    """Return model.attention. FlashAttention is not carried over, because flat batches do not need it."""
     if value in ("auto", "disabled", "fa2", "flash_attention_2"):
         if value == "auto":
             return {entry.ours: "auto"}
@@ -195,7 +195,7 @@ def attention(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def attention_flag(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """model.attention, from axolotl's older flags."""
+    """Return model.attention, from axolotl's older flags."""
     if not value:
         raise NotNeeded("is off")
     names = {"flash_attention": "flash_attention_2", "sdp_attention": "sdpa", "eager_attention": "eager"}
@@ -203,7 +203,7 @@ def attention_flag(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def trust_remote_code(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """model.trust_remote_code, if the model's revision is a commit."""
+    """Return model.trust_remote_code, if the model's revision is a commit."""
     if not value:
         return {entry.ours: False}
     revision = reading.get("model_revision", reading.get("revision_of_model", ""))
@@ -216,7 +216,7 @@ def trust_remote_code(value: Any, entry: Equivalent, reading: Reading) -> Settin
 
 
 def template(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """model.chat_template, for the templates that are built in here too."""
+    """Return model.chat_template, for the templates that are built in here too."""
     datasets = reading.get("datasets", []) if reading.tool.key == "axolotl" else []
     if datasets and all(str(item.get("type")).startswith("chatml") for item in datasets if isinstance(item, dict)):
         raise NotNeeded("the type of the datasets decides: chatml")
@@ -233,14 +233,14 @@ def template(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def chat_template_path(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """model.chat_template, which must be a .jinja file."""
+    """Return model.chat_template, which must be a .jinja file."""
     if not str(value).endswith(".jinja"):
         raise NotCarriedOver("model.chat_template takes a .jinja file: save the template as one")
     return {entry.ours: value}
 
 
 def max_length(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.max_length, and dpo.max_prompt_length with the same value if the file sets no limit for prompts."""
+    """Return dpo.max_length, and dpo.max_prompt_length with the same value if the file sets no limit for prompts."""
     settings = {entry.ours: value}
     if not {"max_prompt_length", "max_prompt_len"} & reading.settings.keys():
         settings["dpo.max_prompt_length"] = value
@@ -248,7 +248,7 @@ def max_length(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def max_prompt_length(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.max_prompt_length, at most the limit of the whole pair."""
+    """Return dpo.max_prompt_length, at most the limit of the whole pair."""
     limits = (reading.get(name) for name in ("max_length", "sequence_len"))
     longest = next((limit for limit in limits if limit is not None), value)
     if value > longest:
@@ -257,7 +257,7 @@ def max_prompt_length(value: Any, entry: Equivalent, reading: Reading) -> Settin
 
 
 def validation_size(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """data.validation_size, if the value is a share. A number of rows is not supported."""
+    """Return data.validation_size, if the value is a share. A number of rows is not supported."""
     if value > 1:
         raise NotCarriedOver(
             f"data.validation_size is a share of the prompts (0 to 0.5), not a number of rows ({value:g})"
@@ -266,7 +266,7 @@ def validation_size(value: Any, entry: Equivalent, reading: Reading) -> Settings
 
 
 def optimizer(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.optimizer. The 8-bit optimizer does not support sharded weights."""
+    """Return dpo.optimizer. The 8-bit optimizer does not support sharded weights."""
     settings = same(value, entry, reading)
     if settings[entry.ours] == "adamw_8bit" and any(reading.get(name) for name in ("fsdp", "fsdp_config", "deepspeed")):
         raise NotCarriedOver("the 8-bit optimizer cannot be used with dpo.sharding: adamw is used")
@@ -274,7 +274,7 @@ def optimizer(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def fsdp(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.sharding, if FSDP is on."""
+    """Return dpo.sharding, if FSDP is on."""
     if not value:
         raise NotNeeded("is off")
     _refuse_sharded_4_bit(reading)
@@ -282,7 +282,7 @@ def fsdp(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def deepspeed(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.sharding, from the stage in DeepSpeed's config, or in the name of its file."""
+    """Return dpo.sharding, from the stage in DeepSpeed's config, or in the name of its file."""
     if not value:
         raise NotNeeded("is off")
     _refuse_sharded_4_bit(reading)

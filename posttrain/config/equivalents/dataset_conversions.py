@@ -1,4 +1,4 @@
-"""Conversions of the tools' dataset settings into data.sources."""
+"""Convert the dataset settings of other tools to data.sources."""
 
 from __future__ import annotations
 

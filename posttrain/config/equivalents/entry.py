@@ -12,7 +12,7 @@ class Equivalent:
     """A setting of another tool and ours for it."""
 
     name: str
-    """What the tool calls it."""
+    """Name of the setting in the tool."""
     ours: str
     """Our setting, dotted: `dpo.batch_size`."""
     values: Mapping[Any, Any] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Equivalent:
     default: Any = None
     """The tool's default, if it differs from ours. An import writes it if the file does not contain the setting."""
     null: str = ""
-    """What null means to the tool, if it does not mean the tool's default."""
+    """Meaning of null in the tool, if it is not the tool's default."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class WithoutEquivalent:
 
     reason: str
     needed: bool
-    """False: nothing is lost without it."""
+    """False if leaving it out loses nothing."""
     same: tuple[Any, ...] = ()
     """Values that have the effect that training has here anyway."""
 

@@ -16,7 +16,7 @@ class NotCarriedOver(Exception):
 
 
 class NotNeeded(Exception):
-    """Nothing is lost without a setting. The message says why."""
+    """A setting can be left out without any loss. The message says why."""
 
 
 @dataclass(frozen=True)

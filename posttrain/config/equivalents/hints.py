@@ -17,9 +17,9 @@ def hint(section: str, key: str, fields: Collection[str], value: Any = None) -> 
     """Return a hint for an unknown key, or None if no other tool has a setting of that name.
 
     Args:
-        section: dotted place of the key, without it; empty at the top of the config.
-        fields: the keys that this place has.
-        value: what the key is set to.
+        section: dotted path of the section that contains the key; empty at the top of the config.
+        fields: the keys that this section allows.
+        value: value of the key.
     """
     in_source = "train_split" in fields
     name = f"datasets[].{key}" if in_source else key

@@ -31,7 +31,7 @@ EQUIVALENTS = (
     Equivalent("stage", "finetuning_type", rule="stage", difference="DPO follows an SFT of this pipeline", comment=""),
     Equivalent(
         "finetuning_type", "model.method", rule="method", default="lora",
-        difference="Here, finetuning_type says which stages run (sft, dpo or both)", comment="",
+        difference="Here, finetuning_type selects the stages to run (sft, dpo or both)", comment="",
     ),
     Equivalent("quantization_bit", "model.method", rule="method"),
     Equivalent("lora_rank", "model.lora.rank", rule="lora", default=8),
@@ -102,7 +102,7 @@ NOT_SUPPORTED = join_groups(
         "DPO starts at an SFT checkpoint of this project: merge the adapter into the base first": "adapter_name_or_path "
         "adapter_folder create_new_adapter",
         "plain LoRA is the only adapter": "use_rslora use_dora pissa_* loraplus_* oft_* module_dropout",
-        "no layers besides the adapter are trained": "additional_target freeze_* use_llama_pro",
+        "only the adapter is trained": "additional_target freeze_* use_llama_pro",
         "AdamW is the only optimizer": "use_galore galore_* use_apollo apollo_* use_badam badam_* use_adam_mini use_muon",
         "the base of an adapter is held in 16 or 4 bits by bitsandbytes": "quantization_method fp8 fp8_*",
         "length-desensitised DPO is not offered": "ld_alpha",

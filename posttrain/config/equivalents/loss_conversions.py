@@ -38,7 +38,7 @@ def _settings(reading: Reading) -> Settings:
 
 
 def loss_type(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.loss_type; each loss must be supported."""
+    """Return dpo.loss_type; each loss must be supported."""
     for name in [value] if isinstance(value, str) else value:
         if entry.values:
             same(name, entry, reading)
@@ -58,19 +58,19 @@ def sft_weight(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def label_smoothing(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.label_smoothing, if the loss uses it."""
+    """Return dpo.label_smoothing, if the loss uses it."""
     names = losses(reading)
     if not value:
         return {entry.ours: 0.0}
     if not SMOOTHED & set(names):
         raise NotCarriedOver(
-            f"loss {'+'.join(names)} does not use it in TRL 1.16; dpo.loss_type: robust corrects for a share of flipped labels"
+            f"loss {'+'.join(names)} ignores label smoothing in TRL 1.16; to correct for flipped labels, set dpo.loss_type: robust"
         )
     return {entry.ours: value}
 
 
 def rl(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.loss_type, if axolotl's `rl` names a loss."""
+    """Return dpo.loss_type, if axolotl's `rl` names a loss."""
     if value == "ipo":
         return {entry.ours: "ipo"}
     raise NotNeeded("the pipeline trains DPO")
@@ -82,7 +82,7 @@ def stage(value: Any, entry: Equivalent, reading: Reading) -> Settings:
 
 
 def axolotl_trl(value: Any, entry: Equivalent, reading: Reading) -> Settings:
-    """dpo.beta from axolotl's section `trl`, whose other settings belong to GRPO."""
+    """Return dpo.beta from axolotl's section `trl`, whose other settings belong to GRPO."""
     if not isinstance(value, dict) or value.get("beta") is None:
         raise NotNeeded("its settings are those of GRPO")
     reading.inner.extend(

@@ -26,7 +26,7 @@ OPTIMIZER_DIFFERENCES = {
 }
 SCHEDULES = {name: name for name in ("linear", "cosine", "constant", "constant_with_warmup")}
 WARMUP_RATIO = "It counts optimisation steps; multiply a ratio by the number of steps, which `posttrain check` prints"
-PRECISION = "Frozen weights are held in this precision; weights that are trained are held in fp32"
+PRECISION = "Frozen weights are stored in this precision, trained weights in fp32"
 ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flex_attention": "flex"}
 
 TRAINING = (
@@ -79,7 +79,7 @@ NOT_NEEDED = {
     "processes and devices are found; dpo.processes sets their number": "use_cpu no_cuda local_rank ddp_* "
     "accelerator_config fsdp_config log_on_each_node average_tokens_across_devices",
     "the project decides how gradient checkpointing is done": "gradient_checkpointing_kwargs activation_checkpointing_kwargs",
-    "weights that are trained are held in fp32, frozen ones in model.precision": "dtype torch_dtype",
+    "trained weights are stored in fp32, frozen weights in model.precision": "dtype torch_dtype",
     "the key-value cache is off in training": "use_cache",
 }
 
@@ -93,7 +93,7 @@ NOT_SUPPORTED = {
     "liger kernels are not used; the LM head is computed on response tokens only": "use_liger_kernel liger_kernel_config",
     "noise on embeddings (NEFTune) is not offered": "neftune_noise_alpha",
     "the order of the data follows seed": "data_seed full_determinism",
-    "activations are recomputed as a whole (dpo.gradient_checkpointing)": "activation_checkpointing activation_offloading",
+    "all activations are recomputed (dpo.gradient_checkpointing)": "activation_checkpointing activation_offloading",
     "context and tensor parallelism are not offered": "parallelism_config",
     "label_smoothing_factor belongs to cross-entropy and has no effect in DPO": "label_smoothing_factor",
     "PyTorch's cache is not emptied between steps": "torch_empty_cache_steps",

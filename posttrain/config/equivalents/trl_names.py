@@ -77,7 +77,7 @@ EQUIVALENTS = (
 NOT_NEEDED = join_groups(trainer_names.NOT_NEEDED, {
     "the reference is scored once, before DPO": "precompute_ref_log_probs precompute_ref_batch_size reference_free "
     "force_use_ref_model ref_model_init_kwargs",
-    "batches are flat: each prompt once and no padding (model.layout)": "padding_free use_logits_to_keep pad_token "
+    "batches are flat: each prompt is processed once, without padding (model.layout)": "padding_free use_logits_to_keep pad_token "
     "padding_value label_pad_token_id",
     "a 4-bit base is always NF4, quantised twice": "bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage "
     "bnb_4bit_compute_dtype",
@@ -98,7 +98,7 @@ NOT_SUPPORTED = join_groups(
         "the router's auxiliary loss is not trained": "router_aux_loss_coef",
         "name the settings one by one: model.revision, model.attention, model.precision": "model_init_kwargs",
         "plain LoRA is the only adapter": "use_rslora use_dora lora_target_parameters",
-        "no layers besides the adapter are trained": "lora_modules_to_save",
+        "only the adapter is trained": "lora_modules_to_save",
         "the base of an adapter is held in 16 or 4 bits (model.method lora or qlora)": "load_in_8bit",
         "datasets are read as a whole": "dataset_streaming streaming",
         "environment variables are set outside of the config": "env",

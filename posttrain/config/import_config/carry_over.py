@@ -26,7 +26,7 @@ OFF: tuple[Any, ...] = (False, "", [], {}, "none", "no")
 
 @dataclass(frozen=True)
 class Added:
-    """A setting that the file did not have."""
+    """A setting that the import added because the file does not have it."""
 
     setting: str
     value: Any
@@ -53,7 +53,7 @@ class ImportedConfig:
 
     @property
     def not_needed(self) -> list[Fate]:
-        """Settings without which nothing is lost."""
+        """Return settings that can be left out without any loss."""
         return [fate for fate in self.fates if fate.outcome == "not needed"]
 
     @property
@@ -187,7 +187,13 @@ class _Import:
         if method == "full":
             sft = {"sft.learning_rate": SFT_LEARNING_RATE_FULL, **sft}
         self.settings.update(sft)
-        self.added.append(Added("sft", sft, f"{tool.name}'s file has no settings of SFT; sizes are copied from dpo."))
+        self.added.append(
+            Added(
+                "sft",
+                sft,
+                f"the {tool.name} file has no SFT settings; batch size, lengths and the like are copied from dpo.",
+            )
+        )
 
     def _add(self, setting: str, value: Any, reason: str) -> None:
         self.settings[setting] = value

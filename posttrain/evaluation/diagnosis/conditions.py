@@ -1,4 +1,4 @@
-"""What each rule looks for: the evidence it finds, or nothing."""
+"""Conditions of the diagnosis rules. Each returns the evidence that it finds, or None."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of a step's cache key that stands for its code: the modules and packages that can change its result.
+"""The digest of a step's code in its cache key: the modules and packages that can change its result.
 
 ZenML looks at the step's own function only, so without this a step would be served from the cache after an edit of the
 library. Every step has a digest of its own: an edit re-runs the steps that use the edited module.
@@ -30,7 +30,7 @@ NOT_FOLLOWED = {
     "posttrain.config.explain": "words the errors of settings",
     "posttrain.config.equivalents": "names settings of other tools in errors",
 }
-"""Modules and packages that steps use and that cannot change a result, and what they do."""
+"""Modules and packages that steps use but that cannot change a result, with their purpose."""
 
 PACKAGES_WITHOUT_EFFECT = frozenset(
     "boto3 botocore click fsspec huggingface_hub matplotlib mlflow psutil pyarrow pydantic requests rich tqdm urllib3 yaml "
@@ -111,13 +111,13 @@ def digest_of_code(folders: dict[str, Path]) -> str:
 
 @functools.cache
 def _project(folders: tuple[tuple[str, Path], ...]) -> tuple[SourceGraph, dict[str, set[Reference]]]:
-    """One graph for all steps of a process, so that every module is parsed once, and the types that materializers store."""
+    """Return the source graph, parsed once for all steps of a process, and the types that each materializer module stores."""
     graph = SourceGraph(dict(folders), tuple(NOT_FOLLOWED))
     return graph, {name: _stored_types(graph, name) for name in graph.below(MATERIALIZERS)}
 
 
 def _stored_types(graph: SourceGraph, materializers: str) -> set[Reference]:
-    """The types that the materializers of a module read and write."""
+    """Return the types that the materializers of a module read and write."""
     module = graph.module(materializers)
     assert module is not None
     values = [
@@ -129,7 +129,7 @@ def _stored_types(graph: SourceGraph, materializers: str) -> set[Reference]:
 
 
 def _types_of_step(graph: SourceGraph, step: str) -> set[Reference]:
-    """The types that the steps of a module take and return."""
+    """Return the types that the steps of a module take and return."""
     module = graph.module(step)
     if module is None:
         return set()
@@ -141,19 +141,19 @@ def _types_of_step(graph: SourceGraph, step: str) -> set[Reference]:
 
 
 def _is_step(decorator: ast.expr) -> bool:
-    """Whether a decorator is `step`, with or without options."""
+    """Return whether a decorator is `step`, with or without options."""
     called = decorator.func if isinstance(decorator, ast.Call) else decorator
     return ast.unparse(called).rpartition(".")[2] == "step"
 
 
 def _types(graph: SourceGraph, module: SourceModule, nodes: Iterable[ast.AST]) -> set[Reference]:
-    """What the names in some expressions of a module stand for."""
+    """Return the definitions that names in some expressions of a module refer to."""
     names = {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
     return {graph.definition(module.imports.get(name, Reference(module.name, name))) for name in names}
 
 
 def _folders(*packages: str) -> dict[str, Path]:
-    """The folder of each top-level package that exists; of a single module, its path without the suffix."""
+    """Return the folder of each top-level package that exists; of a single module, its path without the suffix."""
     found = {}
     for package in packages:
         if paths := getattr(sys.modules.get(package), "__path__", None):
@@ -167,7 +167,7 @@ def _folders(*packages: str) -> dict[str, Path]:
 
 
 def _version(package: str) -> str | None:
-    """The version of the distribution that provides a package; None where it is not installed."""
+    """Return the version of the distribution that provides a package; None if it is not installed."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     if importlib.util.find_spec(package) is None:

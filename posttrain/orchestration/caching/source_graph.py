@@ -34,26 +34,26 @@ class SourceModule:
     """Without comments, docstrings and descriptions of settings, which cannot change a result."""
     references: frozenset[Reference]
     imports: Mapping[str, Reference]
-    """What each imported name stands for."""
+    """The definition that each imported name refers to."""
     texts: frozenset[str]
-    """Strings that may name a module, such as the argument of `import_module` or what follows `python -m`."""
+    """Strings that may name a module, such as the argument of `import_module` or of `python -m`."""
     prefixes: frozenset[str]
     """Packages from which modules are imported by computed names: `import_module(f"posttrain.data.{name}")`."""
 
     @property
     def is_package(self) -> bool:
-        """Whether the module is the `__init__.py` of a package."""
+        """Return whether the module is the `__init__.py` of a package."""
         return self.path.name == "__init__.py"
 
     @cached_property
     def runs_statements(self) -> bool:
-        """Whether importing the module does more than define names."""
+        """Return whether importing the module does more than define names."""
         passive = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Pass)
         return not all(isinstance(statement, passive) or _is_type_checking(statement) for statement in self.tree.body)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the code and of its package's data files, such as templates; a top-level package has none."""
+        """Return the sha256 of the code and of its package's data files, such as templates; a top-level package has none."""
         digest = hashlib.sha256(f"{self.name}\n{ast.unparse(self.tree)}".encode())
         for file in _data_files(self.path.parent) if "." in self.name else ():
             digest.update(f"{file.relative_to(self.path.parent).as_posix()}\n".encode() + file.read_bytes())
@@ -80,7 +80,7 @@ class SourceGraph:
     _parsed: dict[str, SourceModule | None] = field(default_factory=dict)
 
     def module(self, name: str) -> SourceModule | None:
-        """Return a module, or None where the packages have no module of that name."""
+        """Return a module, or None if the packages have no module of that name."""
         if name not in self._parsed:
             path = self._path(name)
             self._parsed[name] = parse(name, path) if path else None
@@ -193,7 +193,7 @@ def _stripped_nodes(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def _is_without_effect(statement: ast.stmt) -> bool:
-    """Whether a statement is a text that stands alone, such as a docstring, or for type checkers only."""
+    """Return whether a statement is only a string, such as a docstring, or only for type checkers."""
     match statement:
         case ast.Expr(value=ast.Constant(value=str())):
             return True

@@ -13,7 +13,7 @@ from posttrain.orchestration.caching import cache_key
 
 
 def cache_policy(module: str) -> CachePolicy:
-    """Return the policy of a step: its key holds the digest of the code that it uses.
+    """Return the policy of a step: its key includes the digest of the code that the step uses.
 
     Args:
         module: name of the module that defines the step.

@@ -1,1 +1,1 @@
-"""What the steps of a pipeline use while they run: the step decorator, MLflow, training checkpoints, files."""
+"""Services for running steps: the step decorator, MLflow, training checkpoints, files."""

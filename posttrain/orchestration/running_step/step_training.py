@@ -1,4 +1,4 @@
-"""What every training step needs besides its settings, and the training checkpoints that it writes."""
+"""The training job of a step, and the training checkpoints that the job writes."""
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem

@@ -1,8 +1,8 @@
 """Training checkpoints: an interrupted training continues from the last one and ends with the same result.
 
 A checkpoint holds weights, optimizer, schedule, random states, position in the data, and metrics that are not logged yet. It
-is written next to the training, uploaded in the background, and found again by every later attempt of the same training: of
-the same step, on another machine, or in another run.
+is written to the local disk and uploaded in the background. Every later attempt of the same training resumes from it: a retry
+of the step, an attempt on another machine, or another run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class KeptInCheckpoints(TrainerCallback):
 
 
 class ResumableTrainer(OpenTrainer):
-    """Mixin for TRL's trainers: checkpoints include the metrics since the last log, and failing to write one is no error."""
+    """Mixin for TRL's trainers: checkpoints include the metrics since the last log; a failed write does not stop training."""
 
     evaluating = False
     """Whether the checkpoint is of a step whose validation has begun and must be repeated."""
@@ -192,7 +192,7 @@ class Resume(TrainerCallback):
 
 
 def _any_process(trainer: Trainer, true: bool) -> bool:
-    """Return whether `true` holds in any process. All processes must call this at the same time."""
+    """Return whether `true` is True in any process. All processes must call this at the same time."""
     accelerator = trainer.accelerator
     if accelerator.num_processes == 1:
         return true

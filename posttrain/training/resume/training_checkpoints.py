@@ -155,7 +155,7 @@ def training_key(*about: object) -> str:
 
 @dataclass(frozen=True)
 class Resumption:
-    """How a running training uses its checkpoints."""
+    """The interval between checkpoints, and the one to resume from."""
 
     interval_s: float
     start: Path | None

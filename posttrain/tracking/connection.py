@@ -23,7 +23,7 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("urllib3.connectionpool").addFilter(_is_not_about_mlflow)
     from mlflow import MlflowClient
 
-    if database := _sqlite_path(uri):
+    if database := sqlite_path(uri):
         database.parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(uri)
 
@@ -32,7 +32,7 @@ def _is_not_about_mlflow(entry: logging.LogRecord) -> bool:
     return "/mlflow" not in entry.getMessage()
 
 
-def _sqlite_path(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
 
 

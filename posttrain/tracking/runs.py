@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby, islice
@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from posttrain.errors import UserError
-from posttrain.tracking.connection import _sqlite_path, connect
+from posttrain.tracking.connection import connect, sqlite_path, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Run
 
-    from posttrain.tracking.tracked_stage import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +53,39 @@ class Record:
     timestamp: int = field(default_factory=lambda: int(time.time() * 1000))
 
 
+def _unknown(pipeline_run: str, step: str) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Identifies the MLflow runs of one pipeline run.
+
+    Attributes:
+        uri: URI of the tracking server or database.
+        experiment: name of the MLflow experiment, which is created if it does not exist.
+        pipeline_run: unique id of the pipeline run; the same for retries.
+        run_name: displayed name of the parent run.
+        ended: function of a pipeline run and a step that returns FINISHED, FAILED or KILLED, or None if the step is running or
+            its state is not known.
+    """
+
+    uri: str = field(repr=False)  # may contain a password
+    experiment: str
+    pipeline_run: str
+    run_name: str
+    ended: Callable[[str, str], str | None] = field(default=_unknown, repr=False)
+
+    @property
+    def shown_uri(self) -> str:
+        """The URI without user and password."""
+        return without_password(self.uri)
+
+
 class StepRun:
     """The MLflow runs of a step. Methods raise any exception of MLflow or of its artifact store."""
 
-    def __init__(self, tracker: Tracker, step: str, nested: bool, started: int | None = None) -> None:
+    def __init__(self, tracker: RunIdentity, step: str, nested: bool, started: int | None = None) -> None:
         """Create an object without contacting MLflow.
 
         Args:
@@ -167,7 +195,7 @@ class StepRun:
         tracker = self._tracker
         if experiment := self._client.get_experiment_by_name(tracker.experiment):
             return str(experiment.experiment_id)
-        database = _sqlite_path(tracker.uri)
+        database = sqlite_path(tracker.uri)
         artifacts = (database.parent / "artifacts").as_uri() if database else None
         return str(self._client.create_experiment(tracker.experiment, artifacts))
 

@@ -9,9 +9,9 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config.flatten import flatten
 from posttrain.errors import UserError
-from posttrain.tracking.connection import reason, without_password
-from posttrain.tracking.runs import STARTED_TAG, Record, StepRun, untold
+from posttrain.tracking.connection import reason
+from posttrain.tracking.runs import STARTED_TAG, Record, RunIdentity, StepRun, untold
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -91,28 +91,8 @@ def metrics_callback(stage: TrackedStage) -> TrainerCallback:
     return MetricsCallback()
 
 
-def _unknown(pipeline_run: str, step: str) -> str | None:
-    return None
-
-
-@dataclass(frozen=True)
-class Tracker:
-    """Identifies the MLflow runs of one pipeline run. It has no connection, so it can be pickled.
-
-    Attributes:
-        uri: URI of the tracking server or database.
-        experiment: name of the MLflow experiment, which is created if it does not exist.
-        pipeline_run: unique id of the pipeline run; the same for retries.
-        run_name: displayed name of the parent run.
-        ended: function of a pipeline run and a step that returns FINISHED, FAILED or KILLED, or None if the step is running or
-            its state is not known.
-    """
-
-    uri: str = field(repr=False)  # may contain a password
-    experiment: str
-    pipeline_run: str
-    run_name: str
-    ended: Callable[[str, str], str | None] = field(default=_unknown, repr=False)
+class Tracker(RunIdentity):
+    """Gives the stages of one pipeline run, which record to its MLflow runs. It has no connection, so it can be pickled."""
 
     def stage(self, step: str) -> TrackedStage:
         """Return a stage with a nested run, which replaces that of an earlier attempt of the step."""
@@ -121,11 +101,6 @@ class Tracker:
     def parent(self, step: str) -> TrackedStage:
         """Return a stage that records to the parent run, for a step without a nested run."""
         return TrackedStage(self, step, nested=False)
-
-    @property
-    def shown_uri(self) -> str:
-        """The URI without user and password."""
-        return without_password(self.uri)
 
 
 class TrackedStage:

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from materializers.records import RecordMaterializer
-from posttrain.evaluation.gate import Champion, Promotion
+from posttrain.evaluation.gate.decision import Champion, Promotion
 
 
 class ChampionMaterializer(RecordMaterializer):

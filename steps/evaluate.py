@@ -11,7 +11,7 @@ from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation import scoring as library
 from posttrain.evaluation.evaluated_models import EvaluatedModels
-from posttrain.evaluation.gate import Champion
+from posttrain.evaluation.gate.decision import Champion
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.scoring import Evaluation, EvaluationData
 from posttrain.models.checkpoint import Base, Checkpoint

@@ -6,8 +6,8 @@ from zenml import get_step_context
 from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain.config import GateSection
-from posttrain.evaluation import gate as library
-from posttrain.evaluation.gate import Champion, Promotion
+from posttrain.evaluation.gate import decision as library
+from posttrain.evaluation.gate.decision import Champion, Promotion
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.orchestration.registry import JudgedModel, result_name, settle
 from posttrain.orchestration.running_step.run_figures import log_promotion

@@ -6,7 +6,7 @@ from zenml import get_step_context
 
 from posttrain.config import RunConfig
 from posttrain.data.report import DataReport
-from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.models.checkpoint import Base, Checkpoint

@@ -6,7 +6,8 @@ before it. Validators raise; none of them changes a value.
 
 from posttrain.config.checkpoints_section import CheckpointsSection
 from posttrain.config.data_section import DataSection, Source
-from posttrain.config.evaluation_section import EvaluationSection, GateSection, GenerationsSection, JudgeSection
+from posttrain.config.evaluation_section import EvaluationSection, GenerationsSection, JudgeSection
+from posttrain.config.gate_section import GateSection
 from posttrain.config.layouts import INSTRUCTION_FORMATS, InstructionFormat, PreferenceFormat
 from posttrain.config.load import TOP_LEVEL_KEYS, check_config, load_config, load_document
 from posttrain.config.model_section import LoraSection, ModelSection

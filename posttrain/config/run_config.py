@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from posttrain.config.checkpoints_section import CheckpointsSection
 from posttrain.config.data_section import DataSection
-from posttrain.config.evaluation_section import EvaluationSection, GateSection
+from posttrain.config.evaluation_section import EvaluationSection
 from posttrain.config.explain import explain
+from posttrain.config.gate_section import GateSection
 from posttrain.config.model_section import ModelSection
 from posttrain.config.section import Section
 from posttrain.config.sweep_section import SweepSection, point_label

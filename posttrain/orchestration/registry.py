@@ -29,7 +29,7 @@ from zenml.models import (
 from posttrain.compat.zenml_internals import link_run_record
 from posttrain.errors import UserError
 from posttrain.evaluation.figures import Figures
-from posttrain.evaluation.gate import Champion, Promotion
+from posttrain.evaluation.gate.decision import Champion, Promotion
 from posttrain.tracking import Tracker, reason
 from posttrain.tracking.mlflow_registry import ModelRegistry, Registration, registry_error
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.data.report import DataReport
 from posttrain.evaluation.figures import Figures
-from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.intervals import Result
 from posttrain.models.checkpoint import Base

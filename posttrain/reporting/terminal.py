@@ -15,7 +15,7 @@ from rich.text import Text
 from posttrain.data.report import DataReport
 from posttrain.evaluation.figures import STAGES as ALL_STAGES
 from posttrain.evaluation.figures import Figures, SetFigures, StageFigures
-from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.labels import ABSENT, ACCURACIES, METRICS, STAGES, percent, words
 from posttrain.evaluation.sweep import SweepOutcome

@@ -5,7 +5,7 @@ from support.figures import figures_of, spread, table
 
 from posttrain.config import GateSection
 from posttrain.evaluation.figures import Finding
-from posttrain.evaluation.gate import decide
+from posttrain.evaluation.gate.decision import decide
 
 
 def finding(severity) -> Finding:

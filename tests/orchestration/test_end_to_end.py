@@ -21,7 +21,7 @@ from zenml.enums import ExecutionStatus, StackComponentType
 from zenml.models import PipelineRunResponse
 
 from pipelines.dpo import dpo_pipeline
-from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.orchestration.finished_runs import read_report
 from posttrain.training import sft
 
@@ -97,7 +97,7 @@ def test_a_changed_row_reruns_the_steps_that_depend_on_it(
     everything = {"train_sft", "score_reference", "train_dpo", "evaluate", "promote"}
     with monkeypatch.context() as generous:
         verdict = Promotion(promoted=True, opponent="sft", reasons=["well done"])
-        generous.setattr("posttrain.evaluation.gate.decide", lambda *_: verdict)
+        generous.setattr("posttrain.evaluation.gate.decision.decide", lambda *_: verdict)
         first = run(tmp_path, config)
     assert everything <= worked(first)
     n_pairs = read_report(first.id).figures.n_pairs

@@ -30,7 +30,7 @@ from posttrain.data.loader import load_preferences
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.figures import Figures
-from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.evaluation.statistics import summarise
 from posttrain.models.checkpoint import Base, Checkpoint, seal

@@ -17,7 +17,7 @@ from zenml.models import PipelineRunResponse
 
 from pipelines.dpo import dpo_pipeline
 from posttrain.errors import UserError
-from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.orchestration.caching import cache_key as _code
 from posttrain.orchestration.finished_runs import read_report
 from posttrain.orchestration.project import step_names
@@ -214,7 +214,8 @@ def test_nothing_is_trained_twice(
     assert worked(renamed) == always
 
     monkeypatch.setattr(
-        "posttrain.evaluation.gate.decide", lambda *_: Promotion(promoted=True, opponent="sft", reasons=["well done"])
+        "posttrain.evaluation.gate.decision.decide",
+        lambda *_: Promotion(promoted=True, opponent="sft", reasons=["well done"]),
     )
     other_gate = run({**TINY, "gate": {"max_p_value": 0.5}})
     assert worked(other_gate) == always | {"promote", "report"}
@@ -242,7 +243,7 @@ def test_nothing_is_trained_twice(
 def test_a_challenger_is_compared_with_the_champion_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run, again, changed, again, and back to the first: whatever is repeated comes from the cache."""
     monkeypatch.setattr(
-        "posttrain.evaluation.gate.decide",
+        "posttrain.evaluation.gate.decision.decide",
         lambda figures, _: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"]),
     )
 

@@ -7,7 +7,7 @@ from posttrain.config import EvaluationSection, RunConfig
 from posttrain.data.profile import DataProfile
 from posttrain.data.report import DataReport, SourceReport
 from posttrain.evaluation.figures import Figures, Finding
-from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.generations import Exchange, Generations, Response, StageGenerations
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.judge import win_rate

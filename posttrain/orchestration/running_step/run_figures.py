@@ -2,7 +2,7 @@
 
 from posttrain.evaluation import generations as generate
 from posttrain.evaluation.figures import Figures
-from posttrain.evaluation.gate import Promotion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.key_figures import key_figures, legend
 from posttrain.tracking import TrackedStage

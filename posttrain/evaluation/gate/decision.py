@@ -1,13 +1,12 @@
-"""The promotion gate: decides whether a model is promoted to production, and gives the reasons."""
+"""Decides whether a model is promoted to production, and gives the reasons."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import GateSection
-from posttrain.evaluation.figures import SEVERITIES, Comparison, Figures
+from posttrain.evaluation.figures import Figures
+from posttrain.evaluation.gate.ranking_conditions import finding_conditions, ranking_conditions, slice_conditions
 from posttrain.evaluation.labels import STAGES, point_range
 
 NAMES = STAGES | {"champion": "the champion"}
@@ -51,34 +50,9 @@ def decide(figures: Figures, gate: GateSection) -> Promotion:
         f"{NAMES[newer]} ranks {abs(100 * gain.value):.1f} points {'fewer' if gain.value < 0 else 'more'} test pairs correctly "
         f"than {NAMES[older]} ({point_range(gain)}, p = {comparison.p_value:.2g}, {figures.n_pairs} pairs)"
     )
-    against = [*_gain(comparison, gate), *_slices(figures, f"{newer}_vs_{older}", gate), *_findings(figures, gate)]
+    against = [
+        *ranking_conditions(comparison, gate),
+        *slice_conditions(figures, f"{newer}_vs_{older}", gate),
+        *finding_conditions(figures, gate),
+    ]
     return Promotion(promoted=not against, opponent=older, reasons=[evidence, *against])
-
-
-def _gain(comparison: Comparison, gate: GateSection) -> Iterator[str]:
-    if not comparison.gain.low > gate.min_gain:
-        yield f"the lower bound of the gain's interval does not exceed gate.min_gain ({100 * gate.min_gain:+.1f} points)"
-    elif not comparison.p_value <= gate.max_p_value:
-        yield (
-            f"the gain is not statistically significant: p = {comparison.p_value:.2g} is above "
-            f"gate.max_p_value {gate.max_p_value:g}"
-        )
-
-
-def _slices(figures: Figures, comparison: str, gate: GateSection) -> Iterator[str]:
-    for part in figures.slices:
-        gain = part.gains[comparison]
-        if part.n_pairs >= gate.min_slice_pairs and gain.high < -gate.max_slice_loss:
-            yield (
-                f"accuracy on {part.by} {part.name} fell: {100 * gain.value:+.1f} points ({point_range(gain)}, "
-                f"{part.n_pairs} pairs); gate.max_slice_loss allows a loss of {100 * gate.max_slice_loss:.1f} points"
-            )
-
-
-def _findings(figures: Figures, gate: GateSection) -> Iterator[str]:
-    if gate.block_severity == "never":
-        return
-    least = SEVERITIES.index(gate.block_severity)
-    for finding in figures.findings:
-        if SEVERITIES.index(finding.severity) >= least:
-            yield f"{finding.severity} {finding.rule}: {finding.title} (gate.block_severity: {gate.block_severity})"

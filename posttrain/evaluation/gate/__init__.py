@@ -1,0 +1,1 @@
+"""The promotion gate: the decision, and one module per kind of condition."""

@@ -17,6 +17,7 @@ from posttrain.chat.renderer import TemplateRefusesError
 from posttrain.chat.rendering import render_completion, render_prompt
 from posttrain.chat.rows import Conversation, RenderedRow, earlier_answers, render_row
 from posttrain.chat.template import Chat
+from posttrain.data.rows import lean_rows
 
 IDS = pa.list_(pa.int32())
 PAIR_TOKENS = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS)])
@@ -229,26 +230,18 @@ def pair_table(pairs: Sequence[EncodedPair]) -> pa.Table:
 
 def _conversations(rows: Dataset, columns: Sequence[str]) -> tuple[list[str], list[Conversation]]:
     """Return the id of each row, and its messages as the checks take them."""
-    table = rows.with_format("arrow")[:]
-    n = table.num_rows
-    prompts, *answers = (table[name].to_pylist() for name in ("prompt", *columns))
-    ids, sources, tools = (
-        table[name].to_pylist() if name in table.column_names else [None] * n for name in ("id", "source", "tools")
-    )
-    lean = [
+    used = [name for name in ("id", "source", "prompt", *columns, "tools") if name in rows.column_names]
+    found = lean_rows(rows.select_columns(used).with_format("arrow")[:])
+    conversations = [
         Conversation(
-            f"{sources[i]}, row id {ids[i]}" if sources[i] else f"row id {ids[i]}",
-            [_lean(turn) for turn in prompts[i]],
-            json.loads(text) if (text := tools[i]) else None,
-            [_lean(column[i][-1]) for column in answers],
+            f"{row['source']}, row id {row['id']}" if row.get("source") else f"row id {row.get('id')}",
+            row["prompt"],
+            json.loads(row["tools"]) if row.get("tools") else None,
+            [row[name][-1] for name in columns],
         )
-        for i in range(n)
+        for row in found
     ]
-    return [str(row_id) for row_id in ids], lean
-
-
-def _lean(turn: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in turn.items() if value is not None}
+    return [str(row.get("id")) for row in found], conversations
 
 
 class _Encoder:

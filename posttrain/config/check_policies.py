@@ -43,10 +43,10 @@ REASONS = {
     "length_bias": "the share of a source's pairs whose chosen response is the longer one exceeds data.max_length_bias",
     "truncated": "a prompt or a response does not fit into dpo.max_length and dpo.max_prompt_length",
     "template_refuses": "the chat template cannot render the row (fold: its system message goes into the first user message)",
-    "template_leaves_out": "the chat template leaves out text of the row; keep: thoughts of the answer are put back as <think> text",
+    "template_leaves_out": "the chat template leaves out text of the row; keep: thoughts of the answer come back as <think> text",
     "control_tokens": "a text spells special tokens of the tokenizer; escape: they are encoded as plain text",
-    "already_templated": "a message is already rendered with a chat template, whose marks would stand twice; unwrap: the template's "
-    "own marks are removed",
+    "already_templated": "a message is already rendered with a chat template, whose marks would stand twice; unwrap: the "
+    "template's own marks are removed",
     "stop_in_answer": "a response ends in the text of a stop token, which the template adds; fix: it is removed",
     "no_thoughts": "the generation prompt opens a thought, and a response has none; keep: the thought is empty",
 }

@@ -48,8 +48,8 @@ class ModelSection(Section):
     )
     chat_template: str | None = Field(
         None,
-        description="chat template: plain, chatml, alpaca, a .jinja file, or one of the tokenizer's named ones; null: the tokenizer's "
-        "own, or plain if it has none",
+        description="chat template: plain, chatml, alpaca, a .jinja file, or one of the tokenizer's named ones; null: the "
+        "tokenizer's own, or plain if it has none",
     )
     chat_template_kwargs: dict[str, Any] = Field(
         {},

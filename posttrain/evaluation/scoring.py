@@ -172,7 +172,7 @@ class _Scoring:
             for pairs in self.sets.values():
                 pairs.scores["champion"] = pairs.scores[same_stage]
             return
-        section = _section_of(champion, self._models.base, self._models.section)
+        section = section_of_champion(champion, self._models.base, self._models.section)
         chat = load_chat(champion.manifest.base, section, champion)
         policy = load_model(champion.manifest.base, section, champion)
         for name, pairs in self.sets.items():
@@ -246,7 +246,7 @@ class _Pairs:
         return pa.table(columns)
 
 
-def _section_of(champion: Checkpoint, base: Base, model: ModelSection) -> ModelSection:
+def section_of_champion(champion: Checkpoint, base: Base, model: ModelSection) -> ModelSection:
     """Return the settings that load a champion of an earlier run, whatever model this run trains.
 
     Raises:

@@ -43,7 +43,12 @@ def pin_template(template: str, kwargs: dict[str, Any], day: date) -> str:
 
 def has_clock(template: str) -> bool:
     """Return whether a template prints the current date."""
-    return CLOCK in template_variables(template)
+    return bool(re.search(rf"\b{CLOCK}\s*\(", template)) and not is_pinned(template)
+
+
+def is_pinned(template: str) -> bool:
+    """Return whether a template prints a fixed date, because `pin_template` made it."""
+    return f"macro {CLOCK}(format)" in template
 
 
 def template_variables(template: str) -> set[str]:

@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.chat.messages import CLOSE, OPEN, Messages
-from posttrain.chat.prelude import join_named_templates, pin_template
+from posttrain.chat.prelude import is_pinned, join_named_templates, pin_template
 from posttrain.chat.renderer import PROBE, Renderer, TemplateRefusesError, any_of, special_tokens
 from posttrain.errors import UserError
 
@@ -104,7 +104,7 @@ class Chat:
     @property
     def has_clock(self) -> bool:
         """Whether the template prints a date. It is `settings.day` in every stage."""
-        return "macro strftime_now(format)" in str(self.tokenizer.chat_template)
+        return is_pinned(str(self.tokenizer.chat_template))
 
     @cached_property
     def digest(self) -> str:

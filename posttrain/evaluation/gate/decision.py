@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import GateSection
 from posttrain.evaluation.figures import Figures
+from posttrain.evaluation.gate.length_conditions import length_conditions
 from posttrain.evaluation.gate.ranking_conditions import finding_conditions, ranking_conditions, slice_conditions
 from posttrain.evaluation.labels import STAGES, point_range
 
@@ -52,6 +53,7 @@ def decide(figures: Figures, gate: GateSection) -> Promotion:
     )
     against = [
         *ranking_conditions(comparison, gate),
+        *length_conditions(figures, f"{newer}_vs_{older}", gate),
         *slice_conditions(figures, f"{newer}_vs_{older}", gate),
         *finding_conditions(figures, gate),
     ]

@@ -54,7 +54,8 @@ def render_completion(
         if len(answer) == 2 and CLOSE not in answer["content"] and answer["content"].strip() in tail:  # the usual case
             return Completion(_until_stop(chat, tail, calls=False))
     else:
-        tail = _after_opened_thought(chat, messages, tools, prompt_text, text, thoughts_of(answer)[0])
+        asked = _text_or_nothing(chat, messages[:-1], tools)
+        tail = _after_opened_thought(asked, prompt_text, text, thoughts_of(answer)[0])
     restored, left_out = _find_left_out(chat, answer, prompt_text, tail)
     stopped = _until_stop(chat, restored or tail, calls=bool(answer.get("tool_calls")))
     return Completion(stopped, left_out, restored is not None)
@@ -76,17 +77,15 @@ def left_out_of_prompt(prompt: Messages, tools: Tools, text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _after_opened_thought(
-    chat: Chat, messages: Messages, tools: Tools, prompt_text: str, text: str, thoughts: str
-) -> str:
+def _after_opened_thought(asked: str, prompt_text: str, text: str, thoughts: str) -> str:
     """Return what follows a prompt that opens a thought, where the template writes finished answers without it.
 
     The thought is closed after the answer's own thoughts, or at once if it has none.
+
+    Args:
+        asked: the prompt without the generation prompt.
+        text: the whole conversation.
     """
-    try:
-        asked = chat.renderer.text(messages[:-1], tools)
-    except TemplateRefusesError:
-        asked = ""
     opening = prompt_text[len(asked) :] if prompt_text.startswith(asked) and text.startswith(asked) else ""
     header, mark, rest = opening.partition(OPEN)
     if mark and text.startswith(asked + header):
@@ -100,6 +99,13 @@ def _after_opened_thought(
         f"it renders the prompt differently once an answer follows ({_difference(prompt_text, text)}), so the model would be "
         "trained on prompts that it never sees when it is used"
     )
+
+
+def _text_or_nothing(chat: Chat, messages: Messages, tools: Tools) -> str:
+    try:
+        return chat.renderer.text(messages, tools)
+    except TemplateRefusesError:
+        return ""
 
 
 def _find_left_out(

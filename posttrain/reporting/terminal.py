@@ -147,6 +147,9 @@ def _other_metrics(figures: Figures) -> str:
     there = {STAGES[stage]: found for stage in _shown(figures) if (found := figures.stages[stage])}
     perplexities = ", ".join(f"{name} {found.chosen_perplexity.value:.3g}" for name, found in there.items())
     parts = [f"{METRICS['chosen_perplexity'].name} {perplexities}"]
+    if forgetting := figures.forgetting:
+        losses = ", ".join(f"{STAGES[stage]} {loss.value:.3g}" for stage, loss in forgetting.losses.items())
+        parts.append(f"loss on held-out SFT data {losses} nats per token")
     if (dpo := figures.stages["dpo"]) and dpo.kl_nats_per_token:
         parts.append(f"KL to SFT {dpo.kl_nats_per_token.value:.2g} nats per token")
     if figures.calibration:

@@ -1,0 +1,116 @@
+"""The digests of an artifact's files: written beside them, and compared whenever the artifact is loaded.
+
+A damaged or missing artifact is removed from ZenML's cache, which trusts its database and does not look into the store. So the
+next run that needs the artifact makes it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from zenml.artifact_stores import BaseArtifactStore
+from zenml.client import Client
+from zenml.models import ArtifactVersionResponse, StepRunResponse
+from zenml.utils.time_utils import utc_now
+
+from posttrain.errors import UserError
+
+DIGESTS = "sha256.json"
+
+
+class DamagedArtifact(UserError):
+    """The files of an artifact are not those that were stored. The step that made it is not taken from the cache again."""
+
+    def __init__(self, uri: str, what: str) -> None:
+        self.uri = uri
+        self.what = what
+        name, remedy = _expire(uri)
+        super().__init__(f"{name}: {what}{remedy}")
+
+
+def write_digests(uri: str, digests: dict[str, str], store: BaseArtifactStore) -> None:
+    """Store the sha256 of an artifact's files, by their path in its folder. Call it when all files are written."""
+    with store.open(f"{uri}/{DIGESTS}", "w") as file:
+        file.write(json.dumps(digests, indent=1, sort_keys=True))
+
+
+def read_digests(uri: str, store: BaseArtifactStore) -> dict[str, str]:
+    """Return what `write_digests` stored; an empty dict if an earlier release stored the artifact.
+
+    Raises:
+        DamagedArtifact: the artifact is missing, or the list of its digests is damaged.
+    """
+    try:
+        with store.open(f"{uri}/{DIGESTS}", "r") as file:
+            digests = json.loads(file.read())
+    except FileNotFoundError as error:
+        if not _names(uri, store):
+            raise DamagedArtifact(uri, f"its folder {uri} is missing or empty") from error
+        return {}
+    except ValueError as error:  # no UTF-8, or no JSON
+        raise DamagedArtifact(uri, f"{DIGESTS} is damaged") from error
+    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
+        raise DamagedArtifact(uri, f"{DIGESTS} is damaged")
+    return digests
+
+
+def compare(uri: str, stored: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Compare the digests that were stored with those of the files that were found.
+
+    Raises:
+        DamagedArtifact: names the first file that is missing or differs.
+    """
+    for name, digest in sorted(stored.items()):
+        if name not in found:
+            raise DamagedArtifact(uri, f"{name} is missing")
+        if found[name] != digest:
+            raise DamagedArtifact(uri, f"{name} is damaged, because its sha256 differs from the stored one")
+
+
+def check_cached(steps: Iterable[StepRunResponse]) -> None:
+    """Look for the files of all artifacts that steps took from the cache, without reading them.
+
+    Raises:
+        DamagedArtifact: names the first that is missing.
+    """
+    for step in steps:
+        if step.original_step_run_id:
+            for artifacts in step.outputs.values():
+                for artifact in artifacts:
+                    _check_present(artifact)
+
+
+def _check_present(artifact: ArtifactVersionResponse) -> None:
+    store = Client().active_stack.artifact_store
+    stored = read_digests(artifact.uri, store)
+    folders = {name.rpartition("/")[0] for name in stored}
+    present = {f"{folder}/{name}" for folder in folders for name in _names(f"{artifact.uri}/{folder}", store)}
+    compare(artifact.uri, stored, {name: digest for name, digest in stored.items() if _path(name) in present})
+
+
+def _path(name: str) -> str:
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file}"
+
+
+def _names(uri: str, store: BaseArtifactStore) -> list[str]:
+    try:
+        return [str(name) for name in store.listdir(uri)]
+    except FileNotFoundError:
+        return []
+
+
+def _expire(uri: str) -> tuple[str, str]:
+    """Return the name of an artifact and what happens to it, after its step run was excluded from the cache."""
+    client = Client()
+    found = client.list_artifact_versions(uri=uri, hydrate=True).items
+    if not found:
+        return uri, ": delete the folder"
+    (artifact, *_) = found
+    name, remedy = f"artifact {artifact.name} version {artifact.version}", ""
+    if artifact.producer_step_run_id:
+        step = client.update_step_run(artifact.producer_step_run_id, cache_expires_at=utc_now())
+        name += f", made by step {step.name} of run {client.get_pipeline_run(step.pipeline_run_id).name}"
+        remedy = ". A new run of the same config makes it again"
+    return name, f"{remedy}. To remove it: `zenml artifact version delete {artifact.id} --yes`"

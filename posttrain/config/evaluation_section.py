@@ -64,10 +64,11 @@ class JudgeSection(Section):
 
     @model_validator(mode="after")
     def validate_base_url(self) -> JudgeSection:
-        if "@" in urlsplit(self.base_url or "").netloc:
+        address = urlsplit(self.base_url or "")
+        if address.query or address.fragment:
             raise ValueError(
-                "base_url contains a user or password, and settings are shown in MLflow and reports: put the key into an "
-                "environment variable and set api_key_env to its name"
+                "base_url has a query, in which keys are often sent, and settings are shown in MLflow and reports: put the key "
+                "into an environment variable and set api_key_env to its name"
             )
         return self
 

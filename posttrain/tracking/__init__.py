@@ -13,7 +13,7 @@ then FINISHED, FAILED or KILLED. The status of a run follows from the states of 
 when the next stage opens on the same host. For steps on other hosts, `Tracker.ended` must return their state.
 """
 
-from posttrain.tracking.connection import connect, reason, without_password
+from posttrain.tracking.connection import connect, reason
 from posttrain.tracking.runs import PARENT_TAG, PIPELINE_RUN_TAG, STAGE_TAG
 from posttrain.tracking.tracked_stage import (
     OUTAGE_TAG,
@@ -42,5 +42,4 @@ __all__ = [
     "published_metrics",
     "reason",
     "send",
-    "without_password",
 ]

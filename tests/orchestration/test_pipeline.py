@@ -69,6 +69,10 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
         ({"enable_cache": True}, "enable_cache: true is not allowed: it would also take the data from the cache"),
         ({"enable_step_logs": "maybe"}, "enable_step_logs: 'maybe' is not allowed"),
         ({"shedule": {}}, "shedule: unknown key"),
+        (
+            {"run_name": "nightly"},
+            "run_name: 'nightly' would be the name of every run, and ZenML takes a name only once",
+        ),
         ({"schedule": {"cron_expression": "0 3 * * 1"}}, "stack 'default' cannot run schedules"),
     ],
 )
@@ -317,6 +321,6 @@ def test_a_damaged_or_missing_result_is_made_again(
     assert worked == always | {"train_sft"}
     assert digest(last) == digest(first)
     with pytest.raises(
-        DamagedArtifact, match=r"sft_checkpoint version 1, made by step train_sft .*`zenml artifact version delete"
+        DamagedArtifact, match=r"sft_checkpoint version 1, made by step train_sft .*`zenml pipeline runs delete"
     ):
         again.steps["train_sft"].outputs["sft_checkpoint"][0].load()

@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 CHAMPION, CHALLENGER = "champion", "challenger"
 N_KEPT_IN_STEP = 100
 """Number of newest versions that are compared with MLflow's registry."""
+MANY = 10_000
+"""The largest page that ZenML gives."""
 JUDGEMENT = "judgement"
 """Name of the metadata value."""
 
@@ -161,6 +163,16 @@ def judgement_of(version: ModelVersionResponse) -> Judgement | None:
         return Judgement.model_validate(metadata.get(JUDGEMENT, metadata))
     except ValidationError:
         return None
+
+
+def judgements_of_all_models() -> list[list[Judgement]]:
+    """Return what is known about all versions of each model, newest first."""
+    client = Client()
+    of_models = []
+    for model in client.list_models(size=MANY).items:
+        versions = client.list_model_versions(model=model.id, sort_by="desc:number", size=MANY, hydrate=True).items
+        of_models.append([judgement for version in versions if (judgement := judgement_of(version))])
+    return of_models
 
 
 def digest_of(version: ModelVersionResponse) -> str | None:

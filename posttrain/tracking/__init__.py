@@ -14,7 +14,7 @@ when the next stage opens on the same host. For steps on other hosts, `Tracker.e
 """
 
 from posttrain.tracking.connection import connect, reason
-from posttrain.tracking.runs import PARENT_TAG, PIPELINE_RUN_TAG, STAGE_TAG
+from posttrain.tracking.runs import PARENT_TAG, PIPELINE_RUN_TAG, STAGE_TAG, delete_runs
 from posttrain.tracking.tracked_stage import (
     OUTAGE_TAG,
     UI_PORT,
@@ -37,6 +37,7 @@ __all__ = [
     "Tracker",
     "connect",
     "default_tracking_uri",
+    "delete_runs",
     "metrics_callback",
     "package_versions",
     "published_metrics",

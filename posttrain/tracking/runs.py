@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby, islice
@@ -247,6 +247,18 @@ class StepRun:
             **(tags or {}),
         }
         return str(self._client.create_run(str(self.experiment_id), self.started, tags, name).info.run_id)
+
+
+def delete_runs(uri: str, pipeline_runs: Collection[str]) -> int:
+    """Mark the MLflow runs of some pipeline runs as deleted, and return their number."""
+    client = connect(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    n_deleted = 0
+    for pipeline_run in pipeline_runs:
+        for run in client.search_runs(experiments, f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run}'"):
+            client.delete_run(run.info.run_id)
+            n_deleted += 1
+    return n_deleted
 
 
 def _dataset_input(name: str, digest: str, n_rows: int, source: str, context: str) -> DatasetInput:

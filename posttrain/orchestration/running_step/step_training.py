@@ -61,12 +61,12 @@ def delete_training_checkpoints(run: PipelineRunResponse) -> None:
     for step in run.steps.values():
         source = Client().get_run_step(step.original_step_run_id) if step.original_step_run_id else step
         if folder := source.run_metadata.get(CHECKPOINTS):
-            _delete(str(folder))
-    for folder in _abandoned():
-        _delete(folder)
+            delete_checkpoints(str(folder))
+    for folder in abandoned_checkpoints():
+        delete_checkpoints(folder)
 
 
-def _delete(folder: str) -> None:
+def delete_checkpoints(folder: str) -> None:
     """Delete the checkpoints of one training. A store that refuses it does not fail the run, whose results are complete."""
     try:
         TrainingCheckpoints(artifact_files, folder).delete()
@@ -77,10 +77,10 @@ def _delete(folder: str) -> None:
         )  # fmt: skip
 
 
-def _abandoned() -> list[str]:
-    """Return the folders of trainings that were interrupted and not continued for `ABANDONED_AFTER_DAYS`."""
+def abandoned_checkpoints(after_days: float = ABANDONED_AFTER_DAYS) -> list[str]:
+    """Return the folders of trainings that were interrupted and not continued for some days."""
     files, parent = artifact_files(), f"{Client().active_stack.artifact_store.path}/{CHECKPOINTS}"
-    before = time.time() - ABANDONED_AFTER_DAYS * 86400
+    before = time.time() - after_days * 86400
     try:
         if not files.exists(parent):
             return []

@@ -18,6 +18,7 @@ from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.running_step.run_figures import log_evaluation
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked
+from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 from posttrain.training.reference import ReferenceLogps
 
 
@@ -54,6 +55,11 @@ def _checkpoint(champion: Champion) -> Checkpoint | None:
         raise UserError(
             f"the champion, version {champion.version}, cannot be compared with, because its checkpoint, artifact version "
             f"{champion.artifact}, was deleted: take that version out of production"
+        ) from error
+    except DamagedArtifact as error:  # no run of this config makes it again
+        raise UserError(
+            f"the champion, version {champion.version}, cannot be compared with. {error}. Or take that version out of production: "
+            f"`zenml model version update MODEL {champion.version} --stage archived --force`"
         ) from error
     assert isinstance(checkpoint, Checkpoint)
     return checkpoint

@@ -108,9 +108,12 @@ def _expire(uri: str) -> tuple[str, str]:
     if not found:
         return uri, ": delete the folder"
     (artifact, *_) = found
-    name, remedy = f"artifact {artifact.name} version {artifact.version}", ""
-    if artifact.producer_step_run_id:
-        step = client.update_step_run(artifact.producer_step_run_id, cache_expires_at=utc_now())
-        name += f", made by step {step.name} of run {client.get_pipeline_run(step.pipeline_run_id).name}"
-        remedy = ". A new run of the same config makes it again"
-    return name, f"{remedy}. To remove it: `zenml artifact version delete {artifact.id} --yes`"
+    name = f"artifact {artifact.name} version {artifact.version}"
+    if not artifact.producer_step_run_id:
+        return name, f". To remove it: `zenml artifact version delete {artifact.id} --yes`"
+    step = client.update_step_run(artifact.producer_step_run_id, cache_expires_at=utc_now())
+    run = client.get_pipeline_run(step.pipeline_run_id).name
+    return (
+        f"{name}, made by step {step.name} of run {run}",
+        f". A new run of the same config makes it again. To remove it with its run: `zenml pipeline runs delete {run} --yes`",
+    )

@@ -179,6 +179,7 @@ def test_slices_by_hand(rows):
         ("subset", "hh/a"), ("subset", "hh/b"), ("subset", "other/c"),
         ("n_turns", "1"), ("n_turns", "2"), ("n_turns", "8 or more"),
         ("prompt_tokens", "1-32"), ("prompt_tokens", "33-64"), ("prompt_tokens", "65-128"),
+        ("length", "chosen shorter"), ("length", "same length"), ("length", "chosen longer"),
     }  # fmt: skip
     hh = slices["source", "hh"]
     assert (hh.n_pairs, hh.accuracy["sft"].value, hh.accuracy["dpo"].value) == (3, 0.5, 1.0)
@@ -188,7 +189,7 @@ def test_slices_by_hand(rows):
 
 def test_single_source_gives_no_slice(rows):
     same = rows.set_column(1, "source", pa.array(["a/b"] * 4))
-    assert {s.by for s in summarise(same, SECTION, {}).slices} == {"n_turns", "prompt_tokens"}
+    assert {s.by for s in summarise(same, SECTION, {}).slices} == {"n_turns", "prompt_tokens", "length"}
 
 
 def test_length_by_hand(rows):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from zenml.client import Client
-from zenml.models import ArtifactVersionResponse, PipelineRunResponse
+from zenml.models import ArtifactVersionResponse, PipelineRunResponse, StepRunResponse
 
 from posttrain.orchestration.registry import Judgement, judgements_of_all_models
 from posttrain.orchestration.running_step.step_tracking import tracking_uri
@@ -135,9 +135,7 @@ def _delete_run(run: PipelineRunResponse, needed: set[UUID], result: Pruned, dry
         for artifact in artifacts
         if artifact.id not in needed
     }
-    logs = [
-        step.logs.uri for step in run.steps.values() if not step.original_step_run_id and step.logs and step.logs.uri
-    ]
+    logs = [uri for worked in (run, *run.steps.values()) for uri in _logs(worked)]
     result.runs.append(run.name)
     result.n_artifacts += len(files)
     result.n_bytes += sum(map(_size, [*files.values(), *logs]))
@@ -149,6 +147,13 @@ def _delete_run(run: PipelineRunResponse, needed: set[UUID], result: Pruned, dry
             client.delete_artifact_version(artifact_id, delete_from_artifact_store=True)
     for uri in logs:
         _delete_files(uri)
+
+
+def _logs(worked: PipelineRunResponse | StepRunResponse) -> Iterator[str]:
+    """Yield where the logs of a run or step are; a step that was taken from the cache has none of its own."""
+    for log in worked.log_collection or ():
+        if log.uri:
+            yield log.uri
 
 
 def _size(uri: str) -> int:

@@ -19,7 +19,8 @@ class CheckpointMaterializer(FolderMaterializer):
 
     def save(self, data: Checkpoint) -> None:
         """Store the checkpoint's files."""
-        self.store_folder(data.path, {**data.manifest.files, MANIFEST: file_digest(data.path / MANIFEST)})
+        digests = {**data.manifest.files, MANIFEST: file_digest(data.path / MANIFEST)}
+        self.store_folder(data.path, {f"{FILES}/{name}": digest for name, digest in digests.items()})
 
     def load(self, data_type: type[Any]) -> Any:
         """Return the checkpoint, after all its files were compared with its manifest.

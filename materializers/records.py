@@ -8,7 +8,13 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 from zenml.metadata.metadata_types import MetadataType
 
-from posttrain.orchestration.running_step.stored_files import DamagedArtifact, compare, read_digests, write_digests
+from posttrain.orchestration.running_step.stored_files import (
+    DamagedArtifact,
+    StoredFiles,
+    compare,
+    read_digests,
+    write_digests,
+)
 
 RECORD = "record.json"
 
@@ -29,7 +35,7 @@ class RecordMaterializer(BaseMaterializer):
         text = data.model_dump_json(indent=2)
         with self.artifact_store.open(self.file_uri, "w") as file:
             file.write(text)
-        write_digests(self.uri, {RECORD: _digest(text.encode())}, self.artifact_store)
+        write_digests(self.uri, StoredFiles(self.uri, {RECORD: _digest(text.encode())}), self.artifact_store)
 
     def load(self, data_type: type[Any]) -> Any:
         """Return the stored record.
@@ -43,7 +49,7 @@ class RecordMaterializer(BaseMaterializer):
                 content = file.read()
         except FileNotFoundError as error:
             raise DamagedArtifact(self.uri, f"{RECORD} is missing") from error
-        compare(self.uri, stored, {RECORD: _digest(content)})
+        compare(self.uri, stored.digests, {RECORD: _digest(content)})
         return data_type.model_validate_json(content)
 
     def save_visualizations(self, data: Any) -> dict[str, VisualizationType]:

@@ -10,9 +10,10 @@ from uuid import UUID
 from zenml.client import Client
 from zenml.models import ArtifactVersionResponse, PipelineRunResponse, StepRunResponse
 
-from posttrain.orchestration.registry import Judgement, judgements_of_all_models
+from posttrain.orchestration.registry import JudgedVersion, judgements_of_all_models
 from posttrain.orchestration.running_step.step_tracking import tracking_uri
 from posttrain.orchestration.running_step.step_training import abandoned_checkpoints, artifact_files, delete_checkpoints
+from posttrain.orchestration.running_step.stored_files import read_digests
 from posttrain.tracking import delete_runs
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,11 @@ def prune(keep: int, dry: bool) -> Pruned:
     kept = _kept_runs(runs, keep, {UUID(judgement.pipeline_run) for judgement in judgements})
     needed = {artifact.id for run_id in kept for artifact in _artifacts(runs[run_id])}
     needed |= {UUID(judgement.artifact) for judgement in judgements}
+    # Preferences may be in the folder of an earlier artifact.
+    store = Client().active_stack.artifact_store
+    of_kept = (artifact for run_id in kept for artifact in _artifacts(runs[run_id]) if artifact.name == "preferences")
+    places = {read_digests(artifact.uri, store).place for artifact in of_kept}
+    needed |= {artifact.id for run in runs.values() for artifact in _artifacts(run) if artifact.uri in places}
     result = Pruned()
     for run_id, run in runs.items():
         if run_id not in kept:
@@ -86,7 +92,7 @@ def _runs(pipeline: str) -> Iterator[PipelineRunResponse]:
         page += 1
 
 
-def _lasting_judgements() -> list[Judgement]:
+def _lasting_judgements() -> list[JudgedVersion]:
     """Return those of all versions that were promoted, and of the newest version of each model."""
     return [
         judgement

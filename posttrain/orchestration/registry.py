@@ -48,7 +48,7 @@ JUDGEMENT = "judgement"
 """Name of the metadata value."""
 
 
-class Judgement(BaseModel):
+class JudgedVersion(BaseModel):
     """What is known about a judged version."""
 
     model_config = ConfigDict(frozen=True)
@@ -105,7 +105,7 @@ def settle(judged: JudgedModel, run: PipelineRunResponse, tracker: Tracker) -> P
     if promotion.promoted and champion and digest_of(champion) not in (opponent.digest, digest):
         changed = f"version {champion.name} has become the champion in the meantime: run again to compare with it"
         promotion = promotion.model_copy(update={"promoted": False, "reasons": [*promotion.reasons, changed]})
-    judgement = Judgement(
+    judgement = JudgedVersion(
         **promotion.model_dump(include={"promoted", "opponent", "reasons"}),
         digest=digest,
         artifact=str(candidate.id),
@@ -153,19 +153,19 @@ def sole_champion(name: str) -> ModelVersionResponse | None:
     return standing[0] if standing else None
 
 
-def judgement_of(version: ModelVersionResponse) -> Judgement | None:
+def judgement_of(version: ModelVersionResponse) -> JudgedVersion | None:
     """Return what is known about a version; None if it was created by hand, or its run was killed before it wrote this.
 
     Versions of older releases have one metadata value for each field.
     """
     metadata = version.run_metadata
     try:
-        return Judgement.model_validate(metadata.get(JUDGEMENT, metadata))
+        return JudgedVersion.model_validate(metadata.get(JUDGEMENT, metadata))
     except ValidationError:
         return None
 
 
-def judgements_of_all_models() -> list[list[Judgement]]:
+def judgements_of_all_models() -> list[list[JudgedVersion]]:
     """Return what is known about all versions of each model, newest first."""
     client = Client()
     of_models = []
@@ -217,7 +217,7 @@ def _aliases(name: str, numbers: dict[str, str]) -> dict[str, str | None]:
     }
 
 
-def _registration(name: str, version: ModelVersionResponse, judgement: Judgement) -> Registration:
+def _registration(name: str, version: ModelVersionResponse, judgement: JudgedVersion) -> Registration:
     return Registration(
         version=str(version.name),
         source=judgement.source,
@@ -234,7 +234,7 @@ def _registration(name: str, version: ModelVersionResponse, judgement: Judgement
     )
 
 
-def _judged(name: str) -> list[tuple[ModelVersionResponse, Judgement]]:
+def _judged(name: str) -> list[tuple[ModelVersionResponse, JudgedVersion]]:
     """Return the versions that this pipeline has judged among the last `N_KEPT_IN_STEP`, newest first."""
     found = ((version, judgement_of(version)) for version in _versions(name))
     return [(version, judgement) for version, judgement in found if judgement]

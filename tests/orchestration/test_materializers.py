@@ -4,13 +4,14 @@ import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
+from zenml import pipeline, step
 from zenml.client import Client
 from zenml.materializers.base_materializer import BaseMaterializer
 from zenml.materializers.materializer_registry import materializer_registry
@@ -233,6 +234,34 @@ def test_a_missing_folder_is_named_and_an_artifact_without_digests_is_loaded() -
     shutil.rmtree(materializer.uri)
     with pytest.raises(DamagedArtifact, match=r"its folder .* is missing or empty"):
         materializer.load(Base)
+
+
+@step(enable_cache=False)
+def load_again() -> Annotated[Preferences, "preferences"]:
+    return preferences()
+
+
+@pipeline
+def loads_again() -> None:
+    load_again()
+
+
+@pytest.mark.slow
+def test_unchanged_preferences_are_stored_once_and_again_if_the_first_are_damaged() -> None:
+    def run() -> tuple[Any, list[str]]:
+        artifact = loads_again().steps["load_again"].output
+        assert artifact.load().digest == preferences().digest
+        return artifact, sorted(path.name for path in Path(artifact.uri).rglob("*") if path.is_file())
+
+    whole = ["preview.html", "sha256.json", "test.parquet", "train.parquet", "validation.parquet"]
+    first, files = run()
+    assert files == whole
+    assert [run()[1] for _ in range(2)] == [["preview.html", "sha256.json"]] * 2
+    last, _ = run()
+    flip_a_bit(Path(first.uri) / "files" / "train.parquet")
+    with pytest.raises(DamagedArtifact, match=r"files/train\.parquet is damaged"):
+        last.load()
+    assert run()[1] == whole
 
 
 def test_every_artifact_has_metadata(tmp_path: Path) -> None:

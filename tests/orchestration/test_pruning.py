@@ -79,6 +79,9 @@ def test_only_what_nothing_needs_is_deleted(tmp_path: Path, monkeypatch: pytest.
     interrupted.mkdir(parents=True)
     (interrupted / "model.safetensors").write_text("half")
 
+    gone = {
+        Path(run.steps[name].output.uri) for run in (refused, forgotten) for name in ("make_checkpoint", "make_base")
+    }
     before = files()
     dry = CliRunner().invoke(main, ["prune", "--keep", "1", "--dry-run"])
     assert dry.output.startswith("Would delete 2 runs, 4 artifacts and 1 interrupted trainings: 0.0 MB"), dry.output
@@ -89,9 +92,6 @@ def test_only_what_nothing_needs_is_deleted(tmp_path: Path, monkeypatch: pytest.
     assert done.output.startswith("Deleted 2 runs, 4 artifacts and 1 interrupted trainings"), done.output
     assert "2 runs in MLflow are marked as deleted" in done.output
     assert names() == {kept.name for kept in (promoted, origin, challenger, last)}
-    gone = {
-        Path(run.steps[name].output.uri) for run in (refused, forgotten) for name in ("make_checkpoint", "make_base")
-    }
     assert not any(folder in path.parents for folder in gone for path in files())
     for kept in (promoted, origin, challenger, last):
         for name in ("make_checkpoint", "make_base"):

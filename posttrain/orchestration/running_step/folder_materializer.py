@@ -14,7 +14,14 @@ from zenml.materializers.base_materializer import BaseMaterializer
 
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import file_digest
-from posttrain.orchestration.running_step.stored_files import DamagedArtifact, compare, read_digests, write_digests
+from posttrain.orchestration.running_step.stored_files import (
+    DamagedArtifact,
+    StoredFiles,
+    are_stored,
+    compare,
+    read_digests,
+    write_digests,
+)
 
 PIECE_BYTES = 8 * 2**20
 FILES = "files"
@@ -32,15 +39,24 @@ class FolderMaterializer(BaseMaterializer):
         return f"{self.uri}/{FILES}"
 
     def save(self, data: Any) -> None:
-        """Store the files that the data writes, then their digests."""
+        """Store the files that the data writes, then their digests. Files that an earlier artifact has are not stored again."""
         with tempfile.TemporaryDirectory() as folder:
             data.save(Path(folder))
-            self.store_folder(Path(folder), {path.name: file_digest(path) for path in Path(folder).iterdir()})
+            digests = {f"{FILES}/{path.name}": file_digest(path) for path in Path(folder).iterdir()}
+            for place in self.places_of_equal(data):
+                if are_stored(found := StoredFiles(place, digests), self.artifact_store):
+                    write_digests(self.uri, found, self.artifact_store)
+                    return
+            self.store_folder(Path(folder), digests)
 
     def store_folder(self, folder: Path, digests: dict[str, str]) -> None:
         """Store the files of a folder, then their digests."""
         upload(folder, self.files_uri, self.artifact_store)
-        write_digests(self.uri, {f"{FILES}/{name}": digest for name, digest in digests.items()}, self.artifact_store)
+        write_digests(self.uri, StoredFiles(self.uri, digests), self.artifact_store)
+
+    def places_of_equal(self, data: Any) -> list[str]:
+        """Return the folders of earlier artifacts that may have the same files."""
+        return []
 
     def load(self, data_type: type[Any]) -> Any:
         """Return the data, read from files that stay on this machine until the step ends.
@@ -48,15 +64,12 @@ class FolderMaterializer(BaseMaterializer):
         Raises:
             DamagedArtifact: a file is missing or damaged.
         """
-        stored = {
-            name: digest
-            for name, digest in read_digests(self.uri, self.artifact_store).items()
-            if self.is_checked(name)
-        }
+        stored = read_digests(self.uri, self.artifact_store)
+        checked = {name: digest for name, digest in stored.digests.items() if self.is_checked(name)}
         try:
-            folder = self.local_folder()
-            paths = {name: folder / name.removeprefix(f"{FILES}/") for name in stored}
-            compare(self.uri, stored, {name: file_digest(path) for name, path in paths.items() if path.is_file()})
+            folder = self.local_folder(f"{stored.place}/{FILES}")
+            paths = {name: folder / name.removeprefix(f"{FILES}/") for name in checked}
+            compare(self.uri, checked, {name: file_digest(path) for name, path in paths.items() if path.is_file()})
             return data_type.load(folder)
         except FileNotFoundError as error:
             raise DamagedArtifact(self.uri, f"{error.filename} is missing") from error
@@ -65,12 +78,12 @@ class FolderMaterializer(BaseMaterializer):
         """Return whether to compare the digest of a file here; False if the data's own `load` does it."""
         return True
 
-    def local_folder(self) -> Path:
+    def local_folder(self, uri: str) -> Path:
         """Return a folder with the files: the store's own if it is local, else a copy that is deleted when the step ends."""
         if isinstance(self.artifact_store, LocalArtifactStore):
-            return Path(self.files_uri)
+            return Path(uri)
         with self.get_temporary_directory(delete_at_exit=False) as folder:
-            download(self.files_uri, Path(folder), self.artifact_store)
+            download(uri, Path(folder), self.artifact_store)
             return Path(folder)
 
     def save_page(self, html: str) -> dict[str, VisualizationType]:

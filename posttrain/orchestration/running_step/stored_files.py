@@ -6,8 +6,10 @@ next run that needs the artifact makes it again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from zenml.artifact_stores import BaseArtifactStore
 from zenml.client import Client
@@ -16,7 +18,18 @@ from zenml.utils.time_utils import utc_now
 
 from posttrain.errors import UserError
 
-DIGESTS = "sha256.json"
+DIGESTS, SAME_AS = "sha256.json", "same_as"
+PIECE_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class StoredFiles:
+    """The files of an artifact."""
+
+    place: str
+    """URI of the folder they are in: that of the artifact, or of an earlier artifact with the same content."""
+    digests: dict[str, str]
+    """sha256 of each file, by its path in the folder; empty if an earlier release stored the artifact."""
 
 
 class DamagedArtifact(UserError):
@@ -29,14 +42,15 @@ class DamagedArtifact(UserError):
         super().__init__(f"{name}: {what}{remedy}")
 
 
-def write_digests(uri: str, digests: dict[str, str], store: BaseArtifactStore) -> None:
-    """Store the sha256 of an artifact's files, by their path in its folder. Call it when all files are written."""
+def write_digests(uri: str, files: StoredFiles, store: BaseArtifactStore) -> None:
+    """Store where an artifact's files are, and their digests. Call it when all files are written."""
+    about = files.digests if files.place == uri else {**files.digests, SAME_AS: files.place}
     with store.open(f"{uri}/{DIGESTS}", "w") as file:
-        file.write(json.dumps(digests, indent=1, sort_keys=True))
+        file.write(json.dumps(about, indent=1, sort_keys=True))
 
 
-def read_digests(uri: str, store: BaseArtifactStore) -> dict[str, str]:
-    """Return what `write_digests` stored; an empty dict if an earlier release stored the artifact.
+def read_digests(uri: str, store: BaseArtifactStore) -> StoredFiles:
+    """Return what `write_digests` stored.
 
     Raises:
         DamagedArtifact: the artifact is missing, or the list of its digests is damaged.
@@ -47,12 +61,28 @@ def read_digests(uri: str, store: BaseArtifactStore) -> dict[str, str]:
     except FileNotFoundError as error:
         if not _names(uri, store):
             raise DamagedArtifact(uri, f"its folder {uri} is missing or empty") from error
-        return {}
+        return StoredFiles(uri, {})
     except ValueError as error:  # no UTF-8, or no JSON
         raise DamagedArtifact(uri, f"{DIGESTS} is damaged") from error
     if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
         raise DamagedArtifact(uri, f"{DIGESTS} is damaged")
-    return digests
+    return StoredFiles(digests.pop(SAME_AS, uri), digests)
+
+
+def are_stored(files: StoredFiles, store: BaseArtifactStore) -> bool:
+    """Return whether a place has these files, intact. All of them are read."""
+    return all(_digest(f"{files.place}/{name}", store) == digest for name, digest in files.digests.items())
+
+
+def _digest(uri: str, store: BaseArtifactStore) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        with store.open(uri, "rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                digest.update(piece)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()
 
 
 def compare(uri: str, stored: Mapping[str, str], found: Mapping[str, str]) -> None:
@@ -84,9 +114,10 @@ def check_cached(steps: Iterable[StepRunResponse]) -> None:
 def _check_present(artifact: ArtifactVersionResponse) -> None:
     store = Client().active_stack.artifact_store
     stored = read_digests(artifact.uri, store)
-    folders = {name.rpartition("/")[0] for name in stored}
-    present = {f"{folder}/{name}" for folder in folders for name in _names(f"{artifact.uri}/{folder}", store)}
-    compare(artifact.uri, stored, {name: digest for name, digest in stored.items() if _path(name) in present})
+    folders = {name.rpartition("/")[0] for name in stored.digests}
+    present = {f"{folder}/{name}" for folder in folders for name in _names(f"{stored.place}/{folder}", store)}
+    there = {name: digest for name, digest in stored.digests.items() if _path(name) in present}
+    compare(artifact.uri, stored.digests, there)
 
 
 def _path(name: str) -> str:

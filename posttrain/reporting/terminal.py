@@ -19,6 +19,7 @@ from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.labels import ABSENT, ACCURACIES, METRICS, STAGES, percent, words
 from posttrain.evaluation.sweep import SweepOutcome
+from posttrain.reporting.plain_console import PlainConsole
 from posttrain.reporting.sweep_report import render_sweep
 
 INDENTED = ("normalised_accuracy", "implicit_accuracy")
@@ -67,7 +68,7 @@ class Report:
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print a run's table, decision and next steps."""
-    console = console or Console()
+    console = console or PlainConsole()
     if report.sweep:
         console.print(render_sweep(report.sweep), soft_wrap=False)
     console.print(_table(report, console), soft_wrap=False)

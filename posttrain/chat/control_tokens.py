@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.chat.messages import Messages, texts_of
+from posttrain.chat.message_form import Messages, texts_of
 from posttrain.chat.template import Chat
 from posttrain.compat.chat_templates import encode_as_text
 

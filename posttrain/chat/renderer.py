@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.chat.messages import OPEN, Messages, Tools, as_calls, join_thoughts, split_thoughts
+from posttrain.chat.message_form import OPEN, Messages, Tools, as_calls, join_thoughts, split_thoughts
 from posttrain.compat.chat_templates import compile_template
 
 PROBE = "posttrain-probe"

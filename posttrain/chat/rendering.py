@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.chat.control_tokens import unmarked
-from posttrain.chat.messages import CLOSE, OPEN, Messages, Tools, as_calls, join_thoughts, thoughts_of
+from posttrain.chat.message_form import CLOSE, OPEN, Messages, Tools, as_calls, join_thoughts, thoughts_of
 from posttrain.chat.renderer import TemplateRefusesError
 from posttrain.chat.template import Chat
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.chat.messages import CLOSE, OPEN, Messages
+from posttrain.chat.message_form import CLOSE, OPEN, Messages
 from posttrain.chat.prelude import is_pinned, join_named_templates, pin_template
 from posttrain.chat.renderer import PROBE, Renderer, TemplateRefusesError, any_of, special_tokens
 from posttrain.errors import UserError

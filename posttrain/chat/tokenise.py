@@ -13,11 +13,11 @@ from datasets import Dataset
 
 from posttrain.chat.control_tokens import encode_marked
 from posttrain.chat.findings import Findings
+from posttrain.chat.rendered_rows import Conversation, RenderedRow, earlier_answers, render_row
 from posttrain.chat.renderer import TemplateRefusesError
 from posttrain.chat.rendering import render_completion, render_prompt
-from posttrain.chat.rows import Conversation, RenderedRow, earlier_answers, render_row
 from posttrain.chat.template import Chat
-from posttrain.data.rows import lean_rows
+from posttrain.data.spool import lean_rows
 
 IDS = pa.list_(pa.int32())
 PAIR_TOKENS = pa.schema([("id", pa.string()), ("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS)])

@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain.chat.control_tokens import has_control_tokens, is_templated, mark, mark_texts, unwrap, without_stop
 from posttrain.chat.findings import Findings
-from posttrain.chat.messages import OPEN, Messages, Tools, thoughts_of
+from posttrain.chat.message_form import OPEN, Messages, Tools, thoughts_of
 from posttrain.chat.renderer import TemplateRefusesError
 from posttrain.chat.rendering import left_out_of_prompt, render_completion, render_prompt
 from posttrain.chat.template import Chat

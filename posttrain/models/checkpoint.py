@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from posttrain.errors import UserError
 
@@ -98,7 +98,7 @@ class Checkpoint:
         """
         try:
             manifest = Manifest.model_validate_json((path / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:  # no text, or no manifest
             raise UserError(f"{path}: not a checkpoint of this project ({MANIFEST} is missing or invalid)") from error
         found = {file.name for file in path.iterdir()} - {MANIFEST}
         for name in sorted(found ^ set(manifest.files)):

@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from posttrain.errors import UserError
 
@@ -103,7 +103,7 @@ class Checkpoint:
         """
         try:
             manifest = Manifest.model_validate_json((path / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:  # no text, or no manifest
             raise UserError(f"{path}: not a checkpoint of this project ({MANIFEST} is missing or invalid)") from error
         found = {file.name for file in path.iterdir()} - {MANIFEST}
         for name in sorted(found ^ set(manifest.files)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -34,6 +35,9 @@ from posttrain.plain_text import shown
 from posttrain.storage.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk, and of a user's full share of it."""
 
 
 class CheckedPipeline(Pipeline):
@@ -149,12 +153,21 @@ def clean_errors() -> Iterator[None]:
         raise  # the run is repeated
     except UserError as error:
         raise click.ClickException(shown(error)) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        raise click.ClickException(
+            f"the disk is full{place}: free space, for example with `posttrain prune`, or move TMPDIR, POSTTRAIN_CACHE or the "
+            "artifact store. The same command continues"
+        ) from error
     finally:
         for handler in handlers:
             handler.removeFilter(_without_trace)
 
 
 def _without_trace(record: logging.LogRecord) -> bool:
-    if record.exc_info and isinstance(record.exc_info[1], UserError):
+    error = record.exc_info and record.exc_info[1]
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in FULL):
         record.exc_info = None
     return True

@@ -1,5 +1,6 @@
 """The pipeline as a user meets it: one file decides, a mistake costs one line, and nothing is trained twice."""
 
+import errno
 import importlib
 import re
 import shutil
@@ -167,6 +168,26 @@ def test_a_failing_step_ends_the_run_with_its_message(tmp_path: Path) -> None:
     with pytest.raises(click.ClickException, match=r"data\.max_drop_share"):
         dpo_pipeline.with_options(config_path=path)()
     assert Client().list_pipeline_runs(sort_by="desc:created", size=1).items[0].status == ExecutionStatus.FAILED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/store/x"), r"the disk is full \(/store/x\): free space"),
+        (UserError("\x1b[2Jfirst postgresql://h/db?password=hidden"), r"^\[2Jfirst postgresql://h/db$"),
+    ],
+)
+def test_what_ends_a_step_is_one_line_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, message: str
+) -> None:
+    def fails(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("posttrain.data.loader.load_preferences", fails)
+    with pytest.raises(click.ClickException, match=message):
+        dpo_pipeline.with_options(config_path=written(tmp_path, TINY))()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.figures import Figures
+from posttrain.evaluation.label_check.noise import noise_of_test_pairs
 from posttrain.evaluation.statistics import summarise
 from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.base import resolve_base
@@ -113,6 +114,7 @@ def evaluate(models: EvaluatedModels, data: EvaluationData, section: EvaluationS
     figures = Figures(
         **dict(summaries.pop(TEST)),
         sets=summaries,
+        label_noise=noise_of_test_pairs(tables[TEST], section.confidence),
         confidence=section.confidence,
         seed=section.seed,
         digests=_digests(models, data),

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines import ROOT
 from posttrain.config import RunConfig
-from posttrain.config.check_policies import policy_of
+from posttrain.config.check_policies import TOKEN_CHECKS
 from posttrain.errors import UserError
 from posttrain.orchestration.checked_pipeline import CheckedPipeline
 
@@ -20,6 +20,7 @@ class RunArtifacts:
     base: Any
     model: Any
     tokens: Any
+    sft_tokens: Any
     sft_checkpoint: Any
 
 
@@ -63,13 +64,22 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     elif sft.dataset:
         instructions, _ = load_instructions(preferences, sft.dataset, config.data)
     sft_max_length = sft.max_length if sft_checkpoint is None else None
-    must_fit = policy_of("truncated", config.data.checks) == "fail"
+    checks = {name: policy for name, policy in config.data.checks.items() if name in TOKEN_CHECKS}
     tokens, sft_tokens, _ = tokenise(
-        preferences, instructions, base, sft_checkpoint, tokenizer, dpo.lengths, sft_max_length, must_fit
+        preferences,
+        instructions,
+        base,
+        sft_checkpoint,
+        tokenizer,
+        dpo.lengths,
+        sft_max_length,
+        sft.loss_on,
+        checks,
+        config.data.max_drop_share,
     )
     if sft_checkpoint is None:
         sft_checkpoint = train_sft(sft_tokens, base, model, config.without_sources().sft, config.seed)
-    return RunArtifacts(preferences, data_report, base, model, tokens, sft_checkpoint)
+    return RunArtifacts(preferences, data_report, base, model, tokens, sft_tokens, sft_checkpoint)
 
 
 def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference_logps: Any) -> None:
@@ -88,7 +98,18 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
     champion = find_champion(dpo or sft, config.name)
     generations = generate(preferences, tokens, base, sft, dpo, champion, model, section)
     evaluation = evaluate(
-        preferences, tokens, base, sft, dpo, reference_logps, champion, pair_sets, model, section, generations
+        preferences,
+        tokens,
+        base,
+        sft,
+        dpo,
+        reference_logps,
+        made.sft_tokens,
+        champion,
+        pair_sets,
+        model,
+        section,
+        generations,
     )
     promotion = promote(evaluation, generations, dpo or sft, champion, config.gate, config.name)
     conclude(report(made.data_report, base, sft, dpo, evaluation, generations, promotion))

@@ -12,6 +12,7 @@ from posttrain.cli.import_command import import_config_command
 from posttrain.cli.label_command import label_check
 from posttrain.cli.model_commands import chat, export
 from posttrain.cli.project_commands import init, run
+from posttrain.cli.prune_command import prune
 from posttrain.cli.report_commands import compare, report
 from posttrain.cli.schedule_commands import schedule
 from posttrain.cli.send_command import send
@@ -41,6 +42,7 @@ for command in (
     stack,
     schedule,
     send,
+    prune,
     settings,
 ):
     main.add_command(command)

@@ -31,7 +31,7 @@ from posttrain.orchestration.interruption import (
 from posttrain.orchestration.run_file import RunFile, read_run_file
 from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 from posttrain.orchestration.stacks.schedules import replacing
-from posttrain.plain_text import shown
+from posttrain.storage.plain_text import shown
 from posttrain.storage.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)

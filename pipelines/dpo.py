@@ -44,16 +44,19 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     """The steps that every pipeline begins with, up to the SFT checkpoint."""
     import materializers  # noqa: F401 (registers them)
     from posttrain.orchestration.existing_checkpoint import existing_checkpoint
+    from posttrain.training.preflight import needs_of
     from steps.import_checkpoint import import_checkpoint
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences
+    from steps.preflight import preflight
     from steps.resolve_base import resolve_base
     from steps.tokenise import tokenise
     from steps.train_sft import train_sft
 
     sft, dpo = config.sft, config.dpo
-    preferences, data_report = load_preferences(config.data)
     base, model, tokenizer = resolve_base(config.model)
+    base = preflight(base, model, needs_of(config))
+    preferences, data_report = load_preferences(config.data, after="preflight")  # broken bases cost no download
     sft_checkpoint = instructions = None
     if dpo.sft_checkpoint:
         found = existing_checkpoint(dpo.sft_checkpoint)

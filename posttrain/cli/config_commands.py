@@ -11,7 +11,7 @@ import yaml
 from posttrain.cli.options import FILE, set_option
 from posttrain.cli.outcome import clean_errors, write_file
 from posttrain.cli.project_files import find_project, template_folder
-from posttrain.config import load_config, point_label
+from posttrain.config import RunConfig, load_config, point_label
 from posttrain.errors import UserError
 
 
@@ -30,6 +30,7 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
         from posttrain.training.plan import plan
 
         stages = plan(run)
+        tried = _preflight(run)
     click.echo(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
     for name, stage in stages.items():
         rows = "rows: unknown until loaded" if stage.n_rows is None else f"about {stage.n_rows} rows"
@@ -40,8 +41,25 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
             else f"about {stage.memory_gib:.1f} GiB for model and batch"
         )
         click.echo(f"{name}: {rows}, effective batch size {stage.effective_batch_size}, {steps}, {memory}")
+    click.echo(f"model: {tried}")
     if points := run.sweep_points():
         click.echo(f"sweep: dpo {len(points)} times: {'; '.join(point_label(values) for values, _ in points)}")
+
+
+def _preflight(run: RunConfig) -> str:
+    """Return what the preflight found, if the model is on this machine."""
+    from posttrain.models.memory import read_shape
+
+    if run.model.base == "demo" or read_shape(run.model) is None:
+        # The demo's model need not be built and tried for this: it is the same for everyone.
+        return f"{run.model.base} is checked when a run starts"
+    from posttrain.models.base import resolve_base
+    from posttrain.training.preflight import machine_problems, needs_of, preflight
+
+    needs = needs_of(run)
+    for problem in machine_problems(run.model, needs):
+        click.echo(f"On this machine: {problem}", err=True)
+    return preflight(resolve_base(run.model), run.model, needs, trains_here=False)
 
 
 @click.command()

@@ -56,7 +56,7 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     sft, dpo = config.sft, config.dpo
     base, model, tokenizer = resolve_base(config.model)
     base = preflight(base, model, needs_of(config))
-    preferences, data_report = load_preferences(config.data, after="preflight")  # broken bases cost no download
+    preferences, data_report = load_preferences(config.data, after="preflight")  # a broken base is found first
     sft_checkpoint = instructions = None
     if dpo.sft_checkpoint:
         found = existing_checkpoint(dpo.sft_checkpoint)

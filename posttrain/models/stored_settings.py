@@ -19,6 +19,12 @@ RANDOM = re.compile(r"drop(?!ped)|^jitter_noise$")
 """Names of settings that make a forward pass in training mode random. PhiMoE's `router_jitter_noise` is part of its routing."""
 
 
+DROPOUTS = (
+    torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.Dropout3d, torch.nn.AlphaDropout,
+    torch.nn.FeatureAlphaDropout,
+)  # fmt: skip
+
+
 def drop_unused_sampling(model: PreTrainedModel) -> list[str]:
     """Remove sampling values from the generation settings of a model that does not sample, and return their names.
 
@@ -41,7 +47,7 @@ def remove_randomness(model: Any) -> list[str]:
     """
     found = set()
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0:
+        if isinstance(module, DROPOUTS) and module.p > 0:
             module.p = 0.0
             found.add(name.rsplit(".", 1)[-1])
         for attribute, value in list(vars(module).items()):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import yaml
 
 from posttrain.cli.options import FILE, set_option
-from posttrain.cli.outcome import clean_errors, write_file
+from posttrain.cli.outcome import clean_errors, echo, write_file
 from posttrain.cli.project_files import find_project, template_folder
-from posttrain.config import RunConfig, load_config, point_label
+from posttrain.config import ModelSection, RunConfig, load_config, point_label
 from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from posttrain.orchestration.dpo_start import DpoStart
 
 
 @click.command()
@@ -29,9 +33,11 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
         run = load_config(config, assignments)
         from posttrain.training.plan import plan
 
-        stages = plan(run)
-        tried = _preflight(run)
-    click.echo(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
+        model, start = _start_of(run)
+        run_of_start = run.model_copy(update={"model": model})
+        stages = plan(run_of_start)
+        tried = _preflight(run_of_start, reads_base=start is None or start.kind != "full")
+    echo(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
     for name, stage in stages.items():
         rows = "rows: unknown until loaded" if stage.n_rows is None else f"about {stage.n_rows} rows"
         steps = "steps: unknown until loaded" if stage.n_steps is None else f"{stage.n_steps} optimisation steps"
@@ -40,13 +46,15 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
             if stage.memory_gib is None
             else f"about {stage.memory_gib:.1f} GiB for model and batch"
         )
-        click.echo(f"{name}: {rows}, effective batch size {stage.effective_batch_size}, {steps}, {memory}")
-    click.echo(f"model: {tried}")
+        echo(f"{name}: {rows}, effective batch size {stage.effective_batch_size}, {steps}, {memory}")
+    echo(f"model: {tried}")
+    if start:
+        echo(f"dpo starts from {start}, which is also its reference")
     if points := run.sweep_points():
-        click.echo(f"sweep: dpo {len(points)} times: {'; '.join(point_label(values) for values, _ in points)}")
+        echo(f"sweep: dpo {len(points)} times: {'; '.join(point_label(values) for values, _ in points)}")
 
 
-def _preflight(run: RunConfig) -> str:
+def _preflight(run: RunConfig, *, reads_base: bool) -> str:
     """Return what the preflight found, if the model is on this machine."""
     from posttrain.models.memory import read_shape
 
@@ -56,9 +64,9 @@ def _preflight(run: RunConfig) -> str:
     from posttrain.models.base import resolve_base
     from posttrain.training.preflight import machine_problems, needs_of, preflight
 
-    needs = needs_of(run)
+    needs = needs_of(run, reads_base=reads_base)
     for problem in machine_problems(run.model, needs):
-        click.echo(f"On this machine: {problem}", err=True)
+        echo(f"On this machine: {problem}", err=True)
     return preflight(resolve_base(run.model), run.model, needs, trains_here=False)
 
 
@@ -80,16 +88,26 @@ def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
         preferences, found = load_preferences(run.data)
         tokens = None
         try:
-            chat = load_chat(resolve_base(run.model), run.model)
+            model, start = _start_of(run)
+            chat = load_chat(resolve_base(model), model, start and start.load())
         except UserError as error:
-            click.echo(f"Tokens are not counted: {error}", err=True)
+            echo(f"Tokens are not counted: {error}", err=True)
         else:
             must_fit = policy_of("truncated", run.data.checks) == "fail"
             tokens = report_tokens(chat, preferences, run.dpo.lengths, must_fit=must_fit)
         if html:
             write_file(html, data_page(found, tokens, f"Data of {config.name}"))
     for line in summary_lines(found, tokens):
-        click.echo(line)
+        echo(line)
+
+
+def _start_of(run: RunConfig) -> tuple[ModelSection, DpoStart | None]:
+    """Return the model settings, and what DPO starts from. Imports ZenML only if it is needed."""
+    if run.dpo.start is None:
+        return run.model, None
+    from posttrain.orchestration.dpo_start import start_of
+
+    return start_of(run)
 
 
 @click.command()
@@ -102,8 +120,8 @@ def settings(checks: bool, equivalents: bool) -> None:
     if equivalents:
         from posttrain.config.equivalents import equivalents_tables
 
-        click.echo(equivalents_tables())
+        echo(equivalents_tables())
         return
     from posttrain.config.reference_tables import checks_table, settings_table
 
-    click.echo(checks_table() if checks else settings_table())
+    echo(checks_table() if checks else settings_table())

@@ -8,17 +8,19 @@ from itertools import chain, islice
 from typing import Any
 
 from posttrain.config import Source
-from posttrain.data.checks import Turn, Unusable
+from posttrain.data.checks import Unusable
 from posttrain.data.formats import (
     INSTRUCTION_LAYOUTS,
     PREFERENCE_LAYOUTS,
     check_columns,
     find_layout,
+    prepare,
     read_rows,
     rename,
 )
-from posttrain.data.formats.layout import as_turns
+from posttrain.data.formats.turns import as_turns
 from posttrain.data.near_duplicates import words
+from posttrain.data.rows import Turn
 from posttrain.data.sources import open_source
 from posttrain.errors import UserError
 
@@ -85,7 +87,7 @@ def _read_prompts(source: Source) -> Iterator[str]:
         prompts = (_as_prompt(values.get("prompt")) for values in every)
     else:
         _, layout = find_layout(source, rows, {**PREFERENCE_LAYOUTS, **INSTRUCTION_LAYOUTS})
-        found = read_rows(source, layout, ((None, values) for values in every))
+        found = read_rows(source, layout, ((None, prepare(layout, values)) for values in every))
         prompts = (item.prompt for _, items in found for item in items if not isinstance(item, Unusable))
     n_found = 0
     for turns in prompts:

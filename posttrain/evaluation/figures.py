@@ -71,9 +71,9 @@ class Comparison(Result):
 class Slice(Result):
     """Pairs that share a property, such as their source."""
 
-    by: Literal["source", "subset", "n_turns", "prompt_tokens"]
+    by: Literal["source", "subset", "n_turns", "prompt_tokens", "length"]
     name: str
-    """Value of the property, e.g. `hh-rlhf/harmless-base`, `3` or `65-128`."""
+    """Value of the property, e.g. `hh-rlhf/harmless-base`, `3`, `65-128` or `chosen shorter`."""
     n_pairs: int
     accuracy: dict[str, Estimate]
     """Likelihood accuracy by stage."""
@@ -90,6 +90,15 @@ class Stratum(Result):
     implicit_accuracy: Estimate | None
 
 
+class LengthControl(Result):
+    """Comparisons of two models in which length does not count."""
+
+    controlled: Comparison
+    """By the part of the likelihood margin that the difference in length does not explain (`without_length`)."""
+    per_token: Comparison
+    """By the mean log-probability of a token."""
+
+
 class Length(Result):
     """Relation of a model's preferences to the length of responses."""
 
@@ -102,6 +111,10 @@ class Length(Result):
     lengths are constant are left out."""
     implicit_correlation: Estimate | None
     """The same for the implicit margin. A value above 0 means that DPO learned to prefer longer responses."""
+    controlled_accuracy: dict[str, Estimate] = Field({})
+    """Accuracy by the part of the likelihood margin that the difference in length does not explain, by stage."""
+    controls: dict[str, LengthControl] = Field({})
+    """By comparison, as in `comparisons`."""
 
 
 class Reliability(Result):
@@ -154,6 +167,9 @@ class SetFigures(Result):
     """Metrics by `STAGES`; None if the run has no such model."""
     comparisons: dict[str, Comparison]
     """`newer_vs_older`: `sft_vs_base`, `dpo_vs_sft`, `dpo_vs_champion` (`sft_vs_champion` where SFT is the newest)."""
+    perplexity_ratios: dict[str, Estimate] = Field({})
+    """Perplexity of the newer model on the chosen responses over that of the older one, by comparison. The bootstrap resamples
+    whole responses. Without the champion, whose tokens may differ."""
     slices: list[Slice]
     length: Length
     calibration: Calibration | None
@@ -162,6 +178,19 @@ class SetFigures(Result):
     """Wrongly ranked pairs, the most confident errors first."""
     cut: dict[str, int]
     """Number of pairs that were truncated or left out, by reason."""
+
+
+class Forgetting(Result):
+    """Loss on held-out SFT data, in nats per token."""
+
+    data: Literal["instructions", "chosen"]
+    """`instructions`: held-out rows of `sft.dataset`. `chosen`: the chosen responses of the test pairs, where SFT trained on
+    chosen responses or was not trained in this run."""
+    n_rows: int
+    losses: dict[str, Estimate]
+    """By stage. A champion with another tokenizer is left out, as its tokens are others."""
+    rises: dict[str, Estimate]
+    """Loss of the newest model minus that of SFT and of the champion: `dpo_vs_sft`, `dpo_vs_champion`."""
 
 
 class Finding(Result):
@@ -186,6 +215,8 @@ class Figures(SetFigures):
 
     sets: dict[str, SetFigures] = Field({})
     """Metrics of each additional set in `evaluation.sets`, by name."""
+    forgetting: Forgetting | None = Field(None)
+    """Loss on held-out SFT data."""
     findings: list[Finding] = Field([])
     """Findings, the most severe first."""
     confidence: float

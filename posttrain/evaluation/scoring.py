@@ -13,16 +13,17 @@ from datasets import Dataset
 
 from posttrain.chat.template import Chat, Messages
 from posttrain.chat.tokenise import Tokenised, tokenise_pairs
-from posttrain.chat.tokens import PairTokens, check_chat
+from posttrain.chat.tokens import PairTokens, SftTokens, check_chat
 from posttrain.config import EvaluationSection, LoraSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.evaluation.diagnosis.evidence import Written
+from posttrain.evaluation.diagnosis.evidence import TrainingLog, Written
 from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.figures import Figures
+from posttrain.evaluation.forgetting import HeldOut, held_out_rows, measure_forgetting, of_chosen
 from posttrain.evaluation.statistics import summarise
 from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.base import resolve_base
@@ -75,6 +76,8 @@ class EvaluationData:
     """Further sets of pairs (`evaluation.sets`)."""
     generations: Written | None = None
     """Answers of the models, for the diagnosis."""
+    sft_tokens: SftTokens | None = None
+    """Rows of SFT, some of which are held out; None if SFT was not trained in this run."""
 
 
 def evaluate(models: EvaluatedModels, data: EvaluationData, section: EvaluationSection) -> Evaluation:
@@ -88,16 +91,20 @@ def evaluate(models: EvaluatedModels, data: EvaluationData, section: EvaluationS
     """
     scoring = _Scoring(models, data, section)
     sft, dpo = models.sft, models.dpo
+    is_base = sft is not None and sft.manifest.kind == "base"  # DPO starts from the base
     test_tokens = scoring.sets[TEST].tokenised.rows
     kl = NextTokenKL(test_tokens, section.n_kl_pairs if sft and dpo else 0, section.seed)
     measured = kl if kl.drawn else None
-    scoring.score("base", None)
+    if not is_base:
+        scoring.score("base", None)
     if sft:
         stored = {}
         if data.reference:
             data.reference.check_checkpoint(sft)
             stored[TEST] = data.reference.of(test_tokens, data.tokens.lengths)
         scoring.score("sft", sft, stored, measured)
+        if is_base:
+            scoring.copy("sft", "base")
     if dpo:
         scoring.score("dpo", dpo, kl=measured)
     if models.champion:
@@ -109,12 +116,17 @@ def evaluate(models: EvaluatedModels, data: EvaluationData, section: EvaluationS
     figures = Figures(
         **dict(summaries.pop(TEST)),
         sets=summaries,
+        forgetting=measure_forgetting(scoring.held_out or of_chosen(tables[TEST]), section),
         confidence=section.confidence,
         seed=section.seed,
         digests=_digests(models, data),
     )
-    findings = diagnose(figures, sft.history if sft else [], dpo.history if dpo else [], data.generations)
+    findings = diagnose(figures, _log_of(sft), _log_of(dpo), data.generations)
     return Evaluation(figures.model_copy(update={"findings": findings}), tables.pop(TEST), tables)
+
+
+def _log_of(checkpoint: Checkpoint | None) -> TrainingLog:
+    return TrainingLog(checkpoint.history, checkpoint.manifest.metrics) if checkpoint else TrainingLog()
 
 
 def _digests(models: EvaluatedModels, data: EvaluationData) -> dict[str, str]:
@@ -136,6 +148,11 @@ class _Scoring:
         for name, found in (data.sets.sets if data.sets else {}).items():
             self.sets[name] = _Pairs(name, found.rows, self._tokenise(chat, found.rows))
 
+        held_out = held_out_rows(data.sft_tokens)
+        self._held_out = None if held_out is None else Tokenised(held_out, {})
+        self.held_out = None if held_out is None else HeldOut("instructions", {}, np.array([]))
+        """Scores of the held-out instructions; None if there are none."""
+
     def _tokenise(self, chat: Chat, rows: Dataset) -> Tokenised:
         return tokenise_pairs(chat, rows, self._lengths.max_length, self._lengths.max_prompt_length)
 
@@ -150,10 +167,11 @@ class _Scoring:
         stored = stored or {}
         for name, scores in stored.items():
             self.sets[name].scores[stage] = scores
-        if stored.keys() == self.sets.keys() and kl is None:
+        if stored.keys() == self.sets.keys() and kl is None and self._held_out is None:
             return
         section = self._models.section
         policy = load_model(self._models.base, section, checkpoint)
+        self._score_held_out(stage, policy, section)
         for name, pairs in self.sets.items():
             if name not in stored:
                 pairs.scores[stage] = self._score(policy, section, pairs.tokenised, f"{stage}, {name} pairs")
@@ -162,6 +180,13 @@ class _Scoring:
         elif kl is not None:
             self.sets[TEST].kl = dict(zip(kl.drawn, kl.measure(policy, section), strict=True))
 
+    def copy(self, stage: str, to: str) -> None:
+        """Take the scores of a stage for another one that is the same model."""
+        for pairs in self.sets.values():
+            pairs.scores[to] = pairs.scores[stage]
+        if self.held_out:
+            self.held_out.logps[to] = self.held_out.logps[stage]
+
     def score_champion(self, champion: Checkpoint, same_stage: str | None) -> None:
         """Score the model in production as it is served: with its own base, tokenizer and template.
 
@@ -169,12 +194,13 @@ class _Scoring:
             same_stage: the stage of this run that is the same model and has been scored.
         """
         if same_stage is not None:
-            for pairs in self.sets.values():
-                pairs.scores["champion"] = pairs.scores[same_stage]
+            self.copy(same_stage, "champion")
             return
-        section = _section_of(champion, self._models.base, self._models.section)
+        section = section_of_champion(champion, self._models.base, self._models.section)
         chat = load_chat(champion.manifest.base, section, champion)
         policy = load_model(champion.manifest.base, section, champion)
+        if chat.digest == self._chat_digest:
+            self._score_held_out("champion", policy, section)
         for name, pairs in self.sets.items():
             tokenised = pairs.tokenised if chat.digest == self._chat_digest else self._tokenise(chat, pairs.rows)
             if len(tokenised.rows) == 0:
@@ -183,6 +209,13 @@ class _Scoring:
                 )
             pairs.own_ids = list(tokenised.rows["id"])
             pairs.scores["champion"] = self._score(policy, section, tokenised, f"champion, {name} pairs")
+
+    def _score_held_out(self, stage: str, policy: Model, section: ModelSection) -> None:
+        if self._held_out is None or self.held_out is None:
+            return
+        found = self._score(policy, section, self._held_out, f"{stage}, held-out instructions")
+        logps = self.held_out.logps | {stage: found.chosen_logps.astype(np.float64)}
+        self.held_out = HeldOut("instructions", logps, found.n_chosen_tokens.astype(np.float64))
 
     def _score(self, policy: Model, section: ModelSection, tokenised: Tokenised, label: str) -> PairLogps:
         scored = score_pairs(policy, tokenised.rows, section, self._section.tokens_per_batch, label)
@@ -246,14 +279,14 @@ class _Pairs:
         return pa.table(columns)
 
 
-def _section_of(champion: Checkpoint, base: Base, model: ModelSection) -> ModelSection:
+def section_of_champion(champion: Checkpoint, base: Base, model: ModelSection) -> ModelSection:
     """Return the settings that load a champion of an earlier run, whatever model this run trains.
 
     Raises:
         UserError: the champion is an adapter, and its base has changed.
     """
     own = champion.manifest.base
-    if own.digest == base.digest and (champion.manifest.kind == "full" or model.method != "full"):
+    if own.digest == base.digest and (champion.manifest.kind != "adapter" or model.method != "full"):
         return model.model_copy(update={"chat_template": None, "lora": LoraSection()})
     adapter = champion.manifest.kind == "adapter"
     method = "lora" if adapter and model.method == "full" else model.method

@@ -18,6 +18,7 @@ from posttrain.evaluation.figures import (
     Comparison,
     Histogram,
     Length,
+    LengthControl,
     Reliability,
     SetFigures,
     Slice,
@@ -26,6 +27,8 @@ from posttrain.evaluation.figures import (
     WrongPair,
 )
 from posttrain.evaluation.intervals import Estimate, bootstrap, bootstrap_mean, wilson
+from posttrain.evaluation.labels import STRATA
+from posttrain.evaluation.length_control import STRATA_SIGNS, Scores, per_token_margins, without_length
 
 N_BINS = 40
 N_CONFIDENCE_BINS = 10
@@ -67,8 +70,11 @@ def summarise(
         n_pairs=pairs.num_rows,
         stages=stages,
         comparisons={f"{newer}_vs_{older}": compare(right[newer], right[older], section) for newer, older in contests},
+        perplexity_ratios={
+            f"{newer}_vs_{older}": perplexity_ratio(column, newer, older, section) for older, newer in pairwise(trained)
+        },
         slices=list(_slices(column, right, contests, section)),
-        length=_length(column, margins, implicit, section),
+        length=_length(column, margins, implicit, contests, section),
         calibration=None if implicit is None or beta is None else calibrate(beta * implicit, section),
         wrong=_wrong(
             pairs, margins[trained[-1]] if implicit is None else implicit, implicit is not None, beta, section
@@ -117,6 +123,14 @@ def perplexity(logps: np.ndarray, n_tokens: np.ndarray, section: EvaluationSecti
     return bootstrap(lambda s, n: np.exp(-s.sum(axis=1) / n.sum(axis=1)), section, logps, n_tokens)
 
 
+def perplexity_ratio(column: Columns, newer: str, older: str, section: EvaluationSection) -> Estimate:
+    """Return the perplexity of one model on the chosen responses, divided by that of another on the same tokens."""
+    lost = _difference(column, f"{older}_chosen_logps", f"{newer}_chosen_logps")
+    return bootstrap(
+        lambda s, n: np.exp(s.sum(axis=1) / n.sum(axis=1)), section, lost, column["n_chosen_tokens"].astype(float)
+    )
+
+
 def calibrate(log_odds: np.ndarray, section: EvaluationSection) -> Calibration:
     """Return the calibration of the probabilities given by the log-odds of the chosen responses.
 
@@ -163,21 +177,20 @@ class _Margins(NamedTuple):
 
 def _stage(stage: str, column: Columns, own: _Margins, section: EvaluationSection) -> StageFigures:
     margins, implicit, edges = own
-    chosen, rejected = column[f"{stage}_chosen_logps"], column[f"{stage}_rejected_logps"]
-    n_chosen, n_rejected = _n_tokens(column, stage)
+    scores = _scores(column, stage)
     truth = column["true_margin"].astype(float)
     known = np.isfinite(truth) & (truth != 0)
     kl = column["kl_nats_per_token"].astype(float) if stage == "dpo" and "kl_nats_per_token" in column else np.array([])
     kl = kl[np.isfinite(kl)]
     return StageFigures(
         likelihood_accuracy=share(correct(margins), section),
-        normalised_accuracy=share(correct(chosen / n_chosen - rejected / n_rejected), section),
+        normalised_accuracy=share(correct(per_token_margins(scores)), section),
         implicit_accuracy=None if implicit is None else share(correct(implicit), section),
         true_agreement=share(correct(margins[known] * np.sign(truth[known])), section) if known.any() else None,
         likelihood_margin_nats=bootstrap_mean(margins, section),
         implicit_margin_nats=None if implicit is None else bootstrap_mean(implicit, section),
-        chosen_logps_nats=bootstrap_mean(chosen, section),
-        chosen_perplexity=perplexity(chosen, n_chosen, section),
+        chosen_logps_nats=bootstrap_mean(scores.chosen, section),
+        chosen_perplexity=perplexity(scores.chosen, scores.n_chosen, section),
         kl_nats_per_token=bootstrap_mean(kl, section) if len(kl) else None,
         margins=_histogram(margins, edges),
         implicit_margins=None if implicit is None else _histogram(implicit, _edges([implicit])),
@@ -211,11 +224,14 @@ def _slices(
     if len(set(source)) == len(set(subset)):
         source, subset = subset, np.array([""] * n_pairs)  # no source has several subsets
     turns, prompts = column["n_turns"], column["n_prompt_tokens"]
-    ways: list[tuple[Literal["source", "subset", "n_turns", "prompt_tokens"], np.ndarray, Callable[[Any], str]]] = [
+    ways: list[
+        tuple[Literal["source", "subset", "n_turns", "prompt_tokens", "length"], np.ndarray, Callable[[Any], str]]
+    ] = [
         ("source", source, str),
         ("subset", subset, str),
         ("n_turns", np.minimum(turns, MAX_TURNS_TOLD_APART), _turns_name),
         ("prompt_tokens", _bucket(prompts), _bucket_name),
+        ("length", np.sign(_longer(column)), lambda sign: STRATA[STRATA_SIGNS[sign]]),
     ]
     for by, values, name in ways:
         found = np.unique(values).tolist()
@@ -250,11 +266,21 @@ def _bucket_name(bucket: int) -> str:
     return f"{longest // 2 + 1}-{longest}" if bucket else f"1-{longest}"
 
 
-def _length(column: Columns, margins: Columns, implicit: np.ndarray | None, section: EvaluationSection) -> Length:
-    n_chosen, n_rejected = column["n_chosen_tokens"].astype(int), column["n_rejected_tokens"].astype(int)
-    longer = n_chosen - n_rejected
+def _longer(column: Columns) -> np.ndarray:
+    longer: np.ndarray = column["n_chosen_tokens"].astype(int) - column["n_rejected_tokens"].astype(int)
+    return longer
+
+
+def _length(
+    column: Columns,
+    margins: Columns,
+    implicit: np.ndarray | None,
+    contests: list[tuple[str, str]],
+    section: EvaluationSection,
+) -> Length:
+    longer = _longer(column)
     strata = {}
-    for name, sign in (("chosen_shorter", -1), ("same_length", 0), ("chosen_longer", 1)):
+    for sign, name in STRATA_SIGNS.items():
         inside = np.sign(longer) == sign
         some = bool(inside.any())
         strata[name] = Stratum(
@@ -263,11 +289,22 @@ def _length(column: Columns, margins: Columns, implicit: np.ndarray | None, sect
             implicit_accuracy=share(correct(implicit[inside]), section) if some and implicit is not None else None,
         )
     correlations = {stage: rank_correlation(margin, longer, section) for stage, margin in margins.items()}
+    scores = {stage: _scores(column, stage) for stage in margins}
+    controlled = {stage: correct(without_length(found)) for stage, found in scores.items()}
+    per_token = {stage: correct(per_token_margins(found)) for stage, found in scores.items()}
     return Length(
         prefer_longer=share(correct(longer), section),
         strata=strata,
         margin_correlation={stage: found for stage, found in correlations.items() if found is not None},
         implicit_correlation=None if implicit is None else rank_correlation(implicit, longer, section),
+        controlled_accuracy={stage: share(right, section) for stage, right in controlled.items()},
+        controls={
+            f"{newer}_vs_{older}": LengthControl(
+                controlled=compare(controlled[newer], controlled[older], section),
+                per_token=compare(per_token[newer], per_token[older], section),
+            )
+            for newer, older in contests
+        },
     )
 
 
@@ -300,8 +337,8 @@ def _difference(column: Columns, minuend: str, subtrahend: str) -> np.ndarray:
     return difference
 
 
-def _n_tokens(column: Columns, stage: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the token counts of chosen and rejected responses; a champion with another tokenizer has its own counts."""
+def _scores(column: Columns, stage: str) -> Scores:
+    """Return a model's scores. A champion with another tokenizer has its own token counts."""
+    logps = (column[f"{stage}_{which}_logps"].astype(np.float64) for which in ("chosen", "rejected"))
     names = ("n_chosen_tokens", "n_rejected_tokens")
-    chosen, rejected = (column.get(f"{stage}_{name}", column[name]) for name in names)
-    return chosen, rejected
+    return Scores(*logps, *(column.get(f"{stage}_{name}", column[name]).astype(np.int64) for name in names))

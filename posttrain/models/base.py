@@ -75,7 +75,7 @@ def _refuse_adapter(base: str, names: Collection[str], folder: Path | None = Non
     raise UserError(
         f"model.base: {base} is an adapter{f' of {of}' if of else ''}, not a model: merge it into its base and name the result "
         "(`PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(NEW)`), or, if this project trained it, "
-        "name the base here and the adapter's checkpoint in dpo.sft_checkpoint"
+        "name the base here and the adapter's checkpoint in dpo.start"
     )
 
 

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from posttrain.errors import UserError
+from posttrain.storage.addresses import without_secrets
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+
+def checked_uri(uri: str) -> str:
+    """Return the URI of a tracking server or database.
+
+    Raises:
+        UserError: it is a folder, in which MLflow 3 keeps no runs.
+    """
+    if uri.startswith("file:") or "://" not in uri:
+        folder = uri.removeprefix("file://").removeprefix("file:").rstrip("/")
+        raise UserError(
+            f"{uri}: MLflow 3 keeps no runs in folders: use a database there, as in MLFLOW_TRACKING_URI=sqlite:///{folder}/mlflow.db"
+        )
+    return uri
 
 
 def connect(uri: str) -> MlflowClient:
@@ -43,9 +59,4 @@ def reason(failure: BaseException) -> str:
         if isinstance(cause, OSError):
             failure = cause
         cause = cause.__cause__ or cause.__context__
-    return without_password((str(failure).strip() or type(failure).__name__).splitlines()[0])[:200]
-
-
-def without_password(text: str) -> str:
-    """Return the text without user and password in URIs."""
-    return re.sub(r"//[^/\s]*@", "//", text)
+    return without_secrets((str(failure).strip() or type(failure).__name__).splitlines()[0])[:200]

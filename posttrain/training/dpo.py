@@ -11,7 +11,7 @@ from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
 from posttrain.compat.transformers_internals import with_one_gpu
-from posttrain.compat.trl_internals import PreparedPairs, without_model_hash
+from posttrain.compat.trl_internals import PreparedPairs, weight_metrics, without_model_hash
 from posttrain.config import DpoSection, ModelSection
 from posttrain.errors import UserError
 from posttrain.forward.logprobs import dpo_loss, score_as_it_is
@@ -46,7 +46,11 @@ class PairTrainer(PreparedPairs, ResumableTrainer, DPOTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        return loss * (len(inputs["ref_chosen_logps"]) / self.pairs_per_batch) if self.model.training else loss
+        n_pairs = len(inputs["ref_chosen_logps"])
+        if self.model.training:
+            return loss * (n_pairs / self.pairs_per_batch)
+        weight_metrics(self, n_pairs)
+        return loss
 
 
 def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, job: TrainingJob) -> Checkpoint:
@@ -91,7 +95,8 @@ def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoin
         policy.delete_adapter("ref")
     batches = prepare(trainer, job.model)
     check_start(policy, reference, sft_checkpoint, job.model, dpo)
-    counts = {"n_pairs": len(train), **{f"n_{name}": count for name, count in reference.cut["train"].items()}}
+    cut = {f"n_{name}": count for name, count in reference.cut["train"].items()}
+    counts = {"n_pairs": len(train), "n_validation": len(validation), **cut}
     return train_and_seal(TrainingSetup(trainer, chat, job, "dpo", sft_checkpoint, counts, batches, stored))
 
 

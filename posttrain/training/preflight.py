@@ -31,8 +31,12 @@ class Needs(Section):
     """Whether the base's own weights are used. They are not if DPO starts from a checkpoint with all weights."""
 
 
-def needs_of(config: RunConfig) -> Needs:
-    """Return what a config asks of its base model."""
+def needs_of(config: RunConfig, *, reads_base: bool) -> Needs:
+    """Return what a config asks of its base model.
+
+    Args:
+        reads_base: whether the base's own weights are used.
+    """
     lengths: dict[str, int] = {}
     stages: dict[str, TrainSection] = {}
     if config.finetuning_type in ("sft", "both"):
@@ -48,8 +52,7 @@ def needs_of(config: RunConfig) -> Needs:
     costs = {
         name: TrainSection(learning_rate=1.0, **section.model_dump(include=COST)) for name, section in stages.items()
     }
-    reads = config.dpo.sft_checkpoint is None or config.model.method != "full"
-    return Needs(lengths=lengths, stages=costs, reads_weights=reads)
+    return Needs(lengths=lengths, stages=costs, reads_weights=reads_base)
 
 
 def preflight(base: Base, section: ModelSection, needs: Needs, *, trains_here: bool) -> str:

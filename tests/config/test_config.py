@@ -1,5 +1,6 @@
 """Loading and validating configs: each mistake gives one line with file, key, value and fix."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,14 +49,18 @@ BAD = {
     ),
     "dpo without a checkpoint": (
         {"finetuning_type": "dpo"},
-        "finetuning_type dpo needs an SFT checkpoint to start from: set dpo.sft_checkpoint",
+        "finetuning_type dpo needs a model to start from: set dpo.start",
+    ),
+    "the earlier name of a setting": (
+        {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "3"}},
+        "c.yaml: dpo.sft_checkpoint: unknown key (it was renamed: use dpo.start)",
     ),
     "unused checkpoint": (
-        {"dpo": {"sft_checkpoint": "3"}},
-        "dpo.sft_checkpoint is set but finetuning_type is both",
+        {"dpo": {"start": "3"}},
+        "dpo.start is set but finetuning_type is both",
     ),
     "unused sft section": (
-        {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "3"}, "sft": {"epochs": 2}},
+        {"finetuning_type": "dpo", "dpo": {"start": "3"}, "sft": {"epochs": 2}},
         "sft is set but finetuning_type is dpo",
     ),
     "label_smoothing without effect": (
@@ -97,7 +102,19 @@ BAD = {
     ),
     "password in a URL": (
         {"evaluation": {"judge": {"base_url": "http://me:secret@judge/v1", "model": "m"}}},
-        "base_url contains a user or password",
+        "base_url: contains a user or password",
+    ),
+    "key in a bucket's URL": (
+        {"data": {"sources": [{"path": "s3://KEY:hid/hidden@bucket/pairs.jsonl"}]}},
+        "data.sources.0.path: contains a user or password",
+    ),
+    "key in a short source": (
+        {"data": {"sources": ["s3://KEY:hidden@bucket"]}},
+        "data.sources: contains a user or password",
+    ),
+    "key in a query": (
+        {"evaluation": {"judge": {"base_url": "http://judge/v1?api-key=hidden", "model": "m"}}},
+        "base_url has a query",
     ),
     "demo model on own data": ({"data": {"sources": [{"path": "mine.jsonl"}]}}, "model.base is demo"),
     "an empty section": ({"dpo": None}, "dpo: has no value: set one, or remove the key to use the default"),
@@ -121,6 +138,7 @@ def test_mistake_gives_one_line(values, message):
         check_config(values, "c.yaml")
     assert message in str(caught.value)
     assert str(caught.value).count("\n") == 0
+    assert not re.search("me:secret|hid", str(caught.value))
     assert str(caught.value).startswith("c.yaml: ")
 
 

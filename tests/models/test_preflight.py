@@ -154,9 +154,7 @@ def test_several_named_templates_survive(base: Path, method: str) -> None:
 def test_an_adapter_alone_is_refused_with_the_way_out(base: Path, tmp_path: Path) -> None:
     adapter = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"]))
     adapter.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(
-        UserError, match=rf"is an adapter of {base}, not a model: merge it .* or, .* in dpo\.sft_checkpoint"
-    ):
+    with pytest.raises(UserError, match=rf"is an adapter of {base}, not a model: merge it .* or, .* in dpo\.start"):
         check(tmp_path / "adapter")
 
 
@@ -217,11 +215,11 @@ def test_a_run_needs_the_lengths_of_its_stages_and_answers() -> None:
     config = RunConfig.model_validate(
         {
             "finetuning_type": "dpo",
-            "dpo": {"max_length": 96, "max_prompt_length": 64, "sft_checkpoint": "3"},
+            "dpo": {"max_length": 96, "max_prompt_length": 64},
             "evaluation": {"generations": {"n": 4, "max_new_tokens": 40}},
         }
     )
-    needs = needs_of(config)
+    needs = needs_of(config, reads_base=False)
     assert needs.lengths == {
         "dpo.max_length": 96, "dpo.max_prompt_length + evaluation.generations.max_new_tokens": 104
     }  # fmt: skip

@@ -1,7 +1,9 @@
 """The pipeline as a user meets it: one file decides, a mistake costs one line, and nothing is trained twice."""
 
+import errno
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from posttrain.orchestration.caching import cache_key as _code
 from posttrain.orchestration.finished_runs import read_report
 from posttrain.orchestration.project import step_names
 from posttrain.orchestration.run_file import read_run_file
+from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -67,6 +70,10 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
         ({"enable_cache": True}, "enable_cache: true is not allowed: it would also take the data from the cache"),
         ({"enable_step_logs": "maybe"}, "enable_step_logs: 'maybe' is not allowed"),
         ({"shedule": {}}, "shedule: unknown key"),
+        (
+            {"run_name": "nightly"},
+            "run_name: 'nightly' would be the name of every run, and ZenML takes a name only once",
+        ),
         ({"schedule": {"cron_expression": "0 3 * * 1"}}, "stack 'default' cannot run schedules"),
     ],
 )
@@ -116,7 +123,7 @@ BEGIN = "resolve_base preflight load_preferences"
         ({}, f"{BEGIN} tokenise train_sft score_reference train_dpo"),
         ({"finetuning_type": "sft"}, f"{BEGIN} tokenise train_sft"),
         (
-            {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "FOLDER"}},
+            {"finetuning_type": "dpo", "dpo": {"start": "FOLDER"}},
             f"{BEGIN} import_checkpoint tokenise score_reference train_dpo",
         ),
         (
@@ -130,9 +137,11 @@ BEGIN = "resolve_base preflight load_preferences"
     ],
     ids=["both", "sft", "dpo", "instructions", "sets"],
 )
-def test_the_finetuning_type_decides_which_steps_there_are(tmp_path: Path, config: dict[str, Any], steps: str) -> None:
+def test_the_finetuning_type_decides_which_steps_there_are(
+    tmp_path: Path, tiny_folder: Path, config: dict[str, Any], steps: str
+) -> None:
     if "dpo" in config:
-        config = {**config, "dpo": {"sft_checkpoint": str(tmp_path)}}
+        config = {**config, "dpo": {"start": str(tiny_folder)}}
     pipeline = dpo_pipeline.with_options(config_path=written(tmp_path, config))
     pipeline.prepare()
     verdict = ["find_champion", "generate", "evaluate", "promote", "report", "conclude"]
@@ -142,9 +151,9 @@ def test_the_finetuning_type_decides_which_steps_there_are(tmp_path: Path, confi
 @pytest.mark.parametrize(
     "name", ["70007", "sft_checkpoint:70007", "no/such/folder", "0b51e4e2-2a4e-4d4c-8f4c-3f1d1b1f4c11"]
 )
-def test_a_missing_sft_checkpoint_is_one_line(tmp_path: Path, name: str) -> None:
-    path = written(tmp_path, {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": name}})
-    with pytest.raises(click.ClickException, match=f"dpo.sft_checkpoint: '{name}' is neither"):
+def test_a_missing_start_is_one_line(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, {"finetuning_type": "dpo", "dpo": {"start": name}})
+    with pytest.raises(click.ClickException, match=f"dpo.start: '{name}' is not a model"):
         dpo_pipeline.with_options(config_path=path)()
 
 
@@ -159,6 +168,26 @@ def test_a_failing_step_ends_the_run_with_its_message(tmp_path: Path) -> None:
     with pytest.raises(click.ClickException, match=r"data\.max_drop_share"):
         dpo_pipeline.with_options(config_path=path)()
     assert Client().list_pipeline_runs(sort_by="desc:created", size=1).items[0].status == ExecutionStatus.FAILED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/store/x"), r"the disk is full \(/store/x\): free space"),
+        (UserError("\x1b[2Jfirst postgresql://h/db?password=hidden"), r"^\[2Jfirst postgresql://h/db$"),
+    ],
+)
+def test_what_ends_a_step_is_one_line_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, message: str
+) -> None:
+    def fails(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("posttrain.data.loader.load_preferences", fails)
+    with pytest.raises(click.ClickException, match=message):
+        dpo_pipeline.with_options(config_path=written(tmp_path, TINY))()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -221,18 +250,18 @@ def test_nothing_is_trained_twice(
     other_gate = run({**TINY, "gate": {"max_p_value": 0.5}})
     assert worked(other_gate) == always | {"promote", "report"}
     assert outcomes(renamed, other_gate) == ["unchanged", "judged"]
-    champion = Client().get_model_version("tiny", ModelStages.PRODUCTION)
+    champion: Any = Client().get_model_version("tiny", ModelStages.PRODUCTION)
     assert champion.number == n_versions() == 3
     # The model is the champion now, and what it was promoted over has not changed: its verdict stands.
     assert worked(run({**TINY, "gate": {"max_p_value": 0.5}})) == always
-    assert champion.run_metadata["reasons"] == ["well done"]
+    assert champion.run_metadata["judgement"]["reasons"] == ["well done"]
     assert {"sft_checkpoint", "dpo_checkpoint", "evaluation", "preferences"} <= {
         link.artifact_version.name for link in Client().list_model_version_artifact_links(model_version_id=champion.id)
     }
 
     without_sft = {key: section for key, section in TINY.items() if key != "sft"}
     version = first.steps["train_sft"].outputs["sft_checkpoint"][0].version
-    from_sft = run({**without_sft, "finetuning_type": "dpo", "dpo": {**TINY["dpo"], "sft_checkpoint": version}})
+    from_sft = run({**without_sft, "finetuning_type": "dpo", "dpo": {**TINY["dpo"], "start": version}})
     # ZenML's cache key depends on where an input comes from; the same weights come out, so the verdict stands.
     assert worked(from_sft) == always | {
         "preflight",
@@ -253,7 +282,7 @@ def test_a_challenger_is_compared_with_the_champion_only_once(tmp_path: Path, mo
     """Run, again, changed, again, and back to the first: whatever is repeated comes from the cache."""
     monkeypatch.setattr(
         "posttrain.evaluation.gate.decision.decide",
-        lambda figures, _: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"]),
+        lambda figures, *_: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"]),
     )
 
     def run(beta: float) -> tuple[set[str], Any]:
@@ -279,3 +308,51 @@ def test_a_challenger_is_compared_with_the_champion_only_once(tmp_path: Path, mo
     assert third.digests["champion"] == second.digests["dpo"]
     assert run(0.15) == (set(), third)
     assert len(Client().list_model_versions(model="rivals", stage=ModelStages.PRODUCTION)) == 1
+
+
+@pytest.mark.slow
+def test_a_damaged_or_missing_result_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Although ZenML takes it from its cache, because the database still has it."""
+    monkeypatch.setattr(
+        "posttrain.evaluation.gate.decision.decide",
+        lambda *_: Promotion(promoted=True, opponent="sft", reasons=["well done"]),
+    )
+    config = {**TINY, "name": "damaged", "finetuning_type": "sft", "data": {**OTHER_DATA, "test_size": 0.25}}
+    config["evaluation"] = {"generations": {"n": 0}}
+
+    def run() -> tuple[PipelineRunResponse, set[str]]:
+        done = dpo_pipeline.with_options(config_path=written(tmp_path, config))()
+        assert done is not None
+        return done, {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
+
+    def folder(step: str, name: str) -> Path:
+        return Path(first.steps[step].outputs[name][0].uri)
+
+    def digest(done: PipelineRunResponse) -> str:
+        return str(done.steps["train_sft"].outputs["sft_checkpoint"][0].run_metadata["digest"])
+
+    first, _ = run()
+    always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
+
+    shutil.rmtree(folder("tokenise", "tokens"))  # no step of an unchanged run reads it
+    again, worked = run()
+    assert worked == always | {"tokenise"}
+    assert "artifact tokens version" in caplog.text
+    assert ", made by step tokenise of run damaged-" in caplog.text
+
+    (evaluation,) = folder("evaluate", "evaluation").glob("files/*.parquet")
+    evaluation.write_bytes(evaluation.read_bytes()[:-1] + b"\0")  # read only when the outcome is printed
+    _, worked = run()
+    assert worked == always | {"evaluate"}
+
+    weights = folder("train_sft", "sft_checkpoint") / "files" / "model.safetensors"
+    weights.unlink()
+    last, worked = run()
+    assert worked == always | {"train_sft"}
+    assert digest(last) == digest(first)
+    with pytest.raises(
+        DamagedArtifact, match=r"sft_checkpoint version 1, made by step train_sft .*`zenml pipeline runs delete"
+    ):
+        again.steps["train_sft"].outputs["sft_checkpoint"][0].load()

@@ -214,14 +214,14 @@ def test_parameters_are_flat_and_truncated_and_keep_their_first_value(
     tracker: Tracker, caplog: pytest.LogCaptureFixture
 ) -> None:
     with tracker.parent("load_preferences") as stage:
-        stage.log_params({"dpo": {"beta": 0.1, "sft_checkpoint": None}, "data": {"sources": [{"path": "demo"}]}})
+        stage.log_params({"dpo": {"beta": 0.1, "start": None}, "data": {"sources": [{"path": "demo"}]}})
         stage.log_params({"note": "x" * 7000, "odd?name": True, "losses": ["sigmoid", "sft"]})
     with tracker.parent("evaluate") as stage:
         stage.log_params({"dpo": {"beta": 0.5}, "data.digest": "ab12"})
 
     assert runs(tracker)["demo-run"].data.params == {
         "dpo.beta": "0.1",
-        "dpo.sft_checkpoint": "null",
+        "dpo.start": "null",
         "data.sources.0.path": "demo",
         "data.digest": "ab12",
         "note": "x" * 499 + "…",
@@ -458,3 +458,10 @@ def test_missing_server_delays_a_step_by_seconds_only(
     assert [message.split(":")[0] for message in outages(caplog, "train_dpo")] == ["MLflow at http"]
     assert "Connection refused" in caplog.text
     assert unsent_metrics(stage.unsent) == [(1, 0.5)]
+
+
+@pytest.mark.parametrize("uri", ["file:///some/mlruns", "file:/some/mlruns", "/some/mlruns/"])
+def test_a_folder_of_runs_is_refused_with_the_database_to_use(monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=r"MLflow 3 keeps no runs in folders: .*sqlite:////some/mlruns/mlflow.db"):
+        tracking.default_tracking_uri()

@@ -12,7 +12,7 @@ from zenml.exceptions import IllegalOperationError
 
 from posttrain.config import DpoSection, RunConfig
 from posttrain.errors import UserError
-from posttrain.tracking import TrackedStage, Tracker, default_tracking_uri, send
+from posttrain.tracking import TrackedStage, Tracker, checked_uri, default_tracking_uri, send
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def tracked(*, nested: bool, point: DpoSection | None = None) -> Iterator[Tracke
     config = RunConfig.model_validate((context.pipeline_run.config.parameters or {})["config"])
     settings = config.model_dump(exclude={"sweep"} if point or not config.sweep else None)
     if point:
-        settings["dpo"] |= point.model_dump(exclude={"sft_checkpoint"})
+        settings["dpo"] |= point.model_dump(exclude={"start"})
     run, step = context.pipeline_run, context.step_run.name
     tracker = Tracker(tracking_uri(), config.tracking.experiment, str(run.id), run.name, ended)
     stage = tracker.stage(step) if nested else tracker.parent(step)
@@ -104,4 +104,4 @@ def tracking_uri() -> str:
     if component is None or component.flavor != "mlflow":
         return default_tracking_uri()
     component.configure_mlflow()
-    return str(component.get_tracking_uri())
+    return checked_uri(str(component.get_tracking_uri()))

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines import ROOT
 from posttrain.config import RunConfig
-from posttrain.config.check_policies import policy_of
+from posttrain.config.check_policies import TOKEN_CHECKS
 from posttrain.errors import UserError
 from posttrain.orchestration.checked_pipeline import CheckedPipeline
 
@@ -67,9 +67,18 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     elif sft.dataset:
         instructions, _ = load_instructions(preferences, sft.dataset, config.data)
     sft_max_length = sft.max_length if sft_checkpoint is None else None
-    must_fit = policy_of("truncated", config.data.checks) == "fail"
+    checks = {name: policy for name, policy in config.data.checks.items() if name in TOKEN_CHECKS}
     tokens, sft_tokens, _ = tokenise(
-        preferences, instructions, base, sft_checkpoint, tokenizer, dpo.lengths, sft_max_length, must_fit
+        preferences,
+        instructions,
+        base,
+        sft_checkpoint,
+        tokenizer,
+        dpo.lengths,
+        sft_max_length,
+        sft.loss_on,
+        checks,
+        config.data.max_drop_share,
     )
     if sft_checkpoint is None:
         sft_checkpoint = train_sft(sft_tokens, base, model, config.without_sources().sft, config.seed)

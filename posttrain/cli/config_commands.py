@@ -78,6 +78,7 @@ def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
     """Check the data of CONFIG as a run does, without training."""
     with clean_errors():
         run = load_config(config, assignments)
+        from posttrain.chat.findings import Findings
         from posttrain.chat.token_report import report_tokens
         from posttrain.config.check_policies import policy_of
         from posttrain.data.loader import load_preferences
@@ -93,8 +94,9 @@ def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
         except UserError as error:
             echo(f"Tokens are not counted: {error}", err=True)
         else:
-            must_fit = policy_of("truncated", run.data.checks) == "fail"
-            tokens = report_tokens(chat, preferences, run.dpo.lengths, must_fit=must_fit)
+            must_fit, findings = policy_of("truncated", run.data.checks) == "fail", Findings(run.data.checks)
+            tokens = report_tokens(chat, preferences, run.dpo.lengths, findings, must_fit=must_fit)
+            findings.check_policies(chat.template, run.data.max_drop_share)
         if html:
             write_file(html, data_page(found, tokens, f"Data of {config.name}"))
     for line in summary_lines(found, tokens):

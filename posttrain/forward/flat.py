@@ -11,6 +11,7 @@ response, so that losses, metrics and callbacks remain TRL's (`trl.trainer.utils
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +52,12 @@ class FlatCollator:
             prompts = [example["prompt_ids"] for example in examples] * 2
             responses = [example[which] for which in ("chosen_ids", "rejected_ids") for example in examples]
         else:
-            ends = [sum(label == -100 for label in example["labels"]) for example in examples]
+            ends = [next(i for i, label in enumerate(example["labels"]) if label != -100) for example in examples]
             prompts = [example["input_ids"][:end] for example, end in zip(examples, ends, strict=True)]
             responses = [example["input_ids"][end:] for example, end in zip(examples, ends, strict=True)]
         flat = lay_out(prompts, responses)
+        if not pairs:
+            flat = _only_trained(flat, [example["labels"][end:] for example, end in zip(examples, ends, strict=True)])
         labels = torch.where(flat["mask"], flat["targets"][flat["rows"]], -100)
         labels = torch.nn.functional.pad(labels, (1, 0), value=-100)
         batch = {
@@ -67,6 +70,25 @@ class FlatCollator:
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             batch[name] = torch.tensor([example[name] for example in examples])
         return {**batch, "completion_mask": (labels != -100).long()}
+
+
+def _only_trained(flat: dict[str, Any], labels: Sequence[list[int]]) -> dict[str, Any]:
+    """Return a layout without the targets whose label is -100, such as a user's turn between two answers."""
+    if not any(-100 in row for row in labels):
+        return flat
+    mask = flat["mask"].clone()
+    for i, row in enumerate(labels):
+        mask[i, : len(row)] &= torch.tensor(row) != -100
+    used, places = flat["rows"][mask].unique(return_inverse=True)
+    rows = torch.zeros_like(flat["rows"])
+    rows[mask] = places
+    return {
+        **flat,
+        "mask": mask,
+        "rows": rows,
+        "targets": flat["targets"][used],
+        "predicting": flat["predicting"][used],
+    }
 
 
 def use_flat_batches(model: PreTrainedModel | PeftModel, section: ModelSection) -> str | None:

@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -44,6 +45,10 @@ class Manifest(BaseModel):
     parent: str | None
     """Digest of the checkpoint that training started from; None for the base model."""
     template: str
+    template_kwargs: dict[str, Any] = {}
+    """Values of the template's variables, which the saved template contains."""
+    template_date: date | None = None
+    """Date that the saved template prints, if it has a clock."""
     stop_ids: list[int]
     beta: float | None = None
     """Beta of the DPO loss; None for SFT."""

@@ -6,14 +6,22 @@ import contextlib
 import functools
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
-from posttrain.chat.template import Chat, prepare_chat
+from posttrain.chat.template import Chat, TemplateSettings, prepare_chat
 from posttrain.compat.deepspeed_internals import choose_deepspeed_accelerator
 from posttrain.compat.glibc import keep_freed_memory
 from posttrain.compat.peft_internals import leave_casts_to_autocast
@@ -33,18 +41,43 @@ Model: TypeAlias = PreTrainedModel | PeftModel
 def load_chat(base: Base, section: ModelSection, checkpoint: Checkpoint | None = None) -> Chat:
     """Load tokenizer and template of a checkpoint, or of the base model with the template from the settings."""
     if checkpoint is not None:
-        template = checkpoint.manifest.template
-        if section.chat_template and Path(section.chat_template).name != template:
-            raise UserError(
-                f"model.chat_template: {section.chat_template} does not match {checkpoint.path}, which was trained with "
-                f"{template}: remove the setting, or train SFT again"
-            )
+        manifest = checkpoint.manifest
+        _check_template(section, checkpoint)
         with without_its_code(str(checkpoint.path)):
-            chat = prepare_chat(AutoTokenizer.from_pretrained(checkpoint.path, **LOCAL_ONLY), None)
-        return Chat(chat.tokenizer, template, chat.stop_id)
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, **LOCAL_ONLY)
+        chat = prepare_chat(tokenizer, more_stop_ids=manifest.stop_ids)
+        settings = TemplateSettings(None, manifest.template_kwargs, manifest.template_date or chat.settings.day)
+        return replace(chat, template=manifest.template, settings=settings)
     source, options = base_source(base, section)
     with without_its_code(source):
-        return prepare_chat(AutoTokenizer.from_pretrained(source, **options), section.chat_template)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    settings = TemplateSettings(section.chat_template, section.chat_template_kwargs, section.template_date)
+    return prepare_chat(tokenizer, settings, _stop_ids(source, options))
+
+
+def _check_template(section: ModelSection, checkpoint: Checkpoint) -> None:
+    """Check that the settings do not ask for another template than that of a checkpoint."""
+    manifest = checkpoint.manifest
+    name = section.chat_template and Path(section.chat_template).name
+    if name and name != manifest.template:
+        raise UserError(
+            f"model.chat_template: {section.chat_template} does not match {checkpoint.path}, which was trained with "
+            f"{manifest.template}: remove the setting, or train SFT again"
+        )
+    if section.chat_template_kwargs and section.chat_template_kwargs != manifest.template_kwargs:
+        raise UserError(
+            f"model.chat_template_kwargs: {section.chat_template_kwargs} does not match {checkpoint.path}, which was trained with "
+            f"{manifest.template_kwargs}: remove the setting, or train SFT again"
+        )
+
+
+def _stop_ids(source: str, options: dict[str, Any]) -> list[int]:
+    """Return the tokens that end a generation according to the base model."""
+    try:
+        ids = GenerationConfig.from_pretrained(source, **options).eos_token_id
+    except OSError:  # it has no generation_config.json
+        ids = AutoConfig.from_pretrained(source, **options).get_text_config().eos_token_id
+    return [ids] if isinstance(ids, int) else list(ids or [])
 
 
 def load_model(

@@ -218,6 +218,8 @@ def train_and_seal(setup: TrainingSetup) -> Checkpoint:
         base=job.base,
         parent=setup.parent.digest if setup.parent else None,
         template=setup.chat.template,
+        template_kwargs=dict(setup.chat.settings.kwargs),
+        template_date=setup.chat.settings.day if setup.chat.has_clock else None,
         stop_ids=setup.chat.stop_ids,
         beta=getattr(trainer, "beta", None),
         batches=setup.batches,

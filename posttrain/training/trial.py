@@ -102,6 +102,8 @@ def _step_save_reload(tried: _Tried, chat: Chat, folder: Path) -> str:
             base=base,
             parent=None,
             template=chat.template,
+            template_kwargs=dict(chat.settings.kwargs),
+            template_date=chat.settings.day if chat.has_clock else None,
             stop_ids=chat.stop_ids,
             metrics={},
         )

@@ -74,6 +74,18 @@ def test_a_response_that_is_a_prefix_of_another_needs_no_branch():
     assert flat["rows"].tolist() == [[0, 0], [0, 1]]
 
 
+def test_turns_between_trained_answers_are_seen_but_not_predicted():
+    """2 answers 1, and 5 6 answer 1 2 3 4: positions 0, 3 and 4 predict them."""
+    row = {"input_ids": [1, 2, 3, 4, 5, 6], "labels": [-100, 2, -100, -100, 5, 6]}
+    batch = FlatCollator()([row])
+    flat = batch["flat"]
+    assert flat["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
+    assert (flat["predicting"].tolist(), flat["targets"].tolist()) == ([0, 3, 4], [2, 5, 6])
+    assert flat["mask"].tolist() == [[True, False, False, True, True]]
+    assert flat["rows"][flat["mask"]].tolist() == [0, 1, 2]
+    assert batch["labels"].tolist() == [row["labels"]]
+
+
 def test_block_mask_equals_the_definition_of_segments():
     """Each token sees its own prefix or branch up to itself, and a branch its group's prefix, checked for each pair of tokens."""
     segments = Segments(((2, 2, 1), (0, 3), (1, 0, 2)))

@@ -215,7 +215,7 @@ def test_a_run_needs_the_lengths_of_its_stages_and_answers() -> None:
     config = RunConfig.model_validate(
         {
             "finetuning_type": "dpo",
-            "dpo": {"max_length": 96, "max_prompt_length": 64},
+            "dpo": {"max_length": 96, "max_prompt_length": 64, "start": "3"},
             "evaluation": {"generations": {"n": 4, "max_new_tokens": 40}},
         }
     )

@@ -45,17 +45,20 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     """The steps that every pipeline begins with, up to the SFT checkpoint."""
     import materializers  # noqa: F401 (registers them)
     from posttrain.orchestration.dpo_start import start_of
+    from posttrain.training.preflight import needs_of
     from steps.import_checkpoint import import_checkpoint
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences
+    from steps.preflight import preflight
     from steps.resolve_base import resolve_base
     from steps.tokenise import tokenise
     from steps.train_sft import train_sft
 
     sft, dpo = config.sft, config.dpo
-    preferences, data_report = load_preferences(config.data)
     section, start = start_of(config)
     base, model, tokenizer = resolve_base(section)
+    base = preflight(base, model, needs_of(config, reads_base=start is None or start.kind != "full"))
+    preferences, data_report = load_preferences(config.data, after="preflight")  # a broken base is found first
     sft_checkpoint = instructions = None
     if start:
         sft_checkpoint = start.checkpoint

@@ -5,8 +5,13 @@ from typing import Any, ClassVar
 from zenml.enums import ArtifactType
 from zenml.metadata.metadata_types import MetadataType
 
+from posttrain.models.base import demo_folder
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer, upload
+from posttrain.tracking.mlmodel import MLMODEL, TOKENIZER, StoredModel, mlmodel
+
+NOT_OF_THE_TOKENIZER = ("model", "adapter_", "config.json", "generation_config.json", "manifest.json", "history.json")
+"""Beginnings of the names of a checkpoint's other files."""
 
 
 class CheckpointMaterializer(FolderMaterializer):
@@ -16,8 +21,22 @@ class CheckpointMaterializer(FolderMaterializer):
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.MODEL
 
     def save(self, data: Checkpoint) -> None:
-        """Store the checkpoint's files."""
+        """Store the checkpoint's files, and beside them what makes them a model of MLflow."""
         upload(data.path, self.files_uri, self.artifact_store)
+        if data.manifest.kind != "base":  # which has no weights
+            self._save_for_mlflow(data)
+
+    def _save_for_mlflow(self, data: Checkpoint) -> None:
+        manifest, store = data.manifest, self.artifact_store
+        base = str(demo_folder()) if manifest.base.id == "demo" else manifest.base.id
+        stored = StoredModel(manifest.kind == "adapter", base, manifest.base.revision, manifest.template)
+        tokenizer = [file for file in data.path.iterdir() if not file.name.startswith(NOT_OF_THE_TOKENIZER)]
+        store.makedirs(f"{self.uri}/{TOKENIZER}")
+        for file in tokenizer:
+            with store.open(f"{self.uri}/{TOKENIZER}/{file.name}", "wb") as target:
+                target.write(file.read_bytes())
+        with store.open(f"{self.uri}/{MLMODEL}", "w") as target:
+            target.write(mlmodel(stored))
 
     def extract_metadata(self, data: Checkpoint) -> dict[str, MetadataType]:
         """Return the model's identity, its origin, and the metrics of its training."""

@@ -86,11 +86,11 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
     preferences, tokens, base, model, sft = made.preferences, made.tokens, made.base, made.model, made.sft_checkpoint
     pair_sets = load_pair_sets(preferences, sets, config.data) if sets else None
     champion = find_champion(dpo or sft, config.name)
-    generations = generate(preferences, tokens, base, sft, dpo, model, section)
+    generations = generate(preferences, tokens, base, sft, dpo, champion, model, section)
     evaluation = evaluate(
         preferences, tokens, base, sft, dpo, reference_logps, champion, pair_sets, model, section, generations
     )
-    promotion = promote(evaluation, dpo or sft, champion, config.gate, config.name)
+    promotion = promote(evaluation, generations, dpo or sft, champion, config.gate, config.name)
     conclude(report(made.data_report, base, sft, dpo, evaluation, generations, promotion))
 
 

@@ -24,12 +24,14 @@ class Scores:
     @property
     def longer(self) -> np.ndarray:
         """Number of tokens by which the chosen response is longer; below 0 if it is shorter."""
-        return self.n_chosen - self.n_rejected
+        longer: np.ndarray = self.n_chosen - self.n_rejected
+        return longer
 
     @property
     def rounding(self) -> np.ndarray:
         """Differences of log-probabilities up to this are rounding errors."""
-        return ROUNDING * (np.abs(self.chosen) + np.abs(self.rejected))
+        rounding: np.ndarray = ROUNDING * (np.abs(self.chosen) + np.abs(self.rejected))
+        return rounding
 
 
 def without_length(scores: Scores) -> np.ndarray:

@@ -18,7 +18,7 @@ from posttrain.config import EvaluationSection, LoraSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.evaluation.diagnosis.evidence import Written
+from posttrain.evaluation.diagnosis.evidence import TrainingLog, Written
 from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL
 from posttrain.evaluation.evaluated_models import EvaluatedModels
@@ -117,8 +117,12 @@ def evaluate(models: EvaluatedModels, data: EvaluationData, section: EvaluationS
         seed=section.seed,
         digests=_digests(models, data),
     )
-    findings = diagnose(figures, sft.history if sft else [], dpo.history if dpo else [], data.generations)
+    findings = diagnose(figures, _log_of(sft), _log_of(dpo), data.generations)
     return Evaluation(figures.model_copy(update={"findings": findings}), tables.pop(TEST), tables)
+
+
+def _log_of(checkpoint: Checkpoint | None) -> TrainingLog:
+    return TrainingLog(checkpoint.history, checkpoint.manifest.metrics) if checkpoint else TrainingLog()
 
 
 def _digests(models: EvaluatedModels, data: EvaluationData) -> dict[str, str]:
@@ -180,7 +184,7 @@ class _Scoring:
         if same_stage is not None:
             self.copy(same_stage, "champion")
             return
-        section = _section_of(champion, self._models.base, self._models.section)
+        section = section_of_champion(champion, self._models.base, self._models.section)
         chat = load_chat(champion.manifest.base, section, champion)
         policy = load_model(champion.manifest.base, section, champion)
         for name, pairs in self.sets.items():
@@ -254,7 +258,7 @@ class _Pairs:
         return pa.table(columns)
 
 
-def _section_of(champion: Checkpoint, base: Base, model: ModelSection) -> ModelSection:
+def section_of_champion(champion: Checkpoint, base: Base, model: ModelSection) -> ModelSection:
     """Return the settings that load a champion of an earlier run, whatever model this run trains.
 
     Raises:

@@ -70,6 +70,9 @@ def summarise(
         n_pairs=pairs.num_rows,
         stages=stages,
         comparisons={f"{newer}_vs_{older}": compare(right[newer], right[older], section) for newer, older in contests},
+        perplexity_ratios={
+            f"{newer}_vs_{older}": perplexity_ratio(column, newer, older, section) for older, newer in pairwise(trained)
+        },
         slices=list(_slices(column, right, contests, section)),
         length=_length(column, margins, implicit, contests, section),
         calibration=None if implicit is None or beta is None else calibrate(beta * implicit, section),
@@ -118,6 +121,14 @@ def perplexity(logps: np.ndarray, n_tokens: np.ndarray, section: EvaluationSecti
         n_tokens: number of tokens of each response.
     """
     return bootstrap(lambda s, n: np.exp(-s.sum(axis=1) / n.sum(axis=1)), section, logps, n_tokens)
+
+
+def perplexity_ratio(column: Columns, newer: str, older: str, section: EvaluationSection) -> Estimate:
+    """Return the perplexity of one model on the chosen responses, divided by that of another on the same tokens."""
+    lost = _difference(column, f"{older}_chosen_logps", f"{newer}_chosen_logps")
+    return bootstrap(
+        lambda s, n: np.exp(s.sum(axis=1) / n.sum(axis=1)), section, lost, column["n_chosen_tokens"].astype(float)
+    )
 
 
 def calibrate(log_odds: np.ndarray, section: EvaluationSection) -> Calibration:

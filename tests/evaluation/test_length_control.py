@@ -15,7 +15,7 @@ N = 400
 
 
 def scores(chosen, rejected, n_chosen, n_rejected) -> Scores:
-    return Scores(*map(np.array, (chosen, rejected, n_chosen, n_rejected)))
+    return Scores(np.array(chosen), np.array(rejected), np.array(n_chosen), np.array(n_rejected))
 
 
 def test_residual_margins_by_hand():
@@ -34,7 +34,7 @@ def test_nats_added_to_every_token_change_nothing():
 def test_uniform_model_ties_on_every_pair_in_spite_of_rounding():
     n_chosen, n_rejected = np.array([13, 7, 29]), np.array([11, 19, 3])
     logps = [(-np.log(32_000) * n).astype(np.float32).astype(np.float64) for n in (n_chosen, n_rejected)]
-    uniform = Scores(*logps, n_chosen, n_rejected)
+    uniform = Scores(logps[0], logps[1], n_chosen, n_rejected)
     assert without_length(uniform).tolist() == per_token_margins(uniform).tolist() == [0, 0, 0]
 
 

@@ -246,7 +246,7 @@ def test_a_challenger_is_compared_with_the_champion_only_once(tmp_path: Path, mo
     """Run, again, changed, again, and back to the first: whatever is repeated comes from the cache."""
     monkeypatch.setattr(
         "posttrain.evaluation.gate.decision.decide",
-        lambda figures, _: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"]),
+        lambda figures, *_: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"]),
     )
 
     def run(beta: float) -> tuple[set[str], Any]:

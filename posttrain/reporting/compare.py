@@ -17,6 +17,7 @@ from posttrain.config.flatten import flatten
 from posttrain.evaluation.figures import Comparison
 from posttrain.evaluation.labels import ABSENT, ACCURACIES, ANSWERS, METRICS, percent, plain, points
 from posttrain.evaluation.statistics import compare, correct
+from posttrain.reporting.plain_console import PlainConsole
 from posttrain.reporting.run_report import RunReport
 
 FIGURES = {
@@ -77,7 +78,7 @@ def compare_runs(first: tuple[RunReport, pa.Table], second: tuple[RunReport, pa.
 
 def print_difference(found: Difference, console: Console | None = None) -> None:
     """Print the difference as tables."""
-    console = console or Console()
+    console = console or PlainConsole()
     same = [name for name, is_same in found.origins.items() if is_same]
     other = [name for name, is_same in found.origins.items() if not is_same]
     console.print(Text(f"\nSame: {', '.join(same) or 'nothing'}. Different: {', '.join(other) or 'nothing'}."))

@@ -247,9 +247,10 @@ def killed_at_commit(number: int) -> Iterator[list[int]]:
     """Inside, every database of this process is lost at a commit, before it takes effect. The list counts the commits."""
     commits: list[int] = []
 
-    def commit(_: Any) -> None:
+    def commit(connection: Any) -> None:
         commits.append(len(commits))
         if len(commits) >= number:  # nor does anything that the dying process attempts
+            connection.connection.rollback()  # its locks end with the process
             raise Cut
 
     event.listen(Engine, "commit", commit)

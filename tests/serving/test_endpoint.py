@@ -86,6 +86,7 @@ def test_vllm_serves_the_folder_under_its_name() -> None:
     assert Endpoint(host="0.0.0.0").url == "http://127.0.0.1:8000/v1"
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")

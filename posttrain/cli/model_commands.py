@@ -83,20 +83,13 @@ def chat(versions: tuple[str, ...], prompts: tuple[str, ...], max_new_tokens: in
     "--follow", is_flag=True, help="Serve the model in production, and change to another one when it is promoted."
 )
 @click.option(
-    "--every",
-    type=click.FloatRange(0.1),
-    default=30.0,
-    show_default=True,
-    help="With --follow: seconds between two looks.",
-)
-@click.option(
     "--engine",
     type=click.Choice(["auto", "transformers", "vllm"]),
     default="auto",
     show_default=True,
     help="Server; auto: vLLM where it is installed, else transformers, which also runs on a CPU.",
 )
-def serve(version: str | None, host: str, port: int, follow: bool, every: float, engine: Any) -> None:
+def serve(version: str | None, host: str, port: int, follow: bool, engine: Any) -> None:
     """Serve a model with OpenAI's API.
 
     VERSION is named as for `export`, or is the folder of an export. Without it, the model in production is served. With
@@ -110,7 +103,7 @@ def serve(version: str | None, host: str, port: int, follow: bool, every: float,
         from posttrain.serving.endpoint import Endpoint
         from posttrain.serving.endpoint import serve as serve_model
 
-        endpoint = Endpoint(host, port, engine, every)
+        endpoint = Endpoint(host, port, engine)
         endpoint.check()
         from posttrain.orchestration.served_versions import ServedVersions
 

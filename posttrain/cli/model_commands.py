@@ -100,10 +100,10 @@ def serve(version: str | None, host: str, port: int, follow: bool, engine: Any) 
             f"--follow serves the model in production: name a model ({version.partition(':')[0]}:production)"
         )
     with clean_errors():
-        from posttrain.serving.endpoint import Endpoint
+        from posttrain.serving.endpoint import ModelServer
         from posttrain.serving.endpoint import serve as serve_model
 
-        endpoint = Endpoint(host, port, engine)
+        endpoint = ModelServer(host, port, engine)
         endpoint.check()
         from posttrain.orchestration.served_versions import ServedVersions
 

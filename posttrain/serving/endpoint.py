@@ -39,7 +39,7 @@ class ServedModel:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ModelServer:
     """Where and with what a model is served."""
 
     host: str = "127.0.0.1"
@@ -89,7 +89,7 @@ class Endpoint:
 
 def serve(
     model: ServedModel,
-    endpoint: Endpoint,
+    endpoint: ModelServer,
     say: Callable[[str], Any],
     changed: Callable[[], ServedModel | None] | None = None,
 ) -> None:
@@ -113,7 +113,7 @@ def serve(
 
 def _next_model(
     server: subprocess.Popen[bytes],
-    endpoint: Endpoint,
+    endpoint: ModelServer,
     say: Callable[[str], Any],
     changed: Callable[[], ServedModel | None] | None,
 ) -> ServedModel:
@@ -137,7 +137,7 @@ def _next_model(
 
 
 @contextmanager
-def _running(model: ServedModel, endpoint: Endpoint) -> Iterator[subprocess.Popen[bytes]]:
+def _running(model: ServedModel, endpoint: ModelServer) -> Iterator[subprocess.Popen[bytes]]:
     server = subprocess.Popen(endpoint.command(model), cwd=model.folder.parent)
     try:
         yield server
@@ -150,7 +150,7 @@ def _running(model: ServedModel, endpoint: Endpoint) -> Iterator[subprocess.Pope
             server.wait()
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], endpoint: Endpoint) -> None:
+def _wait_until_ready(server: subprocess.Popen[bytes], endpoint: ModelServer) -> None:
     health = endpoint.url.removesuffix("/v1") + "/health"
     while server.poll() is None:
         try:

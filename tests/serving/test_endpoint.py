@@ -21,7 +21,7 @@ from posttrain.errors import UserError
 from posttrain.models.base import resolve_base
 from posttrain.reporting.model_card import model_card
 from posttrain.serving import endpoint as endpoint_module
-from posttrain.serving.endpoint import Endpoint, ServedModel, serve
+from posttrain.serving.endpoint import ModelServer, ServedModel, serve
 from posttrain.serving.export import ExportedModel, export
 from posttrain.serving.side_by_side import answer, load_speaker
 from posttrain.training.trainer import TrainingJob
@@ -58,10 +58,10 @@ def test_a_port_that_is_taken_is_one_line() -> None:
 
 def test_missing_packages_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="vLLM is not installed here"):
-        Endpoint(engine="vllm", port=free_port()).check()
+        ModelServer(engine="vllm", port=free_port()).check()
     monkeypatch.setattr(endpoint_module, "is_serve_available", lambda: False)
     with pytest.raises(UserError, match=r"pip install 'posttrain\[serve\]'"):
-        Endpoint(engine="transformers", port=free_port()).check()
+        ModelServer(engine="transformers", port=free_port()).check()
 
 
 def test_what_is_not_exported_is_one_line(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_only_the_model_in_production_can_be_followed() -> None:
 
 
 def test_vllm_serves_the_folder_under_its_name() -> None:
-    command = Endpoint(host="0.0.0.0", port=81, engine="vllm").command(ServedModel(Path("/models/demo"), "demo-3"))
+    command = ModelServer(host="0.0.0.0", port=81, engine="vllm").command(ServedModel(Path("/models/demo"), "demo-3"))
     assert command[1:] == ["serve", "./demo", "--served-model-name", "demo", "--host", "0.0.0.0", "--port", "81"]
-    assert Endpoint(host="0.0.0.0").url == "http://127.0.0.1:8000/v1"
+    assert ModelServer(host="0.0.0.0").url == "http://127.0.0.1:8000/v1"
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_a_server_that_does_not_start_is_one_line(tmp_path: Path, capfd: pytest.
     (tmp_path / "broken" / "config.json").write_text("{}")
     port = free_port()
     with pytest.raises(UserError, match="ended with exit code 1 before it was ready"):
-        serve(ServedModel(tmp_path / "broken", "broken"), Endpoint(port=port, engine="transformers"), print)
+        serve(ServedModel(tmp_path / "broken", "broken"), ModelServer(port=port, engine="transformers"), print)
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_another_model_is_served_when_there_is_one(trained: Any, tmp_path: Path)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(-1)
     model.save_pretrained(second)
-    endpoint = Endpoint(port=free_port(), engine="transformers", follow_every_s=0.1)
+    endpoint = ModelServer(port=free_port(), engine="transformers", follow_every_s=0.1)
     found: list[Any] = [UserError("the store is away"), UserError("the store is away"), None, None]
     lines: list[str] = []
     replies: list[str] = []

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from posttrain.evaluation.intervals import Estimate, Result
+from posttrain.evaluation.label_check.noise import LabelNoise
 
 STAGES = ("base", "sft", "dpo", "champion")
 """The models of an evaluation. The champion is the model in production at that time."""
@@ -90,15 +91,6 @@ class Stratum(Result):
     implicit_accuracy: Estimate | None
 
 
-class LengthControl(Result):
-    """Comparisons of two models in which length does not count."""
-
-    controlled: Comparison
-    """By the part of the likelihood margin that the difference in length does not explain (`without_length`)."""
-    per_token: Comparison
-    """By the mean log-probability of a token."""
-
-
 class Length(Result):
     """Relation of a model's preferences to the length of responses."""
 
@@ -111,10 +103,8 @@ class Length(Result):
     lengths are constant are left out."""
     implicit_correlation: Estimate | None
     """The same for the implicit margin. A value above 0 means that DPO learned to prefer longer responses."""
-    controlled_accuracy: dict[str, Estimate] = Field({})
-    """Accuracy by the part of the likelihood margin that the difference in length does not explain, by stage."""
-    controls: dict[str, LengthControl] = Field({})
-    """By comparison, as in `comparisons`."""
+    per_token: dict[str, Comparison] = Field({})
+    """Comparisons by the mean log-probability of a token, so that length does not count; as in `comparisons`."""
 
 
 class Reliability(Result):
@@ -215,6 +205,8 @@ class Figures(SetFigures):
 
     sets: dict[str, SetFigures] = Field({})
     """Metrics of each additional set in `evaluation.sets`, by name."""
+    label_noise: LabelNoise | None = None
+    """Share of swapped labels among the test pairs, which no model was trained on; None without DPO or with few pairs."""
     forgetting: Forgetting | None = Field(None)
     """Loss on held-out SFT data."""
     findings: list[Finding] = Field([])

@@ -18,7 +18,6 @@ from posttrain.evaluation.figures import (
     Comparison,
     Histogram,
     Length,
-    LengthControl,
     Reliability,
     SetFigures,
     Slice,
@@ -28,7 +27,7 @@ from posttrain.evaluation.figures import (
 )
 from posttrain.evaluation.intervals import Estimate, bootstrap, bootstrap_mean, wilson
 from posttrain.evaluation.labels import STRATA
-from posttrain.evaluation.length_control import STRATA_SIGNS, Scores, per_token_margins, without_length
+from posttrain.evaluation.length_control import STRATA_SIGNS, Scores, per_token_margins
 
 N_BINS = 40
 N_CONFIDENCE_BINS = 10
@@ -289,21 +288,14 @@ def _length(
             implicit_accuracy=share(correct(implicit[inside]), section) if some and implicit is not None else None,
         )
     correlations = {stage: rank_correlation(margin, longer, section) for stage, margin in margins.items()}
-    scores = {stage: _scores(column, stage) for stage in margins}
-    controlled = {stage: correct(without_length(found)) for stage, found in scores.items()}
-    per_token = {stage: correct(per_token_margins(found)) for stage, found in scores.items()}
+    per_token = {stage: correct(per_token_margins(_scores(column, stage))) for stage in margins}
     return Length(
         prefer_longer=share(correct(longer), section),
         strata=strata,
         margin_correlation={stage: found for stage, found in correlations.items() if found is not None},
         implicit_correlation=None if implicit is None else rank_correlation(implicit, longer, section),
-        controlled_accuracy={stage: share(right, section) for stage, right in controlled.items()},
-        controls={
-            f"{newer}_vs_{older}": LengthControl(
-                controlled=compare(controlled[newer], controlled[older], section),
-                per_token=compare(per_token[newer], per_token[older], section),
-            )
-            for newer, older in contests
+        per_token={
+            f"{newer}_vs_{older}": compare(per_token[newer], per_token[older], section) for newer, older in contests
         },
     )
 

@@ -553,6 +553,7 @@ JUDGED = {"kto", *(name for name, layout in LAYOUTS.items() if getattr(layout, "
 SAMPLES["kto"] = {"prompt": "q", "completion": "a", "label": True}
 
 
+@pytest.mark.fuzz
 @settings(deadline=None, max_examples=300)
 @given(st.data(), st.sampled_from(sorted(LAYOUTS)))
 def test_any_row_gives_pairs_or_a_reason(data, layout):
@@ -569,6 +570,7 @@ def test_any_row_gives_pairs_or_a_reason(data, layout):
         assert all(isinstance(item, tuple) or item in REASONS for item in items)
 
 
+@pytest.mark.fuzz
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.sampled_from(sorted(PREFERENCE_LAYOUTS)))
 def test_rows_of_mixed_layouts_are_kept_or_counted(tmp_path, data, layout):

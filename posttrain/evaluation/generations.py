@@ -23,6 +23,7 @@ from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.intervals import Estimate, Result, bootstrap_mean, wilson
 from posttrain.evaluation.judge import Contest, Judgement, WinRate, judge_contests, win_rate
 from posttrain.evaluation.labels import ANSWERS
+from posttrain.evaluation.uncertainty.clusters import Clusters, conversation_key
 from posttrain.models.loading import Model, load_chat, load_model
 from posttrain.models.precision import autocast
 from posttrain.progress import progress_bar
@@ -259,7 +260,7 @@ def _summarise(
 
 
 def _by_true_reward(exchanges: Sequence[Exchange], section: EvaluationSection) -> WinRate | None:
-    scores = []
+    scores, conversations = [], []
     for exchange in exchanges:
         rewards = [response.true_reward for response in exchange.responses.values()]
         if len(rewards) == 2 and None not in rewards:
@@ -267,7 +268,8 @@ def _by_true_reward(exchanges: Sequence[Exchange], section: EvaluationSection) -
                 round(float(reward or 0), 6) for reward in rewards
             )  # a sum in another order differs in its last digits
             scores.append((float(np.sign(dpo - sft)) + 1) / 2)
-    return win_rate(scores, section.confidence) if scores else None
+            conversations.append(conversation_key(exchange.prompt))
+    return win_rate(scores, section.confidence, Clusters.of(conversations)) if scores else None
 
 
 def _contests(exchanges: Sequence[Exchange]) -> list[Contest]:

@@ -27,7 +27,7 @@ def key_figures(figures: Figures) -> dict[str, float]:
         flat |= {f"gain/{name}": comparison.gain.value, f"p/{name}": comparison.p_value}
     flat["length/prefer_longer"] = figures.length.prefer_longer.value
     if figures.calibration:
-        flat |= {"cal/ece": figures.calibration.ece, "cal/brier": figures.calibration.brier.value}
+        flat |= {"cal/ece": figures.calibration.ece.value, "cal/brier": figures.calibration.brier.value}
     for name, of_set in figures.sets.items():
         label = f"set_{name.replace('/', '_')}"
         flat |= {f"{label}/{key.replace('/', '_')}": value for key, value in _of_stages(of_set, KEPT_OF_SETS).items()}

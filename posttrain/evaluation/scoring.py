@@ -23,7 +23,8 @@ from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.figures import Figures
-from posttrain.evaluation.statistics import summarise
+from posttrain.evaluation.statistics import CONVERSATION, summarise
+from posttrain.evaluation.uncertainty.clusters import conversation_key
 from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.base import resolve_base
 from posttrain.models.checkpoint import Base, Checkpoint
@@ -40,10 +41,10 @@ class Evaluation:
 
     figures: Figures
     pairs: pa.Table
-    """One row per test pair: id, source, true_margin, prompt, chosen, rejected (text), n_turns (by the user), n_prompt_tokens,
-    n_chosen_tokens, n_rejected_tokens, kl_nats_per_token (null where not measured), and for each stage
-    `STAGE_chosen_logps` and `STAGE_rejected_logps`, nats summed over completion tokens. A champion of another tokenizer
-    has its own `champion_n_chosen_tokens` and `champion_n_rejected_tokens`."""
+    """One row per test pair: id, source, true_margin, conversation (its key, as `conversation_key` gives it), prompt, chosen,
+    rejected (text), n_turns (by the user), n_prompt_tokens, n_chosen_tokens, n_rejected_tokens, kl_nats_per_token
+    (null where not measured), and for each stage `STAGE_chosen_logps` and `STAGE_rejected_logps`, nats summed over completion
+    tokens. A champion of another tokenizer has its own `champion_n_chosen_tokens` and `champion_n_rejected_tokens`."""
     sets: dict[str, pa.Table] = field(default_factory=dict)
     """The same for each set in `evaluation.sets`."""
 
@@ -226,6 +227,7 @@ class _Pairs:
             "id": pa.array([ids[i] for i in kept]),
             "source": pa.array(list(texts["source"]), pa.string()),
             "true_margin": pa.array(list(texts["true_margin"]), pa.float64()),
+            CONVERSATION: pa.array([conversation_key(prompt) for prompt in texts["prompt"]]),
             "prompt": pa.array([_prompt_text(prompt) for prompt in texts["prompt"]]),
             "chosen": pa.array([_response_text(response) for response in texts["chosen"]]),
             "rejected": pa.array([_response_text(response) for response in texts["rejected"]]),

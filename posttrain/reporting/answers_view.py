@@ -46,8 +46,8 @@ def answers_view(generations: Generations) -> dict[str, Any]:
 
 def _won(by: str, rate: WinRate) -> str:
     return (
-        f"By {by}, DPO's answer beats SFT's on {percent(rate.share)} % of the prompts: {rate.n_wins} won, {rate.n_ties} tied, "
-        f"{rate.n_losses} lost, p = {rate.p_value:.2g}."
+        f"By {by}, DPO's answer beats SFT's on {percent(rate.share)} % of {rate.n_prompts} prompts: {rate.n_wins} won, "
+        f"{rate.n_ties} tied, {rate.n_losses} lost, p = {rate.p_value:.2g}."
     )
 
 

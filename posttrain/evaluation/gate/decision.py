@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from posttrain.config import GateSection
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.ranking_conditions import finding_conditions, ranking_conditions, slice_conditions
-from posttrain.evaluation.labels import STAGES, point_range
+from posttrain.evaluation.labels import STAGES, point_range, sample_size
 
 NAMES = STAGES | {"champion": "the champion"}
 
@@ -48,7 +48,7 @@ def decide(figures: Figures, gate: GateSection) -> Promotion:
     gain = comparison.gain
     evidence = (
         f"{NAMES[newer]} ranks {abs(100 * gain.value):.1f} points {'fewer' if gain.value < 0 else 'more'} test pairs correctly "
-        f"than {NAMES[older]} ({point_range(gain)}, p = {comparison.p_value:.2g}, {figures.n_pairs} pairs)"
+        f"than {NAMES[older]} ({point_range(gain)}, p = {comparison.p_value:.2g}, {sample_size(figures)})"
     )
     against = [
         *ranking_conditions(comparison, gate),

@@ -18,7 +18,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export BENCH_PEER ?= $(or $(POSTTRAIN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/posttrain)/benchmarks/llamafactory-0.9.5
 
 .PHONY: run test test-fast test-soak test-services test-remote wheel-test compat lint docs lock audit setup clean \
-    bench bench-quick bench-peer bench-table screenshots
+    bench bench-quick bench-peer bench-table gpu-check gpu-wheels screenshots
 
 run: setup
 	$(BIN)/zenml pipeline run dpo_pipeline
@@ -89,6 +89,14 @@ bench-quick: setup
 
 bench-table: setup
 	$(BIN)/python -m benchmarks.table
+
+# Checks the training path on this machine's GPU and compares its speed with TRL's, in at most eight minutes. On a CPU it
+# rehearses every check at a small scale. `make gpu-wheels` fetches what a GPU machine without network needs: docs/performance.md.
+gpu-check: setup
+	$(BIN)/python -m benchmarks.gpu $(GPU)
+
+gpu-wheels: setup
+	$(BIN)/python -m benchmarks.gpu_wheels
 
 # torchvision and torchaudio come as CUDA builds, which cannot be imported with a CPU torch; LLaMA-Factory only needs torchaudio to exist.
 # With transformers 5, which pip would choose, its TRL 0.24 cannot import DPOTrainer.

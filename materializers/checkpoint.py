@@ -26,6 +26,7 @@ class CheckpointMaterializer(FolderMaterializer):
             "digest": manifest.digest,
             "kind": manifest.kind,
             "base": manifest.base.id,
+            "revision": manifest.base.revision or "",
             "parent": manifest.parent or "",
             "size_bytes": sum(file.stat().st_size for file in data.path.iterdir()),
             **manifest.metrics,

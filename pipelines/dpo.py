@@ -1,4 +1,4 @@
-"""SFT, then DPO from that exact SFT checkpoint, then the evaluation."""
+"""SFT, then DPO from that exact SFT checkpoint or from `dpo.start`, then the evaluation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
 def up_to_sft(config: RunConfig) -> RunArtifacts:
     """The steps that every pipeline begins with, up to the SFT checkpoint."""
     import materializers  # noqa: F401 (registers them)
-    from posttrain.orchestration.existing_checkpoint import existing_checkpoint
+    from posttrain.orchestration.dpo_start import start_of
     from steps.import_checkpoint import import_checkpoint
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences
@@ -53,11 +53,13 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
 
     sft, dpo = config.sft, config.dpo
     preferences, data_report = load_preferences(config.data)
-    base, model, tokenizer = resolve_base(config.model)
+    section, start = start_of(config)
+    base, model, tokenizer = resolve_base(section)
     sft_checkpoint = instructions = None
-    if dpo.sft_checkpoint:
-        found = existing_checkpoint(dpo.sft_checkpoint)
-        sft_checkpoint = import_checkpoint(str(found)) if isinstance(found, Path) else found
+    if start:
+        sft_checkpoint = start.checkpoint
+        if not sft_checkpoint or isinstance(sft_checkpoint, Path):
+            sft_checkpoint = import_checkpoint(sft_checkpoint and str(sft_checkpoint), base, tokenizer)
     elif sft.dataset:
         instructions, _ = load_instructions(preferences, sft.dataset, config.data)
     sft_max_length = sft.max_length if sft_checkpoint is None else None
@@ -84,11 +86,11 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
     preferences, tokens, base, model, sft = made.preferences, made.tokens, made.base, made.model, made.sft_checkpoint
     pair_sets = load_pair_sets(preferences, sets, config.data) if sets else None
     champion = find_champion(dpo or sft, config.name)
-    generations = generate(preferences, tokens, base, sft, dpo, model, section)
+    generations = generate(preferences, tokens, base, sft, dpo, champion, model, section)
     evaluation = evaluate(
         preferences, tokens, base, sft, dpo, reference_logps, champion, pair_sets, model, section, generations
     )
-    promotion = promote(evaluation, dpo or sft, champion, config.gate, config.name)
+    promotion = promote(evaluation, generations, dpo or sft, champion, config.gate, config.name)
     conclude(report(made.data_report, base, sft, dpo, evaluation, generations, promotion))
 
 

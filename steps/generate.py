@@ -7,8 +7,10 @@ from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.evaluation import generations as library
 from posttrain.evaluation.evaluated_models import EvaluatedModels
+from posttrain.evaluation.gate.decision import Champion
 from posttrain.evaluation.generations import Generations
 from posttrain.models.checkpoint import Base, Checkpoint
+from posttrain.orchestration.champion_checkpoint import champion_checkpoint
 from posttrain.orchestration.running_step.run_figures import log_generations
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked
@@ -21,11 +23,12 @@ def generate(
     base: Base,
     sft_checkpoint: Checkpoint,
     dpo_checkpoint: Checkpoint | None,
+    champion: Champion,
     model: ModelSection,
     evaluation: EvaluationSection,
 ) -> Annotated[Generations, "generations"]:
-    """Return the answers of SFT and, if DPO was trained, of DPO to the same prompts."""
-    models = EvaluatedModels(base, model, sft_checkpoint, dpo_checkpoint)
+    """Return the answers of SFT, DPO and the champion, as far as they exist, to the same prompts."""
+    models = EvaluatedModels(base, model, sft_checkpoint, dpo_checkpoint, champion_checkpoint(champion))
     with tracked(nested=False) as run:
         generations = library.generate(preferences, tokens, models, evaluation)
         log_generations(run, generations)

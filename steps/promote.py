@@ -8,6 +8,7 @@ from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 from posttrain.config import GateSection
 from posttrain.evaluation.gate import decision as library
 from posttrain.evaluation.gate.decision import Champion, Promotion
+from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.orchestration.registry import JudgedModel, result_name, settle
 from posttrain.orchestration.running_step.run_figures import log_promotion
@@ -17,14 +18,19 @@ from posttrain.orchestration.running_step.step_tracking import tracked
 
 @step
 def promote(
-    evaluation: Evaluation, candidate: UnmaterializedArtifact, champion: Champion, gate: GateSection, name: str
+    evaluation: Evaluation,
+    generations: Generations,
+    candidate: UnmaterializedArtifact,
+    champion: Champion,
+    gate: GateSection,
+    name: str,
 ) -> Annotated[Promotion, "promotion"]:
     """Return whether the model is promoted, and why. In either case it is registered as a version of the model."""
     with tracked(nested=False) as run:
         judged = JudgedModel(
             name=name,
-            version=result_name(evaluation.figures, gate.model_dump()),
-            promotion=library.decide(evaluation.figures, gate),
+            version=result_name(evaluation.figures, gate.model_dump() | {"answers": generations.answers_digest}),
+            promotion=library.decide(evaluation.figures, gate, generations),
             opponent=champion,
             candidate=candidate,
         )

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import UserError
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 Tools = list[dict[str, Any]] | None
 
 PROBE = "posttrain-probe"

@@ -12,6 +12,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from posttrain.chat.template import Chat, Messages, Tools, _difference, _render
+from posttrain.data.rows import as_messages
 from posttrain.errors import UserError
 
 IDS = pa.list_(pa.int32())
@@ -64,8 +65,8 @@ def encode_pairs(chat: Chat, rows: Dataset) -> list[EncodedPair]:
     conversations = _conversations(rows)
     prompts = [_render(chat, *conversation, add_generation_prompt=True) for conversation in conversations]
     prompt_ids = _encode(chat, prompts)
-    chosen_ids = _completions(chat, conversations, prompts, prompt_ids, rows["chosen"])
-    rejected_ids = _completions(chat, conversations, prompts, prompt_ids, rows["rejected"])
+    chosen_ids = _completions(chat, conversations, prompts, prompt_ids, list(map(as_messages, rows["chosen"])))
+    rejected_ids = _completions(chat, conversations, prompts, prompt_ids, list(map(as_messages, rows["rejected"])))
     return list(map(EncodedPair, rows["id"], prompt_ids, chosen_ids, rejected_ids))
 
 
@@ -78,7 +79,7 @@ def encode_completions(chat: Chat, rows: Dataset) -> list[EncodedCompletion]:
         map(
             EncodedCompletion,
             prompt_ids,
-            _completions(chat, conversations, prompts, prompt_ids, rows["completion"]),
+            _completions(chat, conversations, prompts, prompt_ids, list(map(as_messages, rows["completion"]))),
         )
     )
 
@@ -137,7 +138,10 @@ def pair_table(pairs: Sequence[EncodedPair]) -> pa.Table:
 def _conversations(rows: Dataset) -> list[tuple[Messages, Tools]]:
     """Return the prompt of each row, and the tools that the template receives."""
     tools = rows["tools"] if "tools" in rows.column_names else [None] * len(rows)
-    return [(prompt, json.loads(text) if text else None) for prompt, text in zip(rows["prompt"], tools, strict=True)]
+    return [
+        (as_messages(prompt), json.loads(text) if text else None)
+        for prompt, text in zip(rows["prompt"], tools, strict=True)
+    ]
 
 
 def _encode(chat: Chat, texts: list[str]) -> list[list[int]]:

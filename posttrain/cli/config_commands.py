@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import yaml
@@ -11,8 +12,11 @@ import yaml
 from posttrain.cli.options import FILE, set_option
 from posttrain.cli.outcome import clean_errors, write_file
 from posttrain.cli.project_files import find_project, template_folder
-from posttrain.config import load_config, point_label
+from posttrain.config import ModelSection, RunConfig, load_config, point_label
 from posttrain.errors import UserError
+
+if TYPE_CHECKING:
+    from posttrain.orchestration.dpo_start import DpoStart
 
 
 @click.command()
@@ -29,7 +33,8 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
         run = load_config(config, assignments)
         from posttrain.training.plan import plan
 
-        stages = plan(run)
+        model, start = _start_of(run)
+        stages = plan(run.model_copy(update={"model": model}))
     click.echo(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
     for name, stage in stages.items():
         rows = "rows: unknown until loaded" if stage.n_rows is None else f"about {stage.n_rows} rows"
@@ -40,6 +45,8 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
             else f"about {stage.memory_gib:.1f} GiB for model and batch"
         )
         click.echo(f"{name}: {rows}, effective batch size {stage.effective_batch_size}, {steps}, {memory}")
+    if start:
+        click.echo(f"dpo starts from {start}, which is also its reference")
     if points := run.sweep_points():
         click.echo(f"sweep: dpo {len(points)} times: {'; '.join(point_label(values) for values, _ in points)}")
 
@@ -62,7 +69,8 @@ def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
         preferences, found = load_preferences(run.data)
         tokens = None
         try:
-            chat = load_chat(resolve_base(run.model), run.model)
+            model, start = _start_of(run)
+            chat = load_chat(resolve_base(model), model, start and start.load())
         except UserError as error:
             click.echo(f"Tokens are not counted: {error}", err=True)
         else:
@@ -72,6 +80,15 @@ def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
             write_file(html, data_page(found, tokens, f"Data of {config.name}"))
     for line in summary_lines(found, tokens):
         click.echo(line)
+
+
+def _start_of(run: RunConfig) -> tuple[ModelSection, DpoStart | None]:
+    """Return the model settings, and what DPO starts from. Imports ZenML only if it is needed."""
+    if run.dpo.start is None:
+        return run.model, None
+    from posttrain.orchestration.dpo_start import start_of
+
+    return start_of(run)
 
 
 @click.command()

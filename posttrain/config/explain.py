@@ -17,6 +17,10 @@ def merge(messages: list[str]) -> str:
     return ", or ".join([first, *(other.split(": must be ")[-1] for other in others)])
 
 
+RENAMED = {"dpo.sft_checkpoint": "dpo.start"}
+"""New names of settings, by the earlier one."""
+
+
 def explain(item: Any, section: type[BaseModel]) -> tuple[str, str]:
     """Return the dotted key of a pydantic error and a message with the problem and its fix.
 
@@ -29,6 +33,8 @@ def explain(item: Any, section: type[BaseModel]) -> tuple[str, str]:
     if item["type"] == "extra_forbidden":
         fields, name = _fields_at(location[:-1], section), str(location[-1])
         place = ".".join(str(part) for part in location[:-1] if not isinstance(part, int))
+        if new := RENAMED.get(key):
+            return key, f"unknown key (it was renamed: use {new})"
         return key, f"unknown key ({hint(place, name, fields, item['input']) or nearest(name, fields)})"
     if item["type"] == "missing":
         return key, "missing: set a value"

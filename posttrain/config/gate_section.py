@@ -16,8 +16,8 @@ class GateSection(Section):
         0.0,
         ge=0,
         lt=1,
-        description="lower bound of the accuracy gain's interval, at the level 1 - max_p_value, must exceed this; the gain is over the champion, or, "
-        "if there is none, of DPO over SFT or of SFT over the base",
+        description="lower bound of the accuracy gain's interval, at the level 1 - max_p_value, must exceed this; the gain is over "
+        "the champion, or, if there is none, of DPO over SFT or of SFT over the base",
     )
     max_p_value: float = Field(
         0.05,
@@ -29,10 +29,54 @@ class GateSection(Section):
         0.05,
         ge=0,
         le=1,
-        description="maximum loss of accuracy in a slice; refused if a slice surely loses more, after Holm's correction for their number; 1: "
-        "ignore slices",
+        description="maximum loss of accuracy in a slice; refused if a slice surely loses more, after Holm's correction for their "
+        "number; 1: ignore slices",
     )
     min_slice_pairs: int = Field(20, ge=1, description="minimum number of pairs in a slice for max_slice_loss to apply")
     block_severity: Literal["warning", "error", "never"] = Field(
         "error", description="minimum severity of a finding that blocks promotion"
+    )
+    min_win_rate: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="upper bound of the win rate of the answers against the opponent's must not be below this, by the judge or by "
+        "the demo's true reward; the opponent is the champion, or, if there is none, SFT; 0: ignore",
+    )
+    max_stop_loss: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="maximum fall of the share of answers that end with a stop token, against the opponent; refused if the "
+        "interval of the fall lies entirely above this; 1: ignore",
+    )
+    max_repetition_gain: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="maximum rise of the mean share of repeated 4-grams in an answer, against the opponent; refused if the "
+        "interval of the rise lies entirely above this; 1: ignore",
+    )
+    max_repetition: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="maximum mean share of repeated 4-grams in an answer, whatever the opponent's; refused if the interval lies "
+        "entirely above this; 1: ignore",
+    )
+    max_empty_gain: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="maximum rise of the share of empty answers, against the opponent; refused if the interval of the rise lies "
+        "entirely above this; 1: ignore",
+    )
+    max_length_ratio: float = Field(
+        3.0,
+        ge=1,
+        description="maximum length of the answers in characters as a multiple of the opponent's, and the reverse; refused if the "
+        "interval lies entirely above this or below 1 divided by this",
+    )
+    min_answers: int = Field(
+        20, ge=1, description="minimum number of answered prompts for the conditions on answers to apply"
     )

@@ -33,7 +33,7 @@ class RunConfig(Section):
         description="name of the model in ZenML's and MLflow's registries",
     )
     finetuning_type: Literal["sft", "dpo", "both"] = Field(
-        "both", description="stages to train: SFT, DPO from dpo.sft_checkpoint, or both"
+        "both", description="stages to train: SFT, DPO from dpo.start, or both"
     )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="random seed of initial weights, data order and dropout")
     model: ModelSection = ModelSection()
@@ -47,13 +47,13 @@ class RunConfig(Section):
     sweep: SweepSection | None = Field(None, description="settings of sweep_pipeline: DPO trainings to run and compare")
 
     def without_sources(self) -> RunConfig:
-        """Return the settings for steps that are given the instructions, SFT checkpoint and pair sets as artifacts.
+        """Return the settings for steps that are given the instructions, start of DPO and pair sets as artifacts.
 
         These artifacts have digests of their content, so where they come from must not be a part of what is cached.
         """
         sections = {
             "sft": self.sft.model_copy(update={"dataset": None}),
-            "dpo": self.dpo.model_copy(update={"sft_checkpoint": None}),
+            "dpo": self.dpo.model_copy(update={"start": None}),
             "evaluation": self.evaluation.model_copy(update={"sets": []}),
         }
         return self.model_copy(update=sections)
@@ -90,13 +90,13 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def validate_sft_checkpoint(self) -> RunConfig:
-        if self.finetuning_type == "dpo" and not self.dpo.sft_checkpoint:
-            raise ValueError("finetuning_type dpo needs an SFT checkpoint to start from: set dpo.sft_checkpoint")
-        if self.finetuning_type != "dpo" and self.dpo.sft_checkpoint:
+    def validate_start(self) -> RunConfig:
+        if self.finetuning_type == "dpo" and not self.dpo.start:
+            raise ValueError("finetuning_type dpo needs a model to start from: set dpo.start")
+        if self.finetuning_type != "dpo" and self.dpo.start:
             raise ValueError(
-                f"dpo.sft_checkpoint is set but finetuning_type is {self.finetuning_type}, which trains its own SFT checkpoint: "
-                "set finetuning_type to dpo, or remove dpo.sft_checkpoint"
+                f"dpo.start is set but finetuning_type is {self.finetuning_type}, which starts DPO from the SFT model that it "
+                "trains: set finetuning_type to dpo, or remove dpo.start"
             )
         return self
 
@@ -120,7 +120,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def validate_demo(self) -> RunConfig:
-        if self.model.base == "demo" and any(source.location != "demo" for source in self.data.sources):
+        starts_elsewhere = self.dpo.start not in (None, "demo")  # model.base is then the base of that model
+        if (
+            self.model.base == "demo"
+            and not starts_elsewhere
+            and any(source.location != "demo" for source in self.data.sources)
+        ):
             raise ValueError(
                 "model.base is demo, a tiny model whose vocabulary covers only the demo data: set model.base to another model"
             )

@@ -14,7 +14,7 @@ from posttrain.config.training_sections import DpoSection
 NOT_SWEPT = {
     "max_length": "changes the tokens that the shared reference was scored on: run a separate sweep for each value",
     "max_prompt_length": "changes the tokens that the shared reference was scored on: run a separate sweep for each value",
-    "sft_checkpoint": "is shared by all points: set dpo.sft_checkpoint and run a separate sweep for each checkpoint",
+    "start": "is shared by all points: set dpo.start and run a separate sweep for each start",
 }
 
 

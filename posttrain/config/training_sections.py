@@ -131,11 +131,11 @@ class Lengths(Section):
 class DpoSection(TrainSection):
     """Direct preference optimization (Rafailov et al. 2023) with any of TRL's losses."""
 
-    sft_checkpoint: str | None = Field(
+    start: str | None = Field(
         None,
         coerce_numbers_to_str=True,
-        description="SFT checkpoint to start from (finetuning_type dpo): a folder or an "
-        "artifact version (`sft_checkpoint:3` or `3`)",
+        description="model that DPO starts from, which is also its reference (finetuning_type dpo): a Hub model, a folder with a "
+        "model or a checkpoint, a model version (`demo:production`) or a checkpoint version (`sft_checkpoint:3` or `3`)",
     )
     learning_rate: float = Field(5.0e-6, gt=0, le=1, description=LEARNING_RATE)
     beta: float = Field(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 
 from posttrain.config.check_policies import REASONS
-
-Turn = dict[str, str]
-"""One message: `role` (system, user or assistant) and `content`."""
+from posttrain.data.rows import EXTRA_KEYS, Turn
 
 
 class Unusable(Exception):
@@ -22,7 +20,7 @@ def check_row(prompt: list[Turn], responses: list[list[Turn]], max_chars: int) -
     """Check that a prompt and its responses can be trained on.
 
     Args:
-        prompt: turns up to and including the last user turn.
+        prompt: turns up to and including the last turn of the user or of a tool.
         responses: one for an instruction; chosen and rejected for a pair.
         max_chars: maximum number of characters of the prompt and of each response.
 
@@ -31,15 +29,12 @@ def check_row(prompt: list[Turn], responses: list[list[Turn]], max_chars: int) -
     """
     parts = [prompt, *responses]
     for turn in (turn for part in parts for turn in part):
-        if not turn["content"].strip():
+        if not turn["content"].strip() and not turn.get("tool_calls") and turn["role"] != "tool":
             raise Unusable("empty")
     if not all(parts):
         raise Unusable("empty")
     for response in responses:
-        roles = [turn["role"] for turn in prompt + response]
-        if roles[0] == "system":
-            del roles[0]
-        if any(role != ("user", "assistant")[i % 2] for i, role in enumerate(roles)):
+        if not _in_order(prompt + response):
             raise Unusable("turn_order")
         if response[0]["role"] != "assistant":
             raise Unusable("turn_order")
@@ -47,10 +42,26 @@ def check_row(prompt: list[Turn], responses: list[list[Turn]], max_chars: int) -
             raise Unusable("unanswered")
         if len(response) > 1:
             raise Unusable("parts_early")
-    if any(sum(len(turn["content"]) for turn in part) > max_chars for part in parts):
+    if any(sum(map(_n_characters, part)) > max_chars for part in parts):
         raise Unusable("overlong")
     if len(responses) == 2 and _stripped(responses[0]) == _stripped(responses[1]):
         raise Unusable("identical")
+
+
+def _in_order(turns: list[Turn]) -> bool:
+    """Return whether user and assistant alternate after an optional system message. Results of tools follow a call of tools."""
+    roles = [turn["role"] for turn in turns]
+    if roles[0] == "system":
+        del roles[0]
+    if "tool" not in roles:
+        return all(role == ("user", "assistant")[i % 2] for i, role in enumerate(roles))
+    before = {"user": ("", "assistant"), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
+    return all(last in before.get(role, ()) for last, role in zip(["", *roles], roles, strict=False))
+
+
+def _n_characters(turn: Turn) -> int:
+    n = len(turn["content"])
+    return n + len(turn.get("reasoning_content") or "") + len(turn.get("tool_calls") or "") if len(turn) > 2 else n
 
 
 _BROKEN = re.compile("[\ud800-\udfff\ufffd]")
@@ -75,5 +86,5 @@ def fix_characters(text: str, check: str) -> str:
 _BAD_CHARACTERS = {"broken_encoding": _BROKEN, "control_characters": _CONTROL}
 
 
-def _stripped(turns: list[Turn]) -> list[tuple[str, str]]:
-    return [(turn["role"], turn["content"].strip()) for turn in turns]
+def _stripped(turns: list[Turn]) -> list[tuple[str, ...]]:
+    return [(turn["role"], turn["content"].strip(), *(str(turn.get(key)) for key in EXTRA_KEYS)) for turn in turns]

@@ -8,7 +8,7 @@ from itertools import chain, islice
 from typing import Any
 
 from posttrain.config import Source
-from posttrain.data.checks import Turn, Unusable
+from posttrain.data.checks import Unusable
 from posttrain.data.formats import (
     INSTRUCTION_LAYOUTS,
     PREFERENCE_LAYOUTS,
@@ -17,8 +17,9 @@ from posttrain.data.formats import (
     read_rows,
     rename,
 )
-from posttrain.data.formats.layout import as_turns
+from posttrain.data.formats.turns import as_turns
 from posttrain.data.near_duplicates import words
+from posttrain.data.rows import Turn
 from posttrain.data.sources import open_source
 from posttrain.errors import UserError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from posttrain.data.formats import (
     read_rows,
     rename,
 )
-from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values, as_tools
+from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values
+from posttrain.data.formats.turns import as_tools
 from posttrain.data.mixture import find_left_out
 from posttrain.data.pool import LEAKS, NEAR_LEAKS, TEST, Pool
 from posttrain.data.preferences import EXAMPLE_SCHEMA, PAIR_SCHEMA, Instructions, Preferences, _dataset, _digest
@@ -262,8 +264,10 @@ def _mark_not_sampled(pool: Pool, data: DataSection) -> None:
 
 
 def _row(record: SourceRecord, parsed: Pair | Example, values: Values) -> dict[str, Any]:
-    row: dict[str, Any] = {**parsed._asdict(), "tools": as_tools(values)}
-    content = [*parsed, row["tools"]] if row["tools"] else list(parsed)
+    tools = as_tools(values)
+    row: dict[str, Any] = {**parsed._asdict(), "tools": tools}
+    # The order of keys in the tools does not matter for the id.
+    content = [*parsed, json.dumps(json.loads(tools), ensure_ascii=False, sort_keys=True)] if tools else list(parsed)
     row_id = hashlib.sha256(canonical(content)).hexdigest()[:16]
     return {"id": row_id, "source": record.source, "where": record.where, **row}
 

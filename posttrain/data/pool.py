@@ -13,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from posttrain.data.checks import Turn
 from posttrain.data.near_duplicates import Sketches, find_near, words
 from posttrain.data.profile import DataProfile, Gatherer
 from posttrain.data.report import Tally, printable
-from posttrain.data.rows import SPLITS, canonical
+from posttrain.data.rows import SPLITS, Turn, canonical, lean_rows
 from posttrain.data.splits import prompt_key
 from posttrain.data.spool import SplitFiles, Spool
 
@@ -178,7 +177,7 @@ class Pool:
         """
         start = 0
         for batch in self._spool.batches():
-            for i, row in enumerate(batch.to_pylist(), start=start):
+            for i, row in enumerate(lean_rows(batch), start=start):
                 if self.reasons[i] is None and not (is_held_out_free and self._code[i] == TEST) and is_so(row):
                     self._mark(i, reason)
             start += batch.num_rows
@@ -233,7 +232,10 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _words(turns: list[Turn]) -> list[str]:
-    return words(turn["content"] for turn in turns)
+    if all(len(turn) == 2 for turn in turns):  # the usual case, which is faster
+        return words(turn["content"] for turn in turns)
+    keys = ("content", "reasoning_content", "tool_calls")
+    return words(text for turn in turns for key in keys if (text := turn.get(key)) and isinstance(text, str))
 
 
 def _identity(key: bytes, responses: Sequence[bytes]) -> bytes:

@@ -11,16 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from posttrain.data.rows import SPLITS, canonical
+from posttrain.data.rows import SPLITS, TURNS, canonical, lean_rows
 
-_TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 PAIR_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
-        ("prompt", _TURNS),
-        ("chosen", _TURNS),
-        ("rejected", _TURNS),
+        ("prompt", TURNS),
+        ("chosen", TURNS),
+        ("rejected", TURNS),
         ("tools", pa.string()),
         ("true_margin", pa.float64()),
     ]
@@ -31,8 +30,8 @@ EXAMPLE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
-        ("prompt", _TURNS),
-        ("completion", _TURNS),
+        ("prompt", TURNS),
+        ("completion", TURNS),
         ("tools", pa.string()),
     ]
 )
@@ -102,7 +101,7 @@ def _digest(splits: dict[str, Dataset]) -> str:
     for name, dataset in splits.items():
         digest.update(f"{name}\n".encode())
         for batch in dataset.with_format("arrow").iter(BATCH_ROWS):
-            for row in batch.to_pylist():
+            for row in lean_rows(batch):
                 digest.update(canonical(row) + b"\n")
     return digest.hexdigest()
 

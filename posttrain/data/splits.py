@@ -5,13 +5,21 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 
-from posttrain.data.checks import Turn
+from posttrain.data.rows import Turn
 
 
 def prompt_key(prompt: list[Turn]) -> bytes:
     """Return a 32-byte key that ignores case, white space and Unicode normalisation form."""
-    normalised = "\n".join(f"{turn['role']}: {normalise(turn['content'])}" for turn in prompt)
+    normalised = "\n".join(
+        f"{turn['role']}: {normalise(turn['content'])}{_calls(turn) if len(turn) > 2 else ''}" for turn in prompt
+    )
     return hashlib.sha256(normalised.encode()).digest()
+
+
+def _calls(turn: Turn) -> str:
+    """Return the tool calls of a turn, which tell apart prompts whose texts are the same."""
+    calls = turn.get("tool_calls")
+    return f"\n{normalise(calls)}" if calls else ""
 
 
 def normalise(text: str) -> str:

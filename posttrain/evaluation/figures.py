@@ -75,9 +75,9 @@ class Comparison(Result):
 class Slice(Result):
     """Pairs that share a property, such as their source."""
 
-    by: Literal["source", "subset", "n_turns", "prompt_tokens"]
+    by: Literal["source", "subset", "n_turns", "prompt_tokens", "length"]
     name: str
-    """Value of the property, e.g. `hh-rlhf/harmless-base`, `3` or `65-128`."""
+    """Value of the property, e.g. `hh-rlhf/harmless-base`, `3`, `65-128` or `chosen shorter`."""
     n_pairs: int
     n_prompts: int
     """Number of prompts, or of conversations where several pairs continue one."""
@@ -97,6 +97,15 @@ class Stratum(Result):
     implicit_accuracy: Estimate | None
 
 
+class LengthControl(Result):
+    """Comparisons of two models in which length does not count."""
+
+    controlled: Comparison
+    """By the part of the likelihood margin that the difference in length does not explain (`without_length`)."""
+    per_token: Comparison
+    """By the mean log-probability of a token."""
+
+
 class Length(Result):
     """Relation of a model's preferences to the length of responses."""
 
@@ -109,6 +118,10 @@ class Length(Result):
     lengths are constant are left out."""
     implicit_correlation: Estimate | None
     """The same for the implicit margin. A value above 0 means that DPO learned to prefer longer responses."""
+    controlled_accuracy: dict[str, Estimate] = Field({})
+    """Accuracy by the part of the likelihood margin that the difference in length does not explain, by stage."""
+    controls: dict[str, LengthControl] = Field({})
+    """By comparison, as in `comparisons`."""
 
 
 class Reliability(Result):

@@ -1,47 +1,43 @@
-"""Answers of SFT and DPO to the same test prompts, side by side, and which of the two answers better."""
+"""Answers of SFT, DPO and the champion to the same test prompts, side by side, and which of them answers better."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import GenerationConfig
 
 from posttrain.chat.template import Chat, Messages
+from posttrain.chat.tokenise import tokenise_pairs
 from posttrain.chat.tokens import PairTokens, check_chat
 from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.demo import pairs as demo
 from posttrain.data.preferences import Preferences
+from posttrain.evaluation.answer_figures import (
+    AnswerComparison,
+    Response,
+    StageGenerations,
+    compare_answers,
+    figures_by_chart,
+    repetition,
+    summarise_answers,
+)
 from posttrain.evaluation.evaluated_models import EvaluatedModels
-from posttrain.evaluation.intervals import Estimate, Result, bootstrap_mean, wilson
-from posttrain.evaluation.judge import Contest, Judgement, WinRate, judge_contests, win_rate
+from posttrain.evaluation.intervals import Result
+from posttrain.evaluation.judge import Contest, judge_contests
 from posttrain.evaluation.labels import ANSWERS
-from posttrain.evaluation.uncertainty.clusters import Clusters, conversation_key
+from posttrain.evaluation.scoring import section_of_champion
+from posttrain.evaluation.uncertainty.clusters import conversation_key
+from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model
 from posttrain.models.precision import autocast
 from posttrain.progress import progress_bar
-
-
-class Response(Result):
-    """Answer of a model."""
-
-    text: str
-    """Without the stop token."""
-    n_tokens: int
-    """Number of generated tokens, without the stop token."""
-    stopped: bool
-    """Whether a stop token was generated within `max_new_tokens`."""
-    repetition: float
-    """Share of its token 4-grams that occurred earlier in it; 0 if it has fewer than 4 tokens."""
-    true_reward: float | None
-    """By the hidden reward (demo only)."""
 
 
 class Exchange(Result):
@@ -52,22 +48,7 @@ class Exchange(Result):
     source: str
     prompt: Messages
     responses: dict[str, Response]
-    """By stage: `sft`, `dpo`."""
-
-
-class StageGenerations(Result):
-    """Figures on all answers of one model."""
-
-    stop_rate: Estimate
-    """Share that ended with a stop token."""
-    n_tokens: Estimate
-    """Mean."""
-    repetition: Estimate
-    """Mean share of repeated 4-grams (rep-4 of Welleck et al. 2020)."""
-    distinct_2: float
-    """Distinct token bigrams over all token bigrams of all answers (Li et al. 2016). Low if the answers are alike."""
-    true_reward: Estimate | None
-    """Mean (demo only)."""
+    """By stage: `sft`, `dpo`, `champion`."""
 
 
 class Generations(Result):
@@ -77,14 +58,17 @@ class Generations(Result):
     temperature: float
     seed: int
     stages: dict[str, StageGenerations]
-    """By stage: `sft` and, if DPO was trained, `dpo`."""
-    by_true_reward: WinRate | None
-    """Win rate of DPO over SFT by the hidden reward (demo only)."""
-    by_judge: Judgement | None
-    """Win rate of DPO over SFT by a judge model, if one is set."""
+    """By stage: `sft`, `dpo` if DPO was trained, and `champion` if there is one."""
+    comparisons: dict[str, AnswerComparison]
+    """The newest model against the earlier ones: `dpo_vs_sft`, `dpo_vs_champion` (`sft_vs_champion` where SFT is the newest)."""
     exchanges: list[Exchange]
     digests: dict[str, str]
     """Of the models."""
+
+    @property
+    def answers_digest(self) -> str:
+        """sha256 of all answers, figures and verdicts of judges."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write `generations.json` into a folder."""
@@ -99,36 +83,40 @@ class Generations(Result):
 def generate(
     preferences: Preferences, tokens: PairTokens, models: EvaluatedModels, section: EvaluationSection
 ) -> Generations:
-    """Return the answers of SFT and DPO to the same test prompts.
+    """Return the answers of SFT, DPO and the champion to the same test prompts.
+
+    The champion answers as it is served: with its own tokenizer and template. Prompts that it cannot read are left out.
 
     Args:
         tokens: of the preferences. Prompts are cut as they were in training.
 
     Raises:
-        UserError: the pairs were tokenised for another tokenizer or template.
+        UserError: the pairs were tokenised for another tokenizer or template, or the champion's base has changed.
     """
-    checkpoints = models.trained
-    chat = load_chat(models.base, models.section, next(iter(checkpoints.values())))
-    check_chat(tokens, chat, "the trained models")
-    test = tokens.rows("test")
-    prompt_ids = dict(zip(test["id"], test["prompt_ids"], strict=True))
     chosen = choose_prompts(preferences.test, section.generations.n)
-    prompts = chosen.filter(lambda row: row["id"] in prompt_ids)
+    writers = _writers(models, tokens, chosen)
+    readable = set.intersection(*(set(prompt_ids) for _, prompt_ids in writers.values()))
+    prompts = chosen.filter(lambda row: row["id"] in readable)
     answers: dict[str, list[Response]] = {}
     stages: dict[str, StageGenerations] = {}
-    for stage, checkpoint in checkpoints.items():
-        writer = Writer(load_model(models.base, models.section, checkpoint), chat, models.section)
+    for stage, (load, prompt_ids) in writers.items():
+        same = [earlier for earlier in answers if models.digests[earlier] == models.digests[stage]]
+        if same:
+            answers[stage] = answers[same[0]]
+            stages |= {stage: stages[same[0]]} if same[0] in stages else {}
+            continue
+        writer = load()
         found = complete(writer, [prompt_ids[row_id] for row_id in prompts["id"]], section, f"{stage}, answers")
+        answers[stage] = [_response(writer.chat, *answer, row) for answer, row in zip(found, prompts, strict=True)]
         del writer  # frees the model's memory before the next one is loaded
-        answers[stage] = [_response(chat, *answer, row) for answer, row in zip(found, prompts, strict=True)]
         if found:
-            stages[stage] = _summarise(answers[stage], [ids for ids, _ in found], section)
+            stages[stage] = summarise_answers(answers[stage], [ids for ids, _ in found], section)
     exchanges = [
         Exchange(
             id=row["id"],
             source=row["source"],
             prompt=row["prompt"],
-            responses={stage: answers[stage][i] for stage in checkpoints},
+            responses={stage: answers[stage][i] for stage in writers},
         )
         for i, row in enumerate(prompts)
     ]
@@ -137,19 +125,52 @@ def generate(
         temperature=section.generations.temperature,
         seed=section.seed,
         stages=stages,
-        by_true_reward=_by_true_reward(exchanges, section),
-        by_judge=judge_contests(_contests(exchanges), section.judge, section.confidence),
+        comparisons=_compared(exchanges, section),
         exchanges=exchanges,
-        digests={stage: checkpoint.digest for stage, checkpoint in checkpoints.items()},
+        digests={stage: models.digests[stage] for stage in writers},
     )
 
 
+def _writers(
+    models: EvaluatedModels, tokens: PairTokens, chosen: Dataset
+) -> dict[str, tuple[Callable[[], Writer], dict[str, list[int]]]]:
+    """Return by stage how to load each model, and the prompts that it can read as token ids by the id of the pair."""
+    checkpoints = models.trained
+    chat = load_chat(models.base, models.section, next(iter(checkpoints.values())))
+    check_chat(tokens, chat, "the trained models")
+    test = tokens.rows("test")
+    prompt_ids = dict(zip(test["id"], test["prompt_ids"], strict=True))
+
+    def load(base: Base, section: ModelSection, checkpoint: Checkpoint, own: Chat) -> Callable[[], Writer]:
+        return lambda: Writer(load_model(base, section, checkpoint), own, section)
+
+    writers = {
+        stage: (load(models.base, models.section, checkpoint, chat), prompt_ids)
+        for stage, checkpoint in checkpoints.items()
+    }
+    if champion := models.champion:
+        base, section = champion.manifest.base, section_of_champion(champion, models.base, models.section)
+        own = load_chat(base, section, champion)
+        if own.digest != chat.digest:
+            lengths = tokens.lengths
+            rows = tokenise_pairs(own, chosen, lengths.max_length, lengths.max_prompt_length).rows
+            prompt_ids = dict(zip(rows["id"], rows["prompt_ids"], strict=True))
+        writers["champion"] = (load(base, section, champion, own), prompt_ids)
+    return writers
+
+
 def choose_prompts(rows: Dataset, n: int) -> Dataset:
-    """Return at most `n` rows with different prompts. The choice depends on the prompts alone, not on order or responses."""
+    """Return at most `n` rows with prompts of different conversations.
+
+    The choice depends on the prompts alone, not on order or responses.
+    """
     keys: dict[str, int] = {}
     for i, prompt in enumerate(rows["prompt"]):
         keys.setdefault(hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest(), i)
-    return rows.select([keys[key] for key in sorted(keys)[:n]])
+    chosen: dict[str, int] = {}
+    for key in sorted(keys):
+        chosen.setdefault(conversation_key(rows[keys[key]]["prompt"]), keys[key])
+    return rows.select(list(chosen.values())[:n])
 
 
 def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> GenerationConfig:
@@ -212,19 +233,6 @@ def complete(
     return found
 
 
-def repetition(ids: Sequence[int], n: int = 4) -> float:
-    """Return the share of a text's n-grams that occurred earlier in it; 0 if it has none.
-
-    Source: Welleck et al. 2020, rep-n: 1 - distinct n-grams / n-grams.
-    """
-    grams = list(_ngrams(ids, n))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _ngrams(ids: Sequence[int], n: int) -> Iterator[tuple[int, ...]]:
-    return (tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))
-
-
 def _until_stop(ids: list[int], stop_ids: list[int]) -> tuple[list[int], bool]:
     end = next((i for i, token in enumerate(ids) if token in stop_ids), None)
     return (ids, False) if end is None else (ids[:end], True)
@@ -241,43 +249,18 @@ def _response(chat: Chat, ids: list[int], stopped: bool, row: Mapping[str, Any])
     )
 
 
-def _summarise(
-    answers: Sequence[Response], tokens: Sequence[list[int]], section: EvaluationSection
-) -> StageGenerations:
-    bigrams = [gram for ids in tokens for gram in _ngrams(ids, 2)]
-    rewards = [answer.true_reward for answer in answers if answer.true_reward is not None]
-
-    def mean(values: Sequence[float]) -> Estimate:
-        return bootstrap_mean(np.array(values), section)
-
-    return StageGenerations(
-        stop_rate=wilson(sum(answer.stopped for answer in answers), len(answers), section.confidence),
-        n_tokens=mean([answer.n_tokens for answer in answers]),
-        repetition=mean([answer.repetition for answer in answers]),
-        distinct_2=len(set(bigrams)) / len(bigrams) if bigrams else 0.0,
-        true_reward=mean(rewards) if rewards else None,
-    )
-
-
-def _by_true_reward(exchanges: Sequence[Exchange], section: EvaluationSection) -> WinRate | None:
-    scores, conversations = [], []
-    for exchange in exchanges:
-        rewards = [response.true_reward for response in exchange.responses.values()]
-        if len(rewards) == 2 and None not in rewards:
-            sft, dpo = (
-                round(float(reward or 0), 6) for reward in rewards
-            )  # a sum in another order differs in its last digits
-            scores.append((float(np.sign(dpo - sft)) + 1) / 2)
-            conversations.append(conversation_key(exchange.prompt))
-    return win_rate(scores, section.confidence, Clusters.of(conversations)) if scores else None
-
-
-def _contests(exchanges: Sequence[Exchange]) -> list[Contest]:
-    return [
-        Contest(exchange.id, exchange.prompt, exchange.responses["sft"].text, exchange.responses["dpo"].text)
-        for exchange in exchanges
-        if {"sft", "dpo"} <= exchange.responses.keys()
-    ]
+def _compared(exchanges: Sequence[Exchange], section: EvaluationSection) -> dict[str, AnswerComparison]:
+    """Return the comparisons of the newest model with the earlier ones, `dpo_vs_sft` and `dpo_vs_champion`."""
+    if not exchanges:
+        return {}
+    answers = {stage: [e.responses[stage] for e in exchanges] for stage in exchanges[0].responses}
+    newest = next(stage for stage in ("dpo", "sft") if stage in answers)
+    found = {}
+    for older in (stage for stage in answers if stage != newest):
+        contests = [Contest(e.id, e.prompt, e.responses[older].text, e.responses[newest].text) for e in exchanges]
+        judgement = judge_contests(contests, section.judge, section.confidence)
+        found[f"{newest}_vs_{older}"] = compare_answers(answers[newest], answers[older], judgement, section)
+    return found
 
 
 def key_figures(generations: Generations) -> dict[str, float]:
@@ -288,6 +271,4 @@ def key_figures(generations: Generations) -> dict[str, float]:
         for name, metric in ANSWERS.items()
         if (estimate := getattr(figures, name)) is not None
     }
-    judged = generations.by_judge.win_rate if generations.by_judge else None
-    by = {"true_reward": generations.by_true_reward, "judge": judged}
-    return flat | {f"win/{name}": rate.share.value for name, rate in by.items() if rate}
+    return flat | figures_by_chart(generations.comparisons)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import norm
+from scipy.stats import norm, rankdata, spearmanr
 from scipy.stats import t as student
 
 from posttrain.config import EvaluationSection
@@ -102,6 +102,29 @@ def bootstrap_ratio(
     tail = (1 - section.confidence) / 2
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
     return Estimate(value=value, low=value - float(high) * std_error, high=value - float(low) * std_error)
+
+
+def rank_correlation(
+    a: np.ndarray, b: np.ndarray, section: EvaluationSection, clusters: Clusters | None = None
+) -> Estimate | None:
+    """Return Spearman's rank correlation; None if one of the arrays is constant or there are fewer than 4 independent rows.
+
+    Args:
+        clusters: prompts of the rows; None if each row has its own.
+
+    Source: Bonett and Wright 2000 for the interval: Fisher's z with variance (1 + r^2 / 2) / (n - 3), where n is the number of
+    rows over the design effect of the products of ranks.
+    """
+    if len(a) < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    ranks = [rankdata(values) - (len(a) + 1) / 2 for values in (a, b)]
+    n_independent = len(a) / (clusters.design_effect(ranks[0] * ranks[1]) if clusters else 1)
+    if n_independent < 4:
+        return None
+    r = float(spearmanr(a, b).statistic)
+    z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+    half = float(norm.ppf((1 + section.confidence) / 2)) * np.sqrt((1 + r**2 / 2) / (n_independent - 3))
+    return Estimate(value=r, low=float(np.tanh(z - half)), high=float(np.tanh(z + half)))
 
 
 def _std_error(above: np.ndarray, below: np.ndarray) -> np.ndarray:

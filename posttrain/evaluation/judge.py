@@ -72,8 +72,10 @@ class Contest:
 
     id: str
     prompt: Messages
-    sft: str
-    dpo: str
+    older: str
+    """Answer of the older model, e.g. SFT."""
+    newer: str
+    """Answer of the newer model."""
 
 
 class WinRate(Result):
@@ -104,7 +106,7 @@ class Judgement(Result):
     failures: dict[str, int]
     """Number of failures by reason."""
     verdicts: dict[str, str]
-    """Verdict by id of the prompt: `dpo`, `sft`, `tie` or `failed`."""
+    """Verdict by id of the prompt: `newer`, `older`, `tie` or `failed`."""
 
 
 def judge_contests(contests: Sequence[Contest], section: JudgeSection, confidence: float) -> Judgement | None:
@@ -121,13 +123,13 @@ def judge_contests(contests: Sequence[Contest], section: JudgeSection, confidenc
     failures: Counter[str] = Counter()
 
     def ask(contest: Contest) -> tuple[str, str]:
-        if contest.sft == contest.dpo:
+        if contest.older == contest.newer:
             return "tie", "tie"
-        one = _ask(judge, contest.prompt, contest.sft, contest.dpo, failures)
-        other = _ask(judge, contest.prompt, contest.dpo, contest.sft, failures)
+        one = _ask(judge, contest.prompt, contest.older, contest.newer, failures)
+        other = _ask(judge, contest.prompt, contest.newer, contest.older, failures)
         return (
-            {"first": "sft", "second": "dpo"}.get(one, one),
-            {"first": "dpo", "second": "sft"}.get(other, other),
+            {"first": "older", "second": "newer"}.get(one, one),
+            {"first": "newer", "second": "older"}.get(other, other),
         )
 
     with ThreadPoolExecutor(section.concurrency) as pool:
@@ -137,12 +139,12 @@ def judge_contests(contests: Sequence[Contest], section: JudgeSection, confidenc
         for contest, pair in zip(contests, answers, strict=True)
     }
     judged = [contest for contest in contests if verdicts[contest.id] != "failed"]
-    scores = [{"dpo": 1.0, "sft": 0.0, "tie": 0.5}[verdicts[contest.id]] for contest in judged]
+    scores = [{"newer": 1.0, "older": 0.0, "tie": 0.5}[verdicts[contest.id]] for contest in judged]
     clusters = Clusters.of([conversation_key(contest.prompt) for contest in judged])
     return Judgement(
         judge=section.function or f"{section.model} at {section.base_url}",
         win_rate=win_rate(scores, confidence, clusters) if scores else None,
-        n_disagreed=sum(set(pair) == {"sft", "dpo"} for pair in answers),
+        n_disagreed=sum(set(pair) == {"older", "newer"} for pair in answers),
         n_failed=len(verdicts) - len(scores),
         failures=dict(failures.most_common()),
         verdicts=verdicts,

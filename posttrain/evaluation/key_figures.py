@@ -13,6 +13,7 @@ OTHERS = {
     "length": "accuracy of always choosing the longer response",
     "cal": "expected calibration error and Brier score of DPO's confidence",
     "win": "share of prompts on which DPO's answer beats SFT's",
+    "win_champion": "share of prompts on which the newest model's answer beats the champion's",
 }
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 STAGES = {"base": "base", "sft": "SFT", "dpo": "DPO", "champion": "champion"}
+NAMES = STAGES | {"champion": "the champion"}
+"""The same within a sentence."""
 ABSENT = "-"
 """Shown where a figure does not apply."""
 

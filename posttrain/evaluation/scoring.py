@@ -89,16 +89,20 @@ def evaluate(models: EvaluatedModels, data: EvaluationData, section: EvaluationS
     """
     scoring = _Scoring(models, data, section)
     sft, dpo = models.sft, models.dpo
+    is_base = sft is not None and sft.manifest.kind == "base"  # DPO starts from the base
     test_tokens = scoring.sets[TEST].tokenised.rows
     kl = NextTokenKL(test_tokens, section.n_kl_pairs if sft and dpo else 0, section.seed)
     measured = kl if kl.drawn else None
-    scoring.score("base", None)
+    if not is_base:
+        scoring.score("base", None)
     if sft:
         stored = {}
         if data.reference:
             data.reference.check_checkpoint(sft)
             stored[TEST] = data.reference.of(test_tokens, data.tokens.lengths)
         scoring.score("sft", sft, stored, measured)
+        if is_base:
+            scoring.copy("sft", "base")
     if dpo:
         scoring.score("dpo", dpo, kl=measured)
     if models.champion:
@@ -163,6 +167,11 @@ class _Scoring:
         elif kl is not None:
             self.sets[TEST].kl = dict(zip(kl.drawn, kl.measure(policy, section), strict=True))
 
+    def copy(self, stage: str, to: str) -> None:
+        """Take the scores of a stage for another one that is the same model."""
+        for pairs in self.sets.values():
+            pairs.scores[to] = pairs.scores[stage]
+
     def score_champion(self, champion: Checkpoint, same_stage: str | None) -> None:
         """Score the model in production as it is served: with its own base, tokenizer and template.
 
@@ -170,10 +179,9 @@ class _Scoring:
             same_stage: the stage of this run that is the same model and has been scored.
         """
         if same_stage is not None:
-            for pairs in self.sets.values():
-                pairs.scores["champion"] = pairs.scores[same_stage]
+            self.copy(same_stage, "champion")
             return
-        section = _section_of(champion, self._models.base, self._models.section)
+        section = section_of_champion(champion, self._models.base, self._models.section)
         chat = load_chat(champion.manifest.base, section, champion)
         policy = load_model(champion.manifest.base, section, champion)
         for name, pairs in self.sets.items():
@@ -248,14 +256,14 @@ class _Pairs:
         return pa.table(columns)
 
 
-def _section_of(champion: Checkpoint, base: Base, model: ModelSection) -> ModelSection:
+def section_of_champion(champion: Checkpoint, base: Base, model: ModelSection) -> ModelSection:
     """Return the settings that load a champion of an earlier run, whatever model this run trains.
 
     Raises:
         UserError: the champion is an adapter, and its base has changed.
     """
     own = champion.manifest.base
-    if own.digest == base.digest and (champion.manifest.kind == "full" or model.method != "full"):
+    if own.digest == base.digest and (champion.manifest.kind != "adapter" or model.method != "full"):
         return model.model_copy(update={"chat_template": None, "lora": LoraSection()})
     adapter = champion.manifest.kind == "adapter"
     method = "lora" if adapter and model.method == "full" else model.method

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 from scipy.special import expit
-from scipy.stats import norm, rankdata, spearmanr
 
 from posttrain.config import EvaluationSection
 from posttrain.evaluation.calibration import calibrate
@@ -18,13 +17,16 @@ from posttrain.evaluation.figures import (
     Comparison,
     Histogram,
     Length,
+    LengthControl,
     SetFigures,
     Slice,
     StageFigures,
     Stratum,
     WrongPair,
 )
-from posttrain.evaluation.intervals import Estimate, bootstrap_mean, bootstrap_ratio, cluster_share
+from posttrain.evaluation.intervals import Estimate, bootstrap_mean, bootstrap_ratio, cluster_share, rank_correlation
+from posttrain.evaluation.labels import STRATA
+from posttrain.evaluation.length_control import STRATA_SIGNS, Scores, per_token_margins, without_length
 from posttrain.evaluation.uncertainty.clusters import Clusters
 from posttrain.evaluation.uncertainty.gains import paired_gain
 
@@ -75,7 +77,7 @@ def summarise(
             f"{newer}_vs_{older}": compare(right[newer], right[older], section, clusters) for newer, older in contests
         },
         slices=list(_slices(sample, right, contests)),
-        length=_length(sample, margins, implicit),
+        length=_length(sample, margins, implicit, contests),
         calibration=None if implicit is None or beta is None else calibrate(beta * implicit, section, clusters),
         wrong=_wrong(
             pairs, margins[trained[-1]] if implicit is None else implicit, implicit is not None, beta, section
@@ -121,29 +123,6 @@ def perplexity(
     return Estimate(value=float(np.exp(loss.value)), low=float(np.exp(loss.low)), high=float(np.exp(loss.high)))
 
 
-def rank_correlation(
-    a: np.ndarray, b: np.ndarray, section: EvaluationSection, clusters: Clusters | None = None
-) -> Estimate | None:
-    """Return Spearman's rank correlation; None if one of the arrays is constant or there are fewer than 4 independent rows.
-
-    Args:
-        clusters: prompts of the rows; None if each row has its own.
-
-    Source: Bonett and Wright 2000 for the interval: Fisher's z with variance (1 + r^2 / 2) / (n - 3), where n is the number of
-    rows over the design effect of the products of ranks.
-    """
-    if len(a) < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    ranks = [rankdata(values) - (len(a) + 1) / 2 for values in (a, b)]
-    n_independent = len(a) / (clusters.design_effect(ranks[0] * ranks[1]) if clusters else 1)
-    if n_independent < 4:
-        return None
-    r = float(spearmanr(a, b).statistic)
-    z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
-    half = float(norm.ppf((1 + section.confidence) / 2)) * np.sqrt((1 + r**2 / 2) / (n_independent - 3))
-    return Estimate(value=r, low=float(np.tanh(z - half)), high=float(np.tanh(z + half)))
-
-
 class _Margins(NamedTuple):
     """Margins of one model on every pair."""
 
@@ -180,8 +159,7 @@ class _Sample(NamedTuple):
 def _stage(stage: str, sample: _Sample, own: _Margins) -> StageFigures:
     column = sample.column
     margins, implicit, edges = own
-    chosen, rejected = column[f"{stage}_chosen_logps"], column[f"{stage}_rejected_logps"]
-    n_chosen, n_rejected = _n_tokens(column, stage)
+    scores = _scores(column, stage)
     truth = column["true_margin"].astype(float)
     known = np.isfinite(truth) & (truth != 0)
     has_kl = stage == "dpo" and "kl_nats_per_token" in column
@@ -189,15 +167,15 @@ def _stage(stage: str, sample: _Sample, own: _Margins) -> StageFigures:
     measured = np.isfinite(kl)
     return StageFigures(
         likelihood_accuracy=sample.share(correct(margins)),
-        normalised_accuracy=sample.share(correct(chosen / n_chosen - rejected / n_rejected)),
+        normalised_accuracy=sample.share(correct(per_token_margins(scores))),
         implicit_accuracy=None if implicit is None else sample.share(correct(implicit)),
         true_agreement=sample.where(known).share(correct(margins[known] * np.sign(truth[known])))
         if known.any()
         else None,
         likelihood_margin_nats=sample.mean(margins),
         implicit_margin_nats=None if implicit is None else sample.mean(implicit),
-        chosen_logps_nats=sample.mean(chosen),
-        chosen_perplexity=perplexity(chosen.astype(float), n_chosen, sample.section, sample.clusters),
+        chosen_logps_nats=sample.mean(scores.chosen),
+        chosen_perplexity=perplexity(scores.chosen, scores.n_chosen, sample.section, sample.clusters),
         kl_nats_per_token=sample.where(measured).mean(kl[measured]) if measured.any() else None,
         margins=_histogram(margins, edges),
         implicit_margins=None if implicit is None else _histogram(implicit, _edges([implicit])),
@@ -230,11 +208,14 @@ def _slices(sample: _Sample, right: Columns, contests: list[tuple[str, str]]) ->
     if len(set(source)) == len(set(subset)):
         source, subset = subset, np.array([""] * n_pairs)  # no source has several subsets
     turns, prompts = column["n_turns"], column["n_prompt_tokens"]
-    ways: list[tuple[Literal["source", "subset", "n_turns", "prompt_tokens"], np.ndarray, Callable[[Any], str]]] = [
+    ways: list[
+        tuple[Literal["source", "subset", "n_turns", "prompt_tokens", "length"], np.ndarray, Callable[[Any], str]]
+    ] = [
         ("source", source, str),
         ("subset", subset, str),
         ("n_turns", np.minimum(turns, MAX_TURNS_TOLD_APART), _turns_name),
         ("prompt_tokens", _bucket(prompts), _bucket_name),
+        ("length", np.sign(_longer(column)), lambda sign: STRATA[STRATA_SIGNS[sign]]),
     ]
     for by, values, name in ways:
         found = np.unique(values).tolist()
@@ -273,12 +254,16 @@ def _bucket_name(bucket: int) -> str:
     return f"{longest // 2 + 1}-{longest}" if bucket else f"1-{longest}"
 
 
-def _length(sample: _Sample, margins: Columns, implicit: np.ndarray | None) -> Length:
+def _longer(column: Columns) -> np.ndarray:
+    longer: np.ndarray = column["n_chosen_tokens"].astype(int) - column["n_rejected_tokens"].astype(int)
+    return longer
+
+
+def _length(sample: _Sample, margins: Columns, implicit: np.ndarray | None, contests: list[tuple[str, str]]) -> Length:
     section, clusters = sample.section, sample.clusters
-    n_chosen, n_rejected = (sample.column[f"n_{side}_tokens"].astype(int) for side in ("chosen", "rejected"))
-    longer = n_chosen - n_rejected
+    longer = _longer(sample.column)
     strata = {}
-    for name, sign in (("chosen_shorter", -1), ("same_length", 0), ("chosen_longer", 1)):
+    for sign, name in STRATA_SIGNS.items():
         inside = np.sign(longer) == sign
         some = bool(inside.any())
         part = sample.where(inside)
@@ -289,11 +274,22 @@ def _length(sample: _Sample, margins: Columns, implicit: np.ndarray | None) -> L
             implicit_accuracy=part.share(correct(implicit[inside])) if some and implicit is not None else None,
         )
     correlations = {stage: rank_correlation(margin, longer, section, clusters) for stage, margin in margins.items()}
+    scores = {stage: _scores(sample.column, stage) for stage in margins}
+    controlled = {stage: correct(without_length(found)) for stage, found in scores.items()}
+    per_token = {stage: correct(per_token_margins(found)) for stage, found in scores.items()}
     return Length(
         prefer_longer=sample.share(correct(longer)),
         strata=strata,
         margin_correlation={stage: found for stage, found in correlations.items() if found is not None},
         implicit_correlation=None if implicit is None else rank_correlation(implicit, longer, section, clusters),
+        controlled_accuracy={stage: sample.share(right) for stage, right in controlled.items()},
+        controls={
+            f"{newer}_vs_{older}": LengthControl(
+                controlled=compare(controlled[newer], controlled[older], section, clusters),
+                per_token=compare(per_token[newer], per_token[older], section, clusters),
+            )
+            for newer, older in contests
+        },
     )
 
 
@@ -326,8 +322,8 @@ def _difference(column: Columns, minuend: str, subtrahend: str) -> np.ndarray:
     return difference
 
 
-def _n_tokens(column: Columns, stage: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the token counts of chosen and rejected responses; a champion with another tokenizer has its own counts."""
+def _scores(column: Columns, stage: str) -> Scores:
+    """Return a model's scores. A champion with another tokenizer has its own token counts."""
+    logps = (column[f"{stage}_{which}_logps"].astype(np.float64) for which in ("chosen", "rejected"))
     names = ("n_chosen_tokens", "n_rejected_tokens")
-    chosen, rejected = (column.get(f"{stage}_{name}", column[name]) for name in names)
-    return chosen, rejected
+    return Scores(*logps, *(column.get(f"{stage}_{name}", column[name]).astype(np.int64) for name in names))

@@ -36,8 +36,8 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage: Literal["sft", "dpo"]
-    kind: Literal["full", "adapter"]
-    """`full`: complete weights. `adapter`: LoRA weights that apply to `base`."""
+    kind: Literal["full", "adapter", "base"]
+    """`full`: complete weights. `adapter`: LoRA weights that apply to `base`. `base`: no weights, the model is `base` itself."""
     base: Base
     parent: str | None
     """Digest of the checkpoint that training started from; None for the base model."""

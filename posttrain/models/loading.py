@@ -63,18 +63,20 @@ def load_model(
         )
     if device().type == "cpu":
         keep_freed_memory()
-    full = checkpoint is not None and checkpoint.manifest.kind == "full"
-    if checkpoint is not None and not full and section.method == "full":
+    kind = checkpoint.manifest.kind if checkpoint is not None else "base"
+    if kind == "adapter" and section.method == "full":
+        assert checkpoint is not None
         raise UserError(
             f"model.method: full cannot continue from {checkpoint.path}, which is an adapter: set it to lora"
         )
-    if full:
+    if kind == "full":
         assert checkpoint is not None
         source, options = str(checkpoint.path), dict(LOCAL_ONLY)
     else:
         source, options = base_source(base, section)
     model = _load_weights(source, section, options)
-    if checkpoint is not None and not full:
+    if kind == "adapter":
+        assert checkpoint is not None
         model = PeftModel.from_pretrained(model, str(checkpoint.path), is_trainable=trainable)
         own = model.peft_config["default"]
         if section.lora != LoraSection() and (own.r, own.lora_alpha) != (section.lora.rank, section.lora.alpha):

@@ -69,15 +69,20 @@ def local_base(base: str) -> Path | None:
     """
     if (folder := Path(base).expanduser()).is_dir():
         return folder
-    try:
-        if not base.startswith((".", "/", "~")):
-            validate_repo_id(base)
-            return None
-    except HFValidationError:
-        pass
+    if is_hub_id(base):
+        return None
     raise UserError(
         f"model.base: {base} is neither a folder, seen from {Path.cwd()}, nor a Hub id (`organisation/name`)"
     )
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name can be a model on the Hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not name.startswith((".", "/", "~"))
 
 
 def weights_gib(section: TrainSection, model: ModelSection, shape: Shape, in_16_bit: bool) -> float:

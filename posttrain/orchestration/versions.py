@@ -47,7 +47,7 @@ def find_version(name: str | None) -> Version:
     if name is not None and (folder := Path(name).expanduser()).is_dir():
         checkpoint = Checkpoint.load(folder)
         return Version(folder.name, checkpoint, _section(checkpoint, None), None)
-    artifact, shown = _find(name)
+    artifact, shown = find_artifact(name)
     checkpoint = artifact.load()
     report = _report(artifact)
     return Version(shown, checkpoint, _section(checkpoint, report), report)
@@ -64,7 +64,11 @@ def stages_of(run: str | None) -> list[Version]:
     return versions
 
 
-def _find(name: str | None) -> tuple[ArtifactVersionResponse, str]:
+def find_artifact(name: str | None) -> tuple[ArtifactVersionResponse, str]:
+    """Return the artifact version of a checkpoint, and its name for display; arguments and errors as for `find_version`.
+
+    It does not use `get_artifact_version` and `get_model_version`: inside a pipeline ZenML defers these until a step runs.
+    """
     client = Client()
     if name is None:
         found = client.list_model_versions(stage=ModelStages.PRODUCTION, hydrate=True).items
@@ -83,11 +87,20 @@ def _find(name: str | None) -> tuple[ArtifactVersionResponse, str]:
         artifacts = client.list_artifact_versions(**filters, data_type=CHECKPOINT, size=1, hydrate=True).items
         if artifacts:
             return artifacts[0], f"{artifacts[0].artifact.name}-{artifacts[0].version}"
-    with contextlib.suppress(KeyError):
-        number = int(version) if version.isdecimal() else version
-        found_version = client.get_model_version(model or name, number if model else None)
-        return _of_model(found_version), f"{found_version.model.name}-{found_version.number}"
+    with contextlib.suppress(KeyError):  # no such model
+        newest = client.list_model_versions(
+            model=model or name, sort_by="desc:number", size=1, hydrate=True, **(_which(version) if model else {})
+        ).items
+        if newest:
+            return _of_model(newest[0]), f"{newest[0].model.name}-{newest[0].number}"
     raise UserError(f"{name}: no such model: {REMEDY}")
+
+
+def _which(version: str) -> dict[str, Any]:
+    """Return the filter for a version of a model: its number, stage or name."""
+    if version.isdecimal():
+        return {"number": int(version)}
+    return {"stage" if version in {stage.value for stage in ModelStages} - {"latest"} else "name": version}
 
 
 def _of_model(version: ModelVersionResponse) -> ArtifactVersionResponse:
@@ -111,6 +124,6 @@ def _report(artifact: ArtifactVersionResponse) -> RunReport | None:
 
 def _section(checkpoint: Checkpoint, report: RunReport | None) -> ModelSection:
     base = checkpoint.manifest.base
-    method = "full" if checkpoint.manifest.kind == "full" else "lora"
+    method = "lora" if checkpoint.manifest.kind == "adapter" else "full"
     trusted = report is not None and report.lineage.config["model"]["trust_remote_code"]
     return ModelSection(base=base.id, revision=base.revision, method=method, trust_remote_code=trusted)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from posttrain.evaluation.answer_figures import AnswerComparison
 from posttrain.evaluation.generations import Exchange, Generations
 from posttrain.evaluation.judge import WinRate
-from posttrain.evaluation.labels import ANSWERS, STAGES, percent, plain
+from posttrain.evaluation.labels import ANSWERS, NAMES, STAGES, percent, plain
 from posttrain.reporting.html import Table, first_line
 
 N_UNFOLDED, N_LISTED = 3, 20
@@ -28,37 +29,41 @@ def answers_view(generations: Generations) -> dict[str, Any]:
     )
     if any(found.true_reward for found in stages.values()):
         rows.append(["true reward", *(plain(found.true_reward) for found in stages.values())])
-    judge = generations.by_judge
-    wins = [("the true reward", generations.by_true_reward), *([(judge.judge, judge.win_rate)] if judge else [])]
     decoding = f"temperature {generations.temperature:g}" if generations.temperature else "greedy decoding"
     shown = [_exchange(exchange, i < N_UNFOLDED) for i, exchange in enumerate(generations.exchanges)]
     return {
         "intro": f"{len(shown)} test prompts, at most {generations.max_new_tokens} tokens per answer, {decoding}.",
         "figures": Table(["", *(STAGES[stage] for stage in stages)], rows),
         "terms": terms,
-        "won": [_won(by, rate) for by, rate in wins if rate],
-        "judge": _judge_failures(generations),
+        "won": [
+            _won(versus, by, rate)
+            for versus, comparison in generations.comparisons.items()
+            for by, rate in comparison.win_rates.items()
+        ],
+        "judge": " ".join(_judge_failures(versus, found) for versus, found in generations.comparisons.items()).strip(),
         "listed": shown[:N_LISTED],
         "more": shown[N_LISTED:],
         "n_more": f"{len(shown) - N_LISTED} more",
     }
 
 
-def _won(by: str, rate: WinRate) -> str:
+def _won(versus: str, by: str, rate: WinRate) -> str:
+    newer, older = versus.split("_vs_")
     return (
-        f"By {by}, DPO's answer beats SFT's on {percent(rate.share)} % of {rate.n_prompts} prompts: {rate.n_wins} won, "
-        f"{rate.n_ties} tied, {rate.n_losses} lost, p = {rate.p_value:.2g}."
+        f"By {by}, {STAGES[newer]}'s answer beats {NAMES[older]}'s on {percent(rate.share)} % of {rate.n_prompts} prompts: "
+        f"{rate.n_wins} won, {rate.n_ties} tied, {rate.n_losses} lost, p = {rate.p_value:.2g}."
     )
 
 
-def _judge_failures(generations: Generations) -> str:
-    judge = generations.by_judge
+def _judge_failures(versus: str, comparison: AnswerComparison) -> str:
+    judge = comparison.by_judge
     if judge is None:
         return ""
     reasons = ", ".join(f"{reason} ({n})" for reason, n in judge.failures.items())
+    against = "Against the champion's answers, the" if versus.endswith("_champion") else "The"
     return (
-        f"The judge failed on {judge.n_failed} prompts{f': {reasons}' if reasons else ''}. On {judge.n_disagreed} prompts it named "
-        "different winners when the answers were swapped; these count as ties."
+        f"{against} judge failed on {judge.n_failed} prompts{f': {reasons}' if reasons else ''}. On {judge.n_disagreed} prompts it "
+        "named different winners when the answers were swapped; these count as ties."
     )
 
 

@@ -88,7 +88,7 @@ def _settings(lineage: Lineage) -> str:
         "seed": config["seed"],
         "model": {key: config["model"][key] for key in ("method", "lora", "precision")},
         "sft": {key: value for key, value in config["sft"].items() if key != "dataset"},
-        "dpo": {key: value for key, value in config["dpo"].items() if key != "sft_checkpoint"},
+        "dpo": {key: value for key, value in config["dpo"].items() if key not in ("start", "sft_checkpoint")},
     }
     return yaml.safe_dump(shown, sort_keys=False)
 

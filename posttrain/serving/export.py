@@ -25,6 +25,7 @@ from posttrain.models.base import base_source, resolve_base
 from posttrain.models.checkpoint import Checkpoint, file_digest
 from posttrain.models.loading import load_chat, load_model
 from posttrain.reporting.run_report import RunReport
+from posttrain.serving.portable_files import make_portable
 from posttrain.storage import s3 as storage
 
 CHECKSUMS = "SHA256SUMS"
@@ -67,7 +68,7 @@ def export(model: ExportedModel, dest: str, options: ExportOptions = ExportOptio
     Raises:
         UserError: the destination cannot be written or contains other files, or the checkpoint has no adapter to keep.
     """
-    if options.adapter and model.checkpoint.manifest.kind == "full":
+    if options.adapter and model.checkpoint.manifest.kind != "adapter":
         raise UserError(f"{model.checkpoint.path}: contains full weights, not an adapter: omit --adapter")
     if "://" in dest:
         with tempfile.TemporaryDirectory(prefix="posttrain-export-") as scratch:
@@ -97,7 +98,7 @@ def write_model(exported: ExportedModel, folder: Path, options: ExportOptions) -
         _stops(chat, GenerationConfig()).save_pretrained(folder)
     else:
         # In fp32 and never in 4 bit, whatever it was trained over: a merge is one rounding.
-        method = "full" if checkpoint.manifest.kind == "full" else "lora"
+        method = "lora" if checkpoint.manifest.kind == "adapter" else "full"
         exact = section.model_copy(update={"method": method, "precision": "fp32"})
         model = load_model(base, exact, checkpoint)
         if method == "lora":
@@ -110,8 +111,11 @@ def write_model(exported: ExportedModel, folder: Path, options: ExportOptions) -
     if exported.report is not None:
         lineage = exported.report.lineage.model_dump_json(indent=2, exclude={"config"})
         (folder / LINEAGE).write_text(lineage, encoding="utf-8")
+    make_portable(folder)
     sums = "".join(f"{file_digest(file)}  {file.name}\n" for file in sorted(folder.iterdir()))
     (folder / CHECKSUMS).write_text(sums, encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # weights are written with 0600, which a server under another user cannot read
 
 
 def _stops(chat: Chat, generation: GenerationConfig) -> GenerationConfig:

@@ -48,14 +48,18 @@ BAD = {
     ),
     "dpo without a checkpoint": (
         {"finetuning_type": "dpo"},
-        "finetuning_type dpo needs an SFT checkpoint to start from: set dpo.sft_checkpoint",
+        "finetuning_type dpo needs a model to start from: set dpo.start",
+    ),
+    "the earlier name of a setting": (
+        {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "3"}},
+        "c.yaml: dpo.sft_checkpoint: unknown key (it was renamed: use dpo.start)",
     ),
     "unused checkpoint": (
-        {"dpo": {"sft_checkpoint": "3"}},
-        "dpo.sft_checkpoint is set but finetuning_type is both",
+        {"dpo": {"start": "3"}},
+        "dpo.start is set but finetuning_type is both",
     ),
     "unused sft section": (
-        {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "3"}, "sft": {"epochs": 2}},
+        {"finetuning_type": "dpo", "dpo": {"start": "3"}, "sft": {"epochs": 2}},
         "sft is set but finetuning_type is dpo",
     ),
     "label_smoothing without effect": (

@@ -18,7 +18,7 @@ from posttrain.data.formats import (
     read_rows,
     rename,
 )
-from posttrain.data.formats.layout import as_tools
+from posttrain.data.formats.turns import as_tools
 from posttrain.data.loader import load_preferences
 from posttrain.errors import UserError
 
@@ -149,7 +149,8 @@ PAIRS = [
     ("explicit", {"prompt": [U, A], "chosen": "a", "rejected": "b"}, "turn_order"),
     ("explicit", {"prompt": [A, U], "chosen": "a", "rejected": "b"}, "turn_order"),
     ("explicit", {"prompt": [U, system("s")], "chosen": "a", "rejected": "b"}, "turn_order"),
-    ("explicit", {"prompt": [{"role": "tool", "content": "q"}], "chosen": "a", "rejected": "b"}, "unknown_role"),
+    ("explicit", {"prompt": [{"role": "tool", "content": "q"}], "chosen": "a", "rejected": "b"}, "turn_order"),
+    ("explicit", {"prompt": [{"role": "critic", "content": "q"}], "chosen": "a", "rejected": "b"}, "unknown_role"),
     ("implicit", {"chosen": "Is it so? Yes, it is", "rejected": "Is it so? No"},
      ([user("Is it so?")], [assistant("Yes, it is")], [assistant("No")])),
     ("implicit", {"chosen": "Who? Ann", "rejected": "Who? Anna"},
@@ -187,7 +188,10 @@ PAIRS = [
     ("conversational", {"chosen": [U, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}],
                         "rejected": [U, B]}, ([U], [A], [B])),
     ("conversational", {"chosen": [U, {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}],
-                        "rejected": [U, B]}, "tool_call"),
+                        "rejected": [U, B]},
+     ([U], [{"role": "assistant", "content": "", "tool_calls": '[{"id": 1}]'}], [B])),
+    ("conversational", {"chosen": [U, {"role": "assistant", "content": None, "tool_calls": "{"}],
+                        "rejected": [U, B]}, "bad_tool_calls"),
     ("shp", SHP, ([user("How do I seed raspberries?")], [assistant("Use a sieve.")], [assistant("Do not.")])),
     ("shp", SHP | {"labels": 0}, ([user("How do I seed raspberries?")], [assistant("Do not.")], [assistant("Use a sieve.")])),
     ("shp", SHP | {"labels": 2}, "unknown_label"),
@@ -274,7 +278,7 @@ EXAMPLES = [
     ("sharegpt", {"conversations": [{"from": "system", "value": "s"}, SG_U, SG_A]}, ([system("s"), U], [A])),
     ("sharegpt", {"conversations": [SG_A, SG_U, SG_A]}, "turn_order"),
     ("sharegpt", {"conversations": [SG_U, SG_A, SG_U]}, "unanswered"),
-    ("sharegpt", {"conversations": [SG_U, {"from": "observation", "value": "b"}]}, "unknown_role"),
+    ("sharegpt", {"conversations": [SG_U, {"from": "observation", "value": "b"}]}, "unanswered"),
     ("sharegpt", {"conversations": None}, "not_text"),
     ("self_instruct", {"instruction": "Add", "instances": [{"input": "1, 2", "output": "3"}, {"input": "", "output": "a"}]},
      [([user("Add\n\n1, 2")], [assistant("3")]), ([user("Add")], [A])]),
@@ -437,15 +441,11 @@ def test_pairs_per_prompt_are_limited():
     assert found == [([U], [assistant("best")], [assistant("worst")]), *["over_max_pairs"] * 4]
 
 
-def test_tools_of_any_form_become_canonical_json():
+def test_tools_of_any_form_become_json_with_the_order_of_their_keys():
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}
-    filled = {
-        "function": {"parameters": {"city": {"type": "string", "enum": None}}, "name": "weather"},
-        "type": "function",
-    }
-    expected = json.dumps([tool], sort_keys=True)
+    filled = {**tool, "function": {"name": "weather", "parameters": {"city": {"type": "string", "enum": None}}}}
     for tools in ([tool], json.dumps([tool]), [filled]):
-        assert as_tools({"tools": tools}) == expected
+        assert as_tools({"tools": tools}) == json.dumps([tool])
     for none in ({}, {"tools": None}, {"tools": []}, {"tools": " "}, {"tools": "[]"}):
         assert as_tools(none) is None
     for bad in ("{", 3, ["weather"], {"name": "x"}, [{"x": b"y"}], [{"x": float("nan")}], [{"x": "\ud800"}]):

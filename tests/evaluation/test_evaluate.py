@@ -17,9 +17,9 @@ from posttrain.evaluation import intervals, statistics
 from posttrain.evaluation.calibration import calibrate
 from posttrain.evaluation.divergence import NextTokenKL
 from posttrain.evaluation.evaluated_models import EvaluatedModels
-from posttrain.evaluation.intervals import bootstrap_mean, bootstrap_ratio, wilson
+from posttrain.evaluation.intervals import bootstrap_mean, bootstrap_ratio, rank_correlation, wilson
 from posttrain.evaluation.scoring import Evaluation, EvaluationData, evaluate
-from posttrain.evaluation.statistics import compare, correct, perplexity, rank_correlation, summarise
+from posttrain.evaluation.statistics import compare, correct, perplexity, summarise
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_model
 from posttrain.training.dpo import train_dpo
@@ -182,6 +182,7 @@ def test_slices_by_hand(rows):
         ("subset", "hh/a"), ("subset", "hh/b"), ("subset", "other/c"),
         ("n_turns", "1"), ("n_turns", "2"), ("n_turns", "8 or more"),
         ("prompt_tokens", "1-32"), ("prompt_tokens", "33-64"), ("prompt_tokens", "65-128"),
+        ("length", "chosen shorter"), ("length", "same length"), ("length", "chosen longer"),
     }  # fmt: skip
     hh = slices["source", "hh"]
     assert (hh.n_pairs, hh.accuracy["sft"].value, hh.accuracy["dpo"].value) == (3, 0.5, 1.0)
@@ -191,7 +192,7 @@ def test_slices_by_hand(rows):
 
 def test_single_source_gives_no_slice(rows):
     same = rows.set_column(1, "source", pa.array(["a/b"] * 4))
-    assert {s.by for s in summarise(same, SECTION, {}).slices} == {"n_turns", "prompt_tokens"}
+    assert {s.by for s in summarise(same, SECTION, {}).slices} == {"n_turns", "prompt_tokens", "length"}
 
 
 def test_length_by_hand(rows):
@@ -443,6 +444,7 @@ def test_the_number_of_bootstraps_does_not_depend_on_the_number_of_pairs(monkeyp
             "id": [str(i) for i in range(n)],
             "source": [f"s/{i % 4}" for i in range(n)],
             "true_margin": pa.nulls(n, pa.float64()),
+            "conversation": [str(i) for i in range(n)],
             **{name: ["x"] * n for name in ("prompt", "chosen", "rejected")},
             **{name: generator.integers(1, 20, n) for name in counts},
             **{name: -generator.exponential(50, n) for name in logps},

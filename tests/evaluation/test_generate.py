@@ -1,14 +1,19 @@
 """What the models answer: the same whatever the batch, stopped and counted as it should be."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from support.stages import pair_tokens, sft_on
 
 from posttrain.config import EvaluationSection, GenerationsSection, SftSection
 from posttrain.data.demo import pairs as demo
+from posttrain.evaluation.answer_figures import repetition
 from posttrain.evaluation.evaluated_models import EvaluatedModels
-from posttrain.evaluation.generations import Writer, choose_prompts, complete, generate, repetition
+from posttrain.evaluation.generations import Writer, choose_prompts, complete, generate
 from posttrain.evaluation.judge import win_rate
+from posttrain.models.checkpoint import Checkpoint, seal
 from posttrain.models.loading import load_chat, load_model
 from posttrain.training.trainer import TrainingJob
 
@@ -40,7 +45,8 @@ def test_win_rate_by_hand():
     found = win_rate([1.0] * 6 + [0.5] * 2 + [0.0] * 2, 0.95)
     assert (found.n_wins, found.n_ties, found.n_losses) == (6, 2, 2)
     assert found.share.value == pytest.approx(0.7)
-    assert found.share.low == pytest.approx(0.3968, abs=1e-4)  # Wilson
+    # With a win and a loss more 4 / 12 +- 2.262 x sqrt((10 / 12 - 1 / 9) / 12), of which half is added to one half.
+    assert found.share.low == pytest.approx(0.3892, abs=1e-4)
     assert found.p_value == pytest.approx(74 / 256)
     assert win_rate([0.5], 0.95).p_value == 1.0
 
@@ -110,13 +116,67 @@ def test_sft_and_dpo_answer_side_by_side(tiny_base, preferences, tmp_path):
         assert exchange.responses["sft"].true_reward is None  # not the demo
     stop = sum(e.responses["sft"].stopped for e in found.exchanges) / 5
     assert found.stages["sft"].stop_rate.value == stop
-    assert found.by_true_reward is None
-    assert found.by_judge is None
+    compared = found.comparisons["dpo_vs_sft"]
+    assert (compared.by_true_reward, compared.by_judge) == (None, None)
+    assert (compared.stop_rate.value, compared.repetition.value, compared.empty.value) == (0, 0, 0)
+    assert compared.length_ratio.value == 1
     found.save(tmp_path)
     assert type(found).load(tmp_path) == found
     none = generate(preferences, tokens, EvaluatedModels(base, model, sft), section(n=0))
     assert none.exchanges == []
     assert none.stages == {}
+
+
+def with_template(checkpoint: Checkpoint, folder: Path, template: str) -> Checkpoint:
+    """The same weights with another chat template."""
+    shutil.copytree(checkpoint.path, folder)
+    (folder / "manifest.json").unlink()
+    (folder / "history.json").unlink()
+    (folder / "chat_template.jinja").write_text(template)
+    return seal(folder, [], **checkpoint.manifest.model_dump(exclude={"files", "digest"}))
+
+
+def test_the_champion_answers_the_same_prompts_with_its_own_template(tiny_base, preferences, tmp_path):
+    """It reads longer prompts, answers as it would alone, and the newest model is compared with it and with SFT."""
+    base, model = tiny_base
+    sft = sft_on(preferences, SFT, TrainingJob(base, model, 0, tmp_path / "sft"))
+    other = SftSection(learning_rate=1e-3, max_steps=1, max_length=96, eval_steps=5)
+    dpo = sft_on(preferences, other, TrainingJob(base, model, 0, tmp_path / "dpo"))
+    template = load_chat(base, model, sft).tokenizer.chat_template.replace(
+        "<|{{ m['role'] }}|>", "<|{{ m['role'] }}|> so"
+    )
+    champion = with_template(sft, tmp_path / "champion", template)
+    tokens = pair_tokens(preferences, base, model)
+    found = generate(preferences, tokens, EvaluatedModels(base, model, sft, dpo, champion), section(n=5))
+    assert list(found.stages) == ["sft", "dpo", "champion"]
+    assert list(found.comparisons) == ["dpo_vs_sft", "dpo_vs_champion"]
+    assert all(list(exchange.responses) == ["sft", "dpo", "champion"] for exchange in found.exchanges)
+    own = load_chat(base, model, champion)
+    asked = [
+        own.tokenizer.apply_chat_template(e.prompt, add_generation_prompt=True, return_dict=False)
+        for e in found.exchanges
+    ]
+    alone = complete(Writer(load_model(base, model, champion), own, model), asked, section(), "alone")
+    texts = [own.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids, _ in alone]
+    assert [e.responses["champion"].text for e in found.exchanges] == texts
+    assert texts != [e.responses["sft"].text for e in found.exchanges]
+
+
+def test_a_champion_that_is_this_runs_model_is_not_asked_again(tiny_base, preferences, tmp_path, monkeypatch):
+    base, model = tiny_base
+    sft = sft_on(preferences, SFT, TrainingJob(base, model, 0, tmp_path / "sft"))
+    loaded = []
+
+    def counted(*args):
+        loaded.append(args)
+        return load_model(*args)
+
+    monkeypatch.setattr("posttrain.evaluation.generations.load_model", counted)
+    tokens = pair_tokens(preferences, base, model)
+    found = generate(preferences, tokens, EvaluatedModels(base, model, sft, champion=sft), section(n=5))
+    assert len(loaded) == 1
+    assert list(found.comparisons) == ["sft_vs_champion"]
+    assert found.stages["sft"] == found.stages["champion"]
 
 
 def test_on_the_demo_the_hidden_reward_judges(tiny_base, preferences, tmp_path):
@@ -130,7 +190,7 @@ def test_on_the_demo_the_hidden_reward_judges(tiny_base, preferences, tmp_path):
     sft = sft_on(preferences, SFT, TrainingJob(base, model, 0, tmp_path / "sft"))
     tokens = pair_tokens(pairs, base, model)
     found = generate(pairs, tokens, EvaluatedModels(base, model, sft, sft), section(n=3))
-    assert found.by_true_reward.n_ties == 3
+    assert found.comparisons["dpo_vs_sft"].by_true_reward.n_ties == 3
     for exchange in found.exchanges:
         response = exchange.responses["dpo"]
         assert response.true_reward == demo.reward(exchange.prompt[0]["content"], response.text)

@@ -39,7 +39,7 @@ def judged(name, contests, **options):
 def test_function_can_be_the_judge():
     """Two wins, a tie, a loss: 2.5 of 4."""
     found = judged("longest", [contest("a", "bb"), contest("a", "bbb"), contest("aa", "bb"), contest("aa", "b")])
-    assert list(found.verdicts.values()) == ["dpo", "dpo", "tie", "sft"]
+    assert list(found.verdicts.values()) == ["newer", "newer", "tie", "older"]
     assert found.win_rate.share.value == 2.5 / 4
     assert (found.n_disagreed, found.n_failed, found.failures) == (0, 0, {})
 
@@ -141,7 +141,7 @@ def at(server, **options) -> JudgeSection:
 def test_endpoint_is_asked_in_both_orders(endpoint, tmp_path):
     contests = [contest("no", "the fix"), contest("fix", "no"), contest("a", "b"), contest("unknown", "b")]
     found = judge_contests(contests, at(endpoint), 0.95)
-    assert list(found.verdicts.values()) == ["dpo", "sft", "tie", "failed"]
+    assert list(found.verdicts.values()) == ["newer", "older", "tie", "failed"]
     assert found.failures == {"NoVerdict: the answer does not contain [[A]], [[B]] or [[C]]": 2}
     assert found.judge == f"judge-1 at http://127.0.0.1:{endpoint.server_port}/v1/"
     assert len(endpoint.asked) == 8
@@ -164,7 +164,7 @@ def test_judge_answers_are_cached(endpoint):
 def test_busy_endpoint_is_retried(endpoint):
     endpoint.n_busy = 1
     found = judge_contests([contest("no", "the fix")], at(endpoint, concurrency=1), 0.95)
-    assert found.verdicts == {"no/the fix": "dpo"}
+    assert found.verdicts == {"no/the fix": "newer"}
     assert len(endpoint.asked) == 3
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from posttrain.evaluation.answer_figures import StageGenerations
 from posttrain.evaluation.figures import STAGES as ALL_STAGES
 from posttrain.evaluation.figures import StageFigures
-from posttrain.evaluation.generations import StageGenerations
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.key_figures import legend
 from posttrain.evaluation.labels import ANSWERS, METRICS, STAGES, percent, plain, points

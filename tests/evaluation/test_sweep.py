@@ -84,7 +84,7 @@ BAD = {
     "empty grid": ({}, "sweep.grid: is empty: list values for at least one setting of dpo"),
     "duplicate value": ({"beta": [0.1, "0.10"]}, "sweep.grid.beta: lists 0.1 twice"),
     "other tokens": ({"max_length": [64, 128]}, "sweep.grid: max_length changes the tokens that the shared reference"),
-    "other starts": ({"sft_checkpoint": ["1"]}, "sweep.grid: sft_checkpoint is shared by all points"),
+    "other starts": ({"start": ["1"]}, "sweep.grid: start is shared by all points"),
     "a point that cannot be": (
         {"loss_type": ["robust", "sigmoid"], "label_smoothing": [0.1]},
         "sweep.grid at loss_type=sigmoid, label_smoothing=0.1: label_smoothing has no effect on loss_type sigmoid",

@@ -132,7 +132,7 @@ def test_a_changed_row_reruns_the_steps_that_depend_on_it(
     folder = str(Path(first.steps["train_sft"].outputs["sft_checkpoint"][0].uri) / "files")
     alone = copy.deepcopy(config) | {"finetuning_type": "dpo"}
     del alone["sft"]
-    alone["dpo"]["sft_checkpoint"] = folder
+    alone["dpo"]["start"] = folder
     done = run(tmp_path, alone)
     assert "train_sft" not in done.steps
     assert read_report(done.id).figures.stages["dpo"] is not None

@@ -116,7 +116,7 @@ BEGIN = "load_preferences resolve_base"
         ({}, f"{BEGIN} tokenise train_sft score_reference train_dpo"),
         ({"finetuning_type": "sft"}, f"{BEGIN} tokenise train_sft"),
         (
-            {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": "FOLDER"}},
+            {"finetuning_type": "dpo", "dpo": {"start": "FOLDER"}},
             f"{BEGIN} import_checkpoint tokenise score_reference train_dpo",
         ),
         (
@@ -130,9 +130,11 @@ BEGIN = "load_preferences resolve_base"
     ],
     ids=["both", "sft", "dpo", "instructions", "sets"],
 )
-def test_the_finetuning_type_decides_which_steps_there_are(tmp_path: Path, config: dict[str, Any], steps: str) -> None:
+def test_the_finetuning_type_decides_which_steps_there_are(
+    tmp_path: Path, tiny_folder: Path, config: dict[str, Any], steps: str
+) -> None:
     if "dpo" in config:
-        config = {**config, "dpo": {"sft_checkpoint": str(tmp_path)}}
+        config = {**config, "dpo": {"start": str(tiny_folder)}}
     pipeline = dpo_pipeline.with_options(config_path=written(tmp_path, config))
     pipeline.prepare()
     verdict = ["find_champion", "generate", "evaluate", "promote", "report", "conclude"]
@@ -142,9 +144,9 @@ def test_the_finetuning_type_decides_which_steps_there_are(tmp_path: Path, confi
 @pytest.mark.parametrize(
     "name", ["70007", "sft_checkpoint:70007", "no/such/folder", "0b51e4e2-2a4e-4d4c-8f4c-3f1d1b1f4c11"]
 )
-def test_a_missing_sft_checkpoint_is_one_line(tmp_path: Path, name: str) -> None:
-    path = written(tmp_path, {"finetuning_type": "dpo", "dpo": {"sft_checkpoint": name}})
-    with pytest.raises(click.ClickException, match=f"dpo.sft_checkpoint: '{name}' is neither"):
+def test_a_missing_start_is_one_line(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, {"finetuning_type": "dpo", "dpo": {"start": name}})
+    with pytest.raises(click.ClickException, match=f"dpo.start: '{name}' is not a model"):
         dpo_pipeline.with_options(config_path=path)()
 
 
@@ -231,7 +233,7 @@ def test_nothing_is_trained_twice(
 
     without_sft = {key: section for key, section in TINY.items() if key != "sft"}
     version = first.steps["train_sft"].outputs["sft_checkpoint"][0].version
-    from_sft = run({**without_sft, "finetuning_type": "dpo", "dpo": {**TINY["dpo"], "sft_checkpoint": version}})
+    from_sft = run({**without_sft, "finetuning_type": "dpo", "dpo": {**TINY["dpo"], "start": version}})
     # ZenML's cache key depends on where an input comes from; the same weights come out, so the verdict stands.
     assert worked(from_sft) == always | {"tokenise", "score_reference", "train_dpo", "evaluate", "generate", "report"}
 
@@ -244,7 +246,7 @@ def test_a_challenger_is_compared_with_the_champion_only_once(tmp_path: Path, mo
     """Run, again, changed, again, and back to the first: whatever is repeated comes from the cache."""
     monkeypatch.setattr(
         "posttrain.evaluation.gate.decision.decide",
-        lambda figures, _: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"]),
+        lambda figures, *_: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"]),
     )
 
     def run(beta: float) -> tuple[set[str], Any]:

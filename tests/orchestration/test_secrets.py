@@ -155,8 +155,9 @@ def test_a_run_writes_no_secret_anywhere(
 
     report = read_run_report(run.id)[0]
     assert report.generations is not None
-    assert report.generations.by_judge is not None
-    assert any("Bearer …" in failure for failure in report.generations.by_judge.failures)
+    judged = report.generations.comparisons["dpo_vs_sft"].by_judge
+    assert judged is not None
+    assert any("Bearer …" in failure for failure in judged.failures)
     (here / "report.html").write_text(report_page(report))
     for version in Client().list_artifact_versions(name="", size=200).items:
         assert "cloudpickle" not in version.materializer.import_path, version.name

@@ -91,6 +91,42 @@ def test_plain_transformers_loads_it_and_it_stops(trained, tmp_path):
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == expected
 
 
+@pytest.mark.soak
+def test_transformers_4_reads_it_alike_and_stops(trained, transformers4, tmp_path):
+    folder = exported(trained, tmp_path / "out")
+    policy = load_model(trained.base, trained.section, trained.checkpoint)
+    (found,) = transformers4.logits(IDS, folder)
+    expected = logits(policy)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1)
+    chat = load_chat(trained.base, trained.section, trained.checkpoint)
+    prompt = chat.tokenizer.apply_chat_template(trained.pair["prompt"], add_generation_prompt=True, return_dict=False)
+    settings = EvaluationSection(generations=GenerationsSection(max_new_tokens=60))
+    ((ids, stopped),) = complete(Writer(policy, chat, trained.section), [prompt], settings, "answer")
+    assert stopped
+    assert transformers4.answer(folder, trained.pair["prompt"]) == (
+        prompt,
+        [*ids, chat.stop_id],
+        chat.tokenizer.decode(ids, skip_special_tokens=True),
+    )
+
+
+def test_its_files_suit_other_loaders(trained, tmp_path):
+    """What vLLM and llama.cpp's converter look at: see posttrain/serving/portable_files.py."""
+    folder = exported(trained, tmp_path / "out", dtype="bf16")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
+    assert config["torch_dtype"] == config["dtype"] == "bfloat16"
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["additional_special_tokens"] == ["<|system|>", "<|user|>", "<|assistant|>"]
+    assert (folder / "chat_template.jinja").read_text() == TEMPLATE
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
+    for file in folder.glob("*.json"):  # places on this machine
+        assert str(trained.section.base) not in file.read_text(), file.name
+        assert str(trained.checkpoint.path) not in file.read_text(), file.name
+
+
 def test_it_can_stay_an_adapter(trained, tmp_path):
     if trained.section.method == "full":
         with pytest.raises(UserError, match="contains full weights, not an adapter"):

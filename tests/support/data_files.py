@@ -20,6 +20,12 @@ def write_pairs(path: Path, n: int = 60) -> Path:
     return path
 
 
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    """Rows as JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def write_instructions(path: Path) -> Path:
     """Instructions in the Alpaca layout."""
     rows = [{"instruction": f"Name thing {i}.", "input": "", "output": THINGS[i % 6]} for i in range(30)]

@@ -6,9 +6,10 @@ import pyarrow as pa
 from posttrain.config import EvaluationSection, RunConfig
 from posttrain.data.profile import DataProfile
 from posttrain.data.report import DataReport, SourceReport
+from posttrain.evaluation.answer_figures import Response, StageGenerations, compare_answers
 from posttrain.evaluation.figures import Figures, Finding
 from posttrain.evaluation.gate.decision import Promotion
-from posttrain.evaluation.generations import Exchange, Generations, Response, StageGenerations
+from posttrain.evaluation.generations import Exchange, Generations
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.judge import win_rate
 from posttrain.evaluation.statistics import summarise
@@ -59,6 +60,9 @@ def make_report(run: str = "run-1", pairs: pa.Table | None = None, text: str = "
         )
         for i in range(30)
     ]
+    compared = compare_answers([answer] * 30, [answer] * 30, None, EvaluationSection()).model_copy(
+        update={"by_true_reward": win_rate([1.0] * 30, 0.95)}
+    )
     found = summarise(
         pairs if pairs is not None else make_pairs(source=text, text=text), EvaluationSection(), {}, beta=0.1
     )
@@ -94,7 +98,7 @@ def make_report(run: str = "run-1", pairs: pa.Table | None = None, text: str = "
         figures=figures,
         generations=Generations(
             max_new_tokens=8, temperature=0.0, seed=0, stages={"sft": answered, "dpo": answered},
-            by_true_reward=win_rate([1.0] * 30, 0.95), by_judge=None, exchanges=exchanges, digests={"sft": "s", "dpo": "d"},
+            comparisons={"dpo_vs_sft": compared}, exchanges=exchanges, digests={"sft": "s", "dpo": "d"},
         ),
         promotion=Promotion(promoted=True, opponent="sft", reasons=[f"because {text}"]),
     )  # fmt: skip

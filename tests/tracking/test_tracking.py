@@ -214,14 +214,14 @@ def test_parameters_are_flat_and_truncated_and_keep_their_first_value(
     tracker: Tracker, caplog: pytest.LogCaptureFixture
 ) -> None:
     with tracker.parent("load_preferences") as stage:
-        stage.log_params({"dpo": {"beta": 0.1, "sft_checkpoint": None}, "data": {"sources": [{"path": "demo"}]}})
+        stage.log_params({"dpo": {"beta": 0.1, "start": None}, "data": {"sources": [{"path": "demo"}]}})
         stage.log_params({"note": "x" * 7000, "odd?name": True, "losses": ["sigmoid", "sft"]})
     with tracker.parent("evaluate") as stage:
         stage.log_params({"dpo": {"beta": 0.5}, "data.digest": "ab12"})
 
     assert runs(tracker)["demo-run"].data.params == {
         "dpo.beta": "0.1",
-        "dpo.sft_checkpoint": "null",
+        "dpo.start": "null",
         "data.sources.0.path": "demo",
         "data.digest": "ab12",
         "note": "x" * 499 + "…",

@@ -172,8 +172,8 @@ class _Import:
             "finetuning_type",
             "both",
             f"{tool.name} starts DPO at the base model. This pipeline trains SFT first, by default on the chosen responses, and "
-            "starts DPO at that checkpoint. With an SFT checkpoint of this project, set finetuning_type: dpo and "
-            "dpo.sft_checkpoint, and remove the section sft.",
+            "starts DPO at that checkpoint. To start DPO at an instruct model or an existing checkpoint, set finetuning_type: "
+            "dpo and dpo.start, and remove the section sft.",
         )
         copied = (
             "batch_size",

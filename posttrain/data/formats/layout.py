@@ -1,22 +1,20 @@
-"""Common parts of the layouts: their protocols, their results, and the conversion of values to turns."""
+"""Common parts of the layouts: their protocols, their results, and how rows become pairs."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from posttrain.data.checks import Turn, Unusable
+from posttrain.data.checks import Unusable
+from posttrain.data.formats.turns import as_text
+from posttrain.data.rows import Turn
 
 Values = Mapping[str, Any]
 """A row of a source: value by column name."""
 
-_ROLES = {
-    **{role: role for role in ("system", "user", "assistant")},
-    **{"human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"},
-}
-"""Our role by the name that layouts use."""
+ASKING = ("user", "tool")
+"""Roles that the assistant answers."""
 
 
 class Pair(NamedTuple):
@@ -80,13 +78,6 @@ class GroupLayout(Layout[Parsed_co], Protocol[Parsed_co]):
         """
 
 
-def as_text(value: Any) -> str:
-    """Return the value, which must be a string."""
-    if not isinstance(value, str):
-        raise Unusable("not_text")
-    return value
-
-
 def as_number(value: Any) -> float:
     """Return the value as a float; it must be a finite number or a string of one."""
     try:
@@ -96,68 +87,6 @@ def as_number(value: Any) -> float:
     if not math.isfinite(number):
         raise Unusable("unknown_label")
     return number
-
-
-def as_turns(value: Any, role: str) -> list[Turn]:
-    """Return the turns in a value: those of a list of messages, or one turn of `role` for plain text."""
-    if isinstance(value, list):
-        return [_as_turn(message) for message in value]
-    return [{"role": role, "content": as_text(value)}]
-
-
-def _as_turn(message: Any) -> Turn:
-    """Return a turn from a message in the format of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`)."""
-    if not isinstance(message, Mapping):
-        raise Unusable("not_text")
-    if message.get("tool_calls"):
-        raise Unusable("tool_call")
-    openai = "role" in message
-    role, content = (message.get(name) for name in (("role", "content") if openai else ("from", "value")))
-    if not isinstance(role, str) or role.lower() not in _ROLES:
-        raise Unusable("unknown_role")
-    return {"role": _ROLES[role.lower()], "content": _as_content(content)}
-
-
-def _as_content(content: Any) -> str:
-    """Return the text of a string or of OpenAI's list of text parts."""
-    if not isinstance(content, list):
-        return as_text(content)
-    return "".join(as_text(part.get("text") if isinstance(part, Mapping) else None) for part in content)
-
-
-def as_tools(row: Values) -> str | None:
-    """Return the tools in a row's column `tools` as canonical JSON; None if it has none.
-
-    Keys with null are removed: Arrow adds them for keys that only some of the tools have.
-    """
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except (ValueError, RecursionError):
-            raise Unusable("bad_tools") from None
-    if not tools and tools in (None, []):
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise Unusable("bad_tools")
-    try:
-        text = json.dumps(_without_nulls(tools), ensure_ascii=False, sort_keys=True, allow_nan=False)
-        text.encode()
-    except (TypeError, ValueError, RecursionError):
-        raise Unusable("bad_tools") from None
-    return text
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def is_conversation(value: Any) -> bool:
-    """Return whether a value is a list of messages, judged by its first item."""
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, Mapping) and ("role" in first or "from" in first)
 
 
 def instruct(instruction: Any, given: Any) -> list[Turn]:
@@ -215,28 +144,28 @@ def ranked_pairs(prompt: list[Turn], answers: Sequence[tuple[Any, float]]) -> li
 
 
 def split_off_response(turns: list[Turn]) -> Example:
-    """Return the example in a conversation, whose response is everything after the last user turn."""
-    n_prompt = max((i + 1 for i, turn in enumerate(turns) if turn["role"] == "user"), default=0)
+    """Return the example in a conversation, whose response is everything after the last turn of the user or of a tool."""
+    n_prompt = max((i + 1 for i, turn in enumerate(turns) if turn["role"] in ASKING), default=0)
     if 0 < n_prompt == len(turns):
         raise Unusable("unanswered")
     return Example(turns[:n_prompt], turns[n_prompt:])
 
 
 def split_off_shared_prompt(chosen: list[Turn], rejected: list[Turn]) -> Pair:
-    """Return the pair in two conversations, whose prompt is their longest common start that ends with a user turn.
+    """Return the pair in two conversations, whose prompt is their longest common start that ends with a turn to answer.
 
     Raises:
-        Unusable: they have no common user turn, or one of them ends with a user turn.
+        Unusable: they have no such start, or one of them ends with a turn to answer.
     """
     if not chosen or not rejected:
         raise Unusable("empty")
-    if chosen[-1]["role"] == "user" or rejected[-1]["role"] == "user":
+    if chosen[-1]["role"] in ASKING or rejected[-1]["role"] in ASKING:
         raise Unusable("unanswered")
     n_prompt = 0
     for i, (ours, theirs) in enumerate(zip(chosen, rejected, strict=False)):
         if ours != theirs:
             break
-        if ours["role"] == "user":
+        if ours["role"] in ASKING:
             n_prompt = i + 1
     if n_prompt == 0:
         raise Unusable("prompt_differs")

@@ -6,10 +6,11 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import GateSection
 from posttrain.evaluation.figures import Figures
+from posttrain.evaluation.gate.answer_conditions import answer_conditions
+from posttrain.evaluation.gate.length_conditions import length_conditions
 from posttrain.evaluation.gate.ranking_conditions import finding_conditions, ranking_conditions, slice_conditions
-from posttrain.evaluation.labels import STAGES, point_range, sample_size
-
-NAMES = STAGES | {"champion": "the champion"}
+from posttrain.evaluation.generations import Generations
+from posttrain.evaluation.labels import NAMES, point_range, sample_size
 
 
 class Champion(BaseModel):
@@ -37,11 +38,11 @@ class Promotion(BaseModel):
     """The comparison first, then each condition that the model does not meet."""
 
 
-def decide(figures: Figures, gate: GateSection) -> Promotion:
+def decide(figures: Figures, gate: GateSection, generations: Generations | None = None) -> Promotion:
     """Return whether the newest model is promoted, and why.
 
-    It is promoted if it beats its opponent, no slice got worse and no finding blocks it. The opponent is the champion, or, if
-    there is none, the previous stage of the same run.
+    It is promoted if it beats its opponent beyond what length explains, neither a slice nor its answers got worse, and no finding
+    blocks it. The opponent is the champion, or, if there is none, the previous stage of the same run.
     """
     newer, older = figures.newest, figures.opponent
     comparison = figures.comparisons[f"{newer}_vs_{older}"]
@@ -52,7 +53,9 @@ def decide(figures: Figures, gate: GateSection) -> Promotion:
     )
     against = [
         *ranking_conditions(comparison, gate),
+        *length_conditions(figures, f"{newer}_vs_{older}", gate),
         *slice_conditions(figures, f"{newer}_vs_{older}", gate),
+        *(answer_conditions(generations, newer, older, gate) if generations else ()),
         *finding_conditions(figures, gate),
     ]
     return Promotion(promoted=not against, opponent=older, reasons=[evidence, *against])

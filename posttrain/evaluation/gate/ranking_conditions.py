@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from posttrain.config import GateSection
 from posttrain.evaluation.figures import SEVERITIES, Comparison, Figures
+from posttrain.evaluation.gate.answer_conditions import FINDINGS as ANSWER_FINDINGS
 from posttrain.evaluation.labels import point_range, sample_size
 
 
@@ -29,10 +30,10 @@ def slice_conditions(figures: Figures, comparison: str, gate: GateSection) -> It
 
 
 def finding_conditions(figures: Figures, gate: GateSection) -> Iterator[str]:
-    """Yield the findings that block."""
+    """Yield the findings that block, without those about answers, which have conditions and settings of their own."""
     if gate.block_severity == "never":
         return
     least = SEVERITIES.index(gate.block_severity)
     for finding in figures.findings:
-        if SEVERITIES.index(finding.severity) >= least:
+        if SEVERITIES.index(finding.severity) >= least and finding.rule not in ANSWER_FINDINGS:
             yield f"{finding.severity} {finding.rule}: {finding.title} (gate.block_severity: {gate.block_severity})"

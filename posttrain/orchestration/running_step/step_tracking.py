@@ -31,7 +31,7 @@ def tracked(*, nested: bool, point: DpoSection | None = None) -> Iterator[Tracke
     config = RunConfig.model_validate((context.pipeline_run.config.parameters or {})["config"])
     settings = config.model_dump(exclude={"sweep"} if point or not config.sweep else None)
     if point:
-        settings["dpo"] |= point.model_dump(exclude={"sft_checkpoint"})
+        settings["dpo"] |= point.model_dump(exclude={"start"})
     run, step = context.pipeline_run, context.step_run.name
     tracker = Tracker(tracking_uri(), config.tracking.experiment, str(run.id), run.name, ended)
     stage = tracker.stage(step) if nested else tracker.parent(step)

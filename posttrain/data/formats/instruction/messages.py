@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
-from posttrain.data.formats.layout import Example, Values, as_turns, split_off_response
+from posttrain.data.formats.layout import Example, Values, split_off_response
+from posttrain.data.formats.turns import as_turns
 
 COLUMNS = REQUIRED_COLUMNS["messages"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
-from posttrain.data.formats.layout import Example, Values, as_turns
+from posttrain.data.formats.layout import Example, Values
+from posttrain.data.formats.turns import as_turns
 
 COLUMNS = REQUIRED_COLUMNS["prompt_completion"]
 

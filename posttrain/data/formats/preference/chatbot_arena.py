@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
-from posttrain.data.formats.layout import Pair, Values, as_turns, by_label, split_off_shared_prompt
+from posttrain.data.formats.layout import Pair, Values, by_label, split_off_shared_prompt
+from posttrain.data.formats.turns import as_turns
 
 COLUMNS = REQUIRED_COLUMNS["chatbot_arena"]
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
-from posttrain.data.formats.layout import Pair, Values, as_turns, is_conversation, split_off_shared_prompt
+from posttrain.data.formats.layout import Pair, Values, split_off_shared_prompt
+from posttrain.data.formats.turns import as_turns, is_conversation
 
 COLUMNS = REQUIRED_COLUMNS["conversational"]
 

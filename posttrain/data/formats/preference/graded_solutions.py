@@ -10,7 +10,8 @@ from typing import Any
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
-from posttrain.data.formats.layout import Scored, Values, as_turns, ranked_pairs
+from posttrain.data.formats.layout import Scored, Values, ranked_pairs
+from posttrain.data.formats.turns import as_turns
 
 COLUMNS = REQUIRED_COLUMNS["graded_solutions"]
 

@@ -10,8 +10,10 @@ import re
 from collections.abc import Sequence
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
-from posttrain.data.checks import Turn, Unusable
-from posttrain.data.formats.layout import Pair, Values, as_text, split_off_shared_prompt
+from posttrain.data.checks import Unusable
+from posttrain.data.formats.layout import Pair, Values, split_off_shared_prompt
+from posttrain.data.formats.turns import as_text
+from posttrain.data.rows import Turn
 
 COLUMNS = REQUIRED_COLUMNS["hh_rlhf"]
 

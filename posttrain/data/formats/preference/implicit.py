@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
-from posttrain.data.formats.layout import Pair, Values, as_text
+from posttrain.data.formats.layout import Pair, Values
+from posttrain.data.formats.turns import as_text
 
 COLUMNS = REQUIRED_COLUMNS["implicit"]
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
-from posttrain.data.formats.layout import Pair, Values, answer, as_turns, by_label
+from posttrain.data.formats.layout import Pair, Values, answer, by_label
+from posttrain.data.formats.turns import as_turns
 
 COLUMNS = REQUIRED_COLUMNS["llmbar"]
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
-from posttrain.data.checks import Turn, Unusable
-from posttrain.data.formats.layout import Found, Pair, Scored, Values, as_number, as_text, as_turns, rank
+from posttrain.data.checks import Unusable
+from posttrain.data.formats.layout import Found, Pair, Scored, Values, as_number, rank
+from posttrain.data.formats.turns import as_text, as_turns
+from posttrain.data.rows import Turn
 
 COLUMNS = REQUIRED_COLUMNS["oasst_messages"]
 

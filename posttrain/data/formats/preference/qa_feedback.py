@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
-from posttrain.data.checks import Turn, Unusable
-from posttrain.data.formats.layout import Pair, Values, answer, as_text, by_label
+from posttrain.data.checks import Unusable
+from posttrain.data.formats.layout import Pair, Values, answer, by_label
+from posttrain.data.formats.turns import as_text
+from posttrain.data.rows import Turn
 
 COLUMNS = REQUIRED_COLUMNS["qa_feedback"]
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
-from posttrain.data.formats.layout import Pair, Scored, Values, answer, as_number, as_turns
+from posttrain.data.formats.layout import Pair, Scored, Values, answer, as_number
+from posttrain.data.formats.turns import as_turns
 
 COLUMNS = REQUIRED_COLUMNS["shp"]
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
-from posttrain.data.formats.layout import Scored, Values, as_number, as_text, as_turns, ranked_pairs
+from posttrain.data.formats.layout import Scored, Values, as_number, ranked_pairs
+from posttrain.data.formats.turns import as_text, as_turns
 
 COLUMNS = REQUIRED_COLUMNS["ultrafeedback"]
 

@@ -1,0 +1,1 @@
+"""Checks of the training path on a GPU. `benchmarks/gpu.py` runs them, each in a process of its own."""

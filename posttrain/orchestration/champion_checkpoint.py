@@ -1,0 +1,28 @@
+"""The checkpoint of the model in production."""
+
+from __future__ import annotations
+
+from zenml.client import Client
+
+from posttrain.errors import UserError
+from posttrain.evaluation.gate.decision import Champion
+from posttrain.models.checkpoint import Checkpoint
+
+
+def champion_checkpoint(champion: Champion) -> Checkpoint | None:
+    """Return the champion's checkpoint from its artifact; None if there is no champion.
+
+    Raises:
+        UserError: the artifact was deleted.
+    """
+    if champion.artifact is None:
+        return None
+    try:
+        checkpoint = Client().get_artifact_version(champion.artifact).load()
+    except KeyError as error:
+        raise UserError(
+            f"the champion, version {champion.version}, cannot be compared with, because its checkpoint, artifact version "
+            f"{champion.artifact}, was deleted: take that version out of production"
+        ) from error
+    assert isinstance(checkpoint, Checkpoint)
+    return checkpoint

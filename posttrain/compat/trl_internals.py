@@ -148,3 +148,15 @@ def restore_metrics(trainer: Any, metrics: dict[str, list[float]], n_tokens: int
     """Set what `read_metrics` returned. Reason, versions and condition for removal are the same."""
     trainer._metrics = {"train": defaultdict(list, metrics), "eval": defaultdict(list)}
     trainer._total_train_tokens = n_tokens
+
+
+def weight_metrics(trainer: Any, n_pairs: int) -> None:
+    """Let the validation rewards of the last batch count once for each of its pairs.
+
+    Reason: TRL averages the metrics of a validation over batches, so each pair of a smaller last batch has a larger weight.
+    Read against: TRL 1.15 and 1.16 (`_metrics` of `DPOTrainer`, one value a batch, averaged by `log`).
+    Remove when: TRL weights validation metrics by the number of pairs.
+    """
+    for name, values in trainer._metrics["eval"].items():
+        if name.startswith("rewards/"):
+            values.extend([values[-1]] * (n_pairs - 1))

@@ -68,6 +68,24 @@ class TrainSection(Section):
         0.2, description="interval between validations: a number of steps, or a fraction of the training"
     )
     logging_steps: int = Field(1, ge=1, description="interval between logged training metrics, in steps")
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop after this many validations without improvement and restore the best weights; null: no early stopping",
+    )
+    early_stopping_threshold: float = Field(
+        0.0,
+        ge=0,
+        description="smallest improvement that early stopping counts; higher stops earlier on a plateau",
+    )
+
+    @model_validator(mode="after")
+    def validate_early_stopping(self) -> TrainSection:
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ValueError(
+                "early_stopping_threshold is set but early_stopping_patience is not, so it has no effect: set both or remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def validate_processes(self) -> TrainSection:
@@ -167,16 +185,30 @@ class DpoSection(TrainSection):
         ge=1,
         description="maximum number of prompt tokens, at most max_length; longer prompts are truncated from the left and counted",
     )
-    early_stopping_patience: int | None = Field(
+    early_stopping_metric: Literal["loss", "accuracy"] = Field(
+        "loss",
+        description="metric on the validation pairs that early stopping follows; accuracy: share of pairs with a positive margin",
+    )
+    stop_at_accuracy: float | None = Field(
         None,
-        ge=1,
-        description="stop after this many validations without a lower loss and restore the best weights; null: no early stopping",
+        gt=0.5,
+        lt=1,
+        description="stop as soon as the mean training accuracy of ten logs exceeds this, for example 0.8: human annotators rarely "
+        "agree more, so higher values mean that DPO memorises their errors; null: no ceiling",
     )
     stop_on_divergence: bool = Field(
         True,
         description="stop if the loss or gradient norm is NaN or infinite, or if the mean loss of ten logs exceeds three times "
         "the first",
     )
+
+    @model_validator(mode="after")
+    def validate_early_stopping_metric(self) -> DpoSection:
+        if self.early_stopping_metric != "loss" and self.early_stopping_patience is None:
+            raise ValueError(
+                "early_stopping_metric is set but early_stopping_patience is not, so it has no effect: set both or remove it"
+            )
+        return self
 
     @property
     def lengths(self) -> Lengths:

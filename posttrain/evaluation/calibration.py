@@ -9,9 +9,9 @@ from scipy.special import expit
 from scipy.stats import t as student
 
 from posttrain.config import EvaluationSection
+from posttrain.evaluation.clustered.clusters import Clusters
 from posttrain.evaluation.figures import Calibration, Reliability
 from posttrain.evaluation.intervals import Estimate, bootstrap_mean, cluster_share
-from posttrain.evaluation.uncertainty.clusters import Clusters
 
 N_CONFIDENCE_BINS = 10
 MEAN_ABSOLUTE = float(np.sqrt(2 / np.pi))

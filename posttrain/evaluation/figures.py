@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from posttrain.evaluation.clustered.gains import Gain, holm
 from posttrain.evaluation.intervals import Estimate, Result
-from posttrain.evaluation.uncertainty.gains import Gain, holm
 
 STAGES = ("base", "sft", "dpo", "champion")
 """The models of an evaluation. The champion is the model in production at that time."""
@@ -177,6 +177,9 @@ class SetFigures(Result):
     """Metrics by `STAGES`; None if the run has no such model."""
     comparisons: dict[str, Comparison]
     """`newer_vs_older`: `sft_vs_base`, `dpo_vs_sft`, `dpo_vs_champion` (`sft_vs_champion` where SFT is the newest)."""
+    perplexity_ratios: dict[str, Estimate] = Field({})
+    """Perplexity of the newer model on the chosen responses over that of the older one, by comparison. The bootstrap resamples
+    whole responses. Without the champion, whose tokens may differ."""
     slices: list[Slice]
     length: Length
     calibration: Calibration | None

@@ -28,12 +28,12 @@ from posttrain.evaluation.answer_figures import (
     repetition,
     summarise_answers,
 )
+from posttrain.evaluation.clustered.clusters import conversation_key
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.intervals import Result
 from posttrain.evaluation.judge import Contest, judge_contests
 from posttrain.evaluation.labels import ANSWERS
 from posttrain.evaluation.scoring import section_of_champion
-from posttrain.evaluation.uncertainty.clusters import conversation_key
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model
 from posttrain.models.precision import autocast

@@ -8,7 +8,7 @@ from scipy.stats import norm, rankdata, spearmanr
 from scipy.stats import t as student
 
 from posttrain.config import EvaluationSection
-from posttrain.evaluation.uncertainty.clusters import Clusters
+from posttrain.evaluation.clustered.clusters import Clusters
 
 RESAMPLED_AT_ONCE = 2**22
 """Indices drawn at once; bounds the memory of a bootstrap to about 100 MiB."""
@@ -125,6 +125,12 @@ def rank_correlation(
     z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
     half = float(norm.ppf((1 + section.confidence) / 2)) * np.sqrt((1 + r**2 / 2) / (n_independent - 3))
     return Estimate(value=r, low=float(np.tanh(z - half)), high=float(np.tanh(z + half)))
+
+
+def exponential(estimate: Estimate) -> Estimate:
+    """Return e to the power of an estimate, with that of its bounds."""
+    value, low, high = (float(np.exp(end)) for end in (estimate.value, estimate.low, estimate.high))
+    return Estimate(value=value, low=low, high=high)
 
 
 def _std_error(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -18,13 +18,13 @@ from posttrain.config import EvaluationSection, LoraSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.evaluation.diagnosis.evidence import Written
+from posttrain.evaluation.clustered.clusters import conversation_key
+from posttrain.evaluation.diagnosis.evidence import TrainingLog, Written
 from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.statistics import CONVERSATION, summarise
-from posttrain.evaluation.uncertainty.clusters import conversation_key
 from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.base import resolve_base
 from posttrain.models.checkpoint import Base, Checkpoint
@@ -118,8 +118,12 @@ def evaluate(models: EvaluatedModels, data: EvaluationData, section: EvaluationS
         seed=section.seed,
         digests=_digests(models, data),
     )
-    findings = diagnose(figures, sft.history if sft else [], dpo.history if dpo else [], data.generations)
+    findings = diagnose(figures, _log_of(sft), _log_of(dpo), data.generations)
     return Evaluation(figures.model_copy(update={"findings": findings}), tables.pop(TEST), tables)
+
+
+def _log_of(checkpoint: Checkpoint | None) -> TrainingLog:
+    return TrainingLog(checkpoint.history, checkpoint.manifest.metrics) if checkpoint else TrainingLog()
 
 
 def _digests(models: EvaluatedModels, data: EvaluationData) -> dict[str, str]:

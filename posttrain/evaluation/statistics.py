@@ -12,6 +12,8 @@ from scipy.special import expit
 
 from posttrain.config import EvaluationSection
 from posttrain.evaluation.calibration import calibrate
+from posttrain.evaluation.clustered.clusters import Clusters
+from posttrain.evaluation.clustered.gains import paired_gain
 from posttrain.evaluation.figures import (
     STAGES,
     Comparison,
@@ -24,11 +26,16 @@ from posttrain.evaluation.figures import (
     Stratum,
     WrongPair,
 )
-from posttrain.evaluation.intervals import Estimate, bootstrap_mean, bootstrap_ratio, cluster_share, rank_correlation
+from posttrain.evaluation.intervals import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_ratio,
+    cluster_share,
+    exponential,
+    rank_correlation,
+)
 from posttrain.evaluation.labels import STRATA
 from posttrain.evaluation.length_control import STRATA_SIGNS, Scores, per_token_margins, without_length
-from posttrain.evaluation.uncertainty.clusters import Clusters
-from posttrain.evaluation.uncertainty.gains import paired_gain
 
 N_BINS = 40
 MAX_TURNS_TOLD_APART = 8
@@ -76,6 +83,10 @@ def summarise(
         comparisons={
             f"{newer}_vs_{older}": compare(right[newer], right[older], section, clusters) for newer, older in contests
         },
+        perplexity_ratios={
+            f"{newer}_vs_{older}": perplexity_ratio(column, newer, older, section, clusters)
+            for older, newer in pairwise(trained)
+        },
         slices=list(_slices(sample, right, contests)),
         length=_length(sample, margins, implicit, contests),
         calibration=None if implicit is None or beta is None else calibrate(beta * implicit, section, clusters),
@@ -119,8 +130,15 @@ def perplexity(
         n_tokens: number of tokens of each response.
         clusters: prompts of the responses; None if each has its own.
     """
-    loss = bootstrap_ratio(-logps, n_tokens, section, clusters)
-    return Estimate(value=float(np.exp(loss.value)), low=float(np.exp(loss.low)), high=float(np.exp(loss.high)))
+    return exponential(bootstrap_ratio(-logps, n_tokens, section, clusters))
+
+
+def perplexity_ratio(
+    column: Columns, newer: str, older: str, section: EvaluationSection, clusters: Clusters | None = None
+) -> Estimate:
+    """Return the perplexity of one model on the chosen responses, divided by that of another on the same tokens."""
+    lost = _difference(column, f"{older}_chosen_logps", f"{newer}_chosen_logps")
+    return exponential(bootstrap_ratio(lost, column["n_chosen_tokens"].astype(float), section, clusters))
 
 
 class _Margins(NamedTuple):

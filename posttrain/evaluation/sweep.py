@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import DpoSection, EvaluationSection, SweepSection, point_label
 from posttrain.errors import UserError
+from posttrain.evaluation.clustered.clusters import Clusters
 from posttrain.evaluation.figures import Comparison
 from posttrain.evaluation.intervals import Estimate, cluster_share
 from posttrain.evaluation.labels import METRICS
 from posttrain.evaluation.statistics import compare, correct
-from posttrain.evaluation.uncertainty.clusters import Clusters
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_model

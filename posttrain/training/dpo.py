@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
-from posttrain.compat.trl_internals import PreparedPairs
+from posttrain.compat.trl_internals import PreparedPairs, weight_metrics
 from posttrain.config import DpoSection, ModelSection
 from posttrain.errors import UserError
 from posttrain.forward.logprobs import dpo_loss, score_pairs
@@ -43,7 +43,11 @@ class PairTrainer(PreparedPairs, ResumableTrainer, DPOTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        return loss * (len(inputs["ref_chosen_logps"]) / self.pairs_per_batch) if self.model.training else loss
+        n_pairs = len(inputs["ref_chosen_logps"])
+        if self.model.training:
+            return loss * (n_pairs / self.pairs_per_batch)
+        weight_metrics(self, n_pairs)
+        return loss
 
 
 def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSection, job: TrainingJob) -> Checkpoint:
@@ -83,7 +87,8 @@ def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoin
         policy.delete_adapter("ref")
     batches = use_flat_rows(trainer, job.model)
     check_start(policy, reference, sft_checkpoint, job.model, dpo)
-    counts = {"n_pairs": len(train), **{f"n_{name}": count for name, count in reference.cut["train"].items()}}
+    cut = {f"n_{name}": count for name, count in reference.cut["train"].items()}
+    counts = {"n_pairs": len(train), "n_validation": len(validation), **cut}
     return train_and_seal(TrainingSetup(trainer, chat, job, "dpo", sft_checkpoint, counts, batches))
 
 

@@ -14,6 +14,7 @@ from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_chat, load_model
 from posttrain.training.launcher import on_processes
 from posttrain.training.resume.resumable_trainer import ResumableTrainer
+from posttrain.training.stopping import stopping_callbacks
 from posttrain.training.trainer import TrainingJob, TrainingSetup, train_and_seal, training_arguments, use_flat_rows
 
 N_CHECKED = 100
@@ -55,11 +56,15 @@ def _train(sft: SftSection, tokens: SftTokens, job: TrainingJob) -> Checkpoint:
         train_dataset=train,
         eval_dataset=validation if has_validation else None,
         processing_class=chat.tokenizer,
-        callbacks=list(job.callbacks),
+        callbacks=[*stopping_callbacks(sft, has_validation=has_validation, start=job.start), *job.callbacks],
     )
     batches = use_flat_rows(trainer, job.model)
     check_stop_tokens(chat, train.select(range(min(N_CHECKED, len(train)))), sft.max_length)
-    counts = {"n_rows": len(train), **{f"n_{name}": count for name, count in tokens.cut["train"].items()}}
+    counts = {
+        "n_rows": len(train),
+        "n_validation": len(validation),
+        **{f"n_{name}": count for name, count in tokens.cut["train"].items()},
+    }
     return train_and_seal(TrainingSetup(trainer, chat, job, "sft", None, counts, batches))
 
 

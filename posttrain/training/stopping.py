@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.config import DpoSection
+from posttrain.config import DpoSection, TrainSection
 from posttrain.errors import UserError
 from posttrain.training.resume.resumable_trainer import KeptInCheckpoints
 from posttrain.training.sharding import has_shares, put_back, trained_weights
@@ -22,19 +23,43 @@ N_LOGS = 10
 """Number of logs over which the loss is averaged to detect divergence."""
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What early stopping follows."""
+
+    stage: str
+    """For messages: `SFT` or `DPO`."""
+    patience: int
+    threshold: float = 0.0
+    """Smallest improvement that counts against patience."""
+    metric: str = "eval_loss"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher value is better."""
+        return self.metric != "eval_loss"
+
+    @property
+    def words(self) -> str:
+        """The metric in words."""
+        return "validation accuracy" if self.higher_is_better else "validation loss"
+
+
 class EarlyStopping(KeptInCheckpoints):
-    """Stop after `patience` validations without a lower loss, and restore the weights with the lowest loss.
+    """Stop after `patience` validations without improvement, and restore the best weights.
 
     The callback of transformers needs a checkpoint with optimizer on disk at every validation. This one keeps the best
     trained weights (the adapter's, or all) in main memory: in every process, or only in the first if they are sharded. They
     are part of training checkpoints.
     """
 
-    def __init__(self, patience: int, start: Path | None = None) -> None:
-        self.patience = patience
+    def __init__(self, goal: Goal, start: Path | None = None) -> None:
+        self.goal = goal
         self.start = start  # the training checkpoint to resume from
-        self.best_loss = math.inf
         self.best_step = 0
+        self.kept_step: int | None = None
+        """The step whose weights were restored; None if those of the last step are the best."""
+        self._best_score = self._to_beat = -math.inf
         self._n_worse = 0
         self._best: dict[str, torch.Tensor] = {}
 
@@ -47,17 +72,20 @@ class EarlyStopping(KeptInCheckpoints):
         model: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the weights if the loss is the lowest so far, else count."""
-        if self._is_best((metrics or {})["eval_loss"], state.global_step):
+        """Keep the weights if they are the best so far, and count the validations without improvement."""
+        if self._is_best(metrics or {}, state.global_step):
             self._best = trained_weights(model)
-        control.should_training_stop |= self._n_worse >= self.patience
+        control.should_training_stop |= self._n_worse >= self.goal.patience
 
-    def _is_best(self, loss: float, step: int) -> bool:
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self._n_worse = loss, step, 0
-            return True
-        self._n_worse += 1
-        return False
+    def _is_best(self, metrics: dict[str, float], step: int) -> bool:
+        score = metrics[self.goal.metric] * (1 if self.goal.higher_is_better else -1)
+        improved = score > self._to_beat + self.goal.threshold
+        self._n_worse = 0 if improved else self._n_worse + 1
+        self._to_beat = score if improved else self._to_beat
+        if not score > self._best_score:
+            return False
+        self._best_score, self.best_step = score, step
+        return True
 
     def keep_in(self, folder: Path) -> None:
         """Add the best weights to a training checkpoint."""
@@ -70,7 +98,7 @@ class EarlyStopping(KeptInCheckpoints):
         """On resuming, repeat the earlier validations and load the best weights."""
         for entry in state.log_history:
             if "eval_loss" in entry:
-                self._is_best(entry["eval_loss"], entry["step"])
+                self._is_best(entry, entry["step"])
         if self.start and (self.start / BEST).exists() and (state.is_world_process_zero or not has_shares(model)):
             self._best = load_file(self.start / BEST)
 
@@ -81,9 +109,42 @@ class EarlyStopping(KeptInCheckpoints):
         if self.best_step in (0, state.global_step):
             return
         put_back(model, self._best)
-        print(
-            f"DPO keeps the weights of step {self.best_step}, which has the lowest validation loss ({self.best_loss:.4f})"
-        )
+        self.kept_step = self.best_step
+        print(f"{self.goal.stage} keeps the weights of step {self.best_step}, which have the best {self.goal.words} "
+              f"({abs(self._best_score):.4f})")  # fmt: skip
+
+
+class StopAtAccuracy(TrainerCallback):
+    """Stop when the mean training accuracy of the last `N_LOGS` logs exceeds a ceiling."""
+
+    def __init__(self, ceiling: float) -> None:
+        self.ceiling = ceiling
+        self._last: deque[float] = deque(maxlen=N_LOGS)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check the log of a training step."""
+        if "rewards/accuracies" not in (logs or {}):
+            return
+        self._last.append(float((logs or {})["rewards/accuracies"]))
+        mean = sum(self._last) / len(self._last)
+        if len(self._last) == N_LOGS and mean > self.ceiling and not control.should_training_stop:
+            control.should_training_stop = True
+            print(
+                f"DPO stops at step {state.global_step}: its training accuracy of {mean:.1%} exceeds dpo.stop_at_accuracy"
+            )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """On resuming, read the earlier logs."""
+        self._last.extend(e["rewards/accuracies"] for e in state.log_history if "rewards/accuracies" in e)
 
 
 class StopOnDivergence(TrainerCallback):
@@ -136,8 +197,10 @@ class StopOnDivergence(TrainerCallback):
 _REMEDY = "nothing is saved; lower dpo.learning_rate, or raise dpo.warmup_steps (dpo.stop_on_divergence: false disables this check)"
 
 
-def stopping_callbacks(dpo: DpoSection, *, has_validation: bool, start: Path | None = None) -> list[TrainerCallback]:
-    """Return the callbacks for the settings.
+def stopping_callbacks(
+    section: TrainSection, *, has_validation: bool, start: Path | None = None
+) -> list[TrainerCallback]:
+    """Return the callbacks for the settings of SFT or DPO.
 
     Args:
         start: the training checkpoint to resume from.
@@ -145,12 +208,21 @@ def stopping_callbacks(dpo: DpoSection, *, has_validation: bool, start: Path | N
     Raises:
         UserError: early stopping is set, but there are no validation pairs.
     """
-    callbacks: list[TrainerCallback] = [StopOnDivergence()] if dpo.stop_on_divergence else []
-    if dpo.early_stopping_patience is not None:
+    dpo = section if isinstance(section, DpoSection) else None
+    stage = "dpo" if dpo else "sft"
+    callbacks: list[TrainerCallback] = []
+    if dpo and dpo.stop_on_divergence:
+        callbacks.append(StopOnDivergence())
+    if dpo and dpo.stop_at_accuracy is not None:
+        callbacks.append(StopAtAccuracy(dpo.stop_at_accuracy))
+    patience = section.early_stopping_patience
+    if patience is not None:
         if not has_validation:
             raise UserError(
-                f"dpo.early_stopping_patience {dpo.early_stopping_patience}: early stopping needs validation pairs, and there are "
-                "none: raise data.validation_size, or remove the setting"
+                f"{stage}.early_stopping_patience {patience}: early stopping needs validation pairs, and there are none: raise "
+                "data.validation_size, or remove the setting"
             )
-        callbacks.append(EarlyStopping(dpo.early_stopping_patience, start))
+        metric = "eval_rewards/accuracies" if dpo and dpo.early_stopping_metric == "accuracy" else "eval_loss"
+        goal = Goal(stage.upper(), patience, section.early_stopping_threshold, metric)
+        callbacks.append(EarlyStopping(goal, start))
     return callbacks

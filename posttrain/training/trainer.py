@@ -25,6 +25,7 @@ from posttrain.models.precision import free_gib, uses_bf16
 from posttrain.training.resume.resumable_trainer import ResumableTrainer, Resume
 from posttrain.training.resume.training_checkpoints import Resumption, TrainingCheckpoints
 from posttrain.training.sharding import gather, keep_precision, sharding_arguments
+from posttrain.training.stopping import EarlyStopping
 from posttrain.training.training_progress import follow, silence_known_warnings
 
 FILL = 0.8
@@ -252,10 +253,13 @@ def _train(setup: TrainingSetup) -> float:
 
 
 def _summary(history: list[dict[str, float]], trainer: Trainer, counts: dict[str, int]) -> dict[str, float]:
-    """Return the figures that describe a training: first and last losses, steps, tokens, and the given counts."""
+    """Return the figures that describe a training: first and last losses, steps, kept weights, tokens, counts."""
     losses = [entry["loss"] for entry in history if "loss" in entry]
     validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     figures: dict[str, float] = {"n_steps": trainer.state.global_step, **counts}
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, EarlyStopping) and callback.kept_step is not None:
+            figures["kept_step"] = callback.kept_step
     if losses:
         figures |= {"first_loss": losses[0], "last_loss": losses[-1]}
     if validation:

@@ -20,6 +20,7 @@ from posttrain.compat.trl_internals import (
     replace_forward,
     restore_metrics,
     score_positions,
+    weight_metrics,
 )
 from posttrain.forward.flat import FlatCollator
 from posttrain.forward.lm_head import score_targets
@@ -183,6 +184,26 @@ def test_metrics_are_restored_as_they_were_read():
     restore_metrics(after, *read_metrics(before))
     assert (after._metrics, after._total_train_tokens) == ({"train": {"a": [1.0, 2.0]}, "eval": {}}, 7)
     after._metrics["train"]["new"].append(1.0)
+
+
+def test_validation_metrics_are_one_value_for_each_batch():
+    source = inspect.getsource(DPOTrainer)
+    for line in (
+        'self._metrics[mode]["rewards/accuracies"].append(',
+        "metrics = {key: sum(val) / len(val) for key, val in self._metrics[mode].items()}",
+    ):
+        require(line in source, "trl", f"DPOTrainer contains `{line}`", weight_metrics)
+
+
+def test_every_validation_pair_has_the_same_weight():
+    """Batches of 3 pairs with accuracy 1 and of 1 pair with accuracy 0: 3 of 4 pairs, not the mean of the batches, 1/2."""
+    metrics = {"rewards/accuracies": [], "entropy": []}
+    trainer = SimpleNamespace(_metrics={"eval": metrics})
+    for accuracy, n_pairs in ((1.0, 3), (0.0, 1)):
+        metrics["rewards/accuracies"].append(accuracy)
+        metrics["entropy"].append(2.0)
+        weight_metrics(trainer, n_pairs)
+    assert metrics == {"rewards/accuracies": [1.0, 1.0, 1.0, 0.0], "entropy": [2.0, 2.0]}
 
 
 @pytest.mark.parametrize("trainer", [DPOTrainer, SFTTrainer])

@@ -19,7 +19,7 @@ from posttrain.evaluation.divergence import NextTokenKL
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.intervals import bootstrap_mean, bootstrap_ratio, rank_correlation, wilson
 from posttrain.evaluation.scoring import Evaluation, EvaluationData, evaluate
-from posttrain.evaluation.statistics import compare, correct, perplexity, summarise
+from posttrain.evaluation.statistics import compare, correct, perplexity, perplexity_ratio, summarise
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_model
 from posttrain.training.dpo import train_dpo
@@ -88,6 +88,17 @@ def test_the_interval_of_perplexity_depends_on_the_seed_alone():
 def test_perplexity_weighs_tokens_not_responses():
     """2 nats over 1 token and 1 nat over 5: exp(3 / 6)."""
     assert perplexity(np.array([-2.0, -1.0]), np.array([1, 5]), SECTION).value == pytest.approx(np.exp(0.5))
+
+
+def test_perplexity_ratio_counts_the_tokens_of_all_responses():
+    """The newer model loses 1 nat on one token and 3 nats on three: 4 nats on 4 tokens, a factor of e."""
+    column = {
+        "sft_chosen_logps": np.array([-1.0, -3.0]),
+        "dpo_chosen_logps": np.array([-2.0, -6.0]),
+        "n_chosen_tokens": np.array([1, 3]),
+    }
+    found = perplexity_ratio(column, "dpo", "sft", SECTION)
+    assert (found.value, found.low, found.high) == pytest.approx((np.e, np.e, np.e))
 
 
 def test_rank_correlation_by_hand():

@@ -29,7 +29,7 @@ LENGTHS = {"max_length": 96, "max_prompt_length": 64}
 # Logs span steps, and validation falls between checkpoints and at logs.
 COMMON = {"learning_rate": 1e-3, "max_steps": 14, "batch_size": 2, "gradient_accumulation_steps": 2}
 COMMON |= {"logging_steps": 3, "eval_steps": 4, "warmup_steps": 3}
-SFT = SftSection(max_length=96, **COMMON)
+SFT = SftSection(max_length=96, **COMMON, early_stopping_patience=9)
 DPO = DpoSection(**LENGTHS, **COMMON, early_stopping_patience=9)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fork_server")]

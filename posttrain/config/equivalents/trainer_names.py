@@ -86,7 +86,7 @@ NOT_NEEDED = {
 NOT_SUPPORTED = {
     "AdamW's other arguments are fixed (epsilon 1e-8)": "adam_epsilon optim_args optim_target_modules",
     "schedules have no further arguments": "lr_scheduler_kwargs",
-    "the model of the last step is kept, or with dpo.early_stopping_patience that of the lowest validation loss":
+    "the model of the last step is kept, or with early_stopping_patience the best one by dpo.early_stopping_metric":
     "load_best_model_at_end metric_for_best_model greater_is_better",
     "matrix products outside of model.precision use PyTorch's default": "tf32",
     "the model is not compiled": "torch_compile torch_compile_backend torch_compile_mode",

@@ -9,8 +9,8 @@ from scipy.signal import convolve
 from scipy.stats import binom, norm
 from scipy.stats import t as student
 
+from posttrain.evaluation.clustered.clusters import Clusters
 from posttrain.evaluation.intervals import Estimate
-from posttrain.evaluation.uncertainty.clusters import Clusters
 
 PER_PAIR = 60
 """Steps per pair to which sums are rounded for the sign flips. Halves, and the means of up to six opinions, are exact."""

@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 from zenml.enums import ArtifactType
 from zenml.metadata.metadata_types import MetadataType
 
-from posttrain.models.checkpoint import Checkpoint
-from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer, upload
+from posttrain.errors import UserError
+from posttrain.models.checkpoint import MANIFEST, Checkpoint, file_digest
+from posttrain.orchestration.running_step.folder_materializer import FILES, FolderMaterializer
+from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 
 
 class CheckpointMaterializer(FolderMaterializer):
@@ -17,7 +19,25 @@ class CheckpointMaterializer(FolderMaterializer):
 
     def save(self, data: Checkpoint) -> None:
         """Store the checkpoint's files."""
-        upload(data.path, self.files_uri, self.artifact_store)
+        digests = {**data.manifest.files, MANIFEST: file_digest(data.path / MANIFEST)}
+        self.store_folder(data.path, {f"{FILES}/{name}": digest for name, digest in digests.items()})
+
+    def load(self, data_type: type[Any]) -> Any:
+        """Return the checkpoint, after all its files were compared with its manifest.
+
+        Raises:
+            DamagedArtifact: a file is missing, damaged or not part of the checkpoint.
+        """
+        try:
+            return super().load(data_type)
+        except DamagedArtifact:
+            raise
+        except UserError as error:
+            raise DamagedArtifact(self.uri, str(error)) from error
+
+    def is_checked(self, name: str) -> bool:
+        """Return whether a file is the manifest: with it, the checkpoint compares all others."""
+        return name == f"{FILES}/{MANIFEST}"
 
     def extract_metadata(self, data: Checkpoint) -> dict[str, MetadataType]:
         """Return the model's identity, its origin, and the metrics of its training."""

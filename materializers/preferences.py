@@ -3,20 +3,35 @@
 from typing import Any, ClassVar
 
 from datasets import Dataset
+from zenml.client import Client
 from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer
+from posttrain.orchestration.running_step.stored_files import DamagedArtifact, read_digests
 from posttrain.reporting.html import Table, tables_page
 
 N_SHOWN = 5
 
 
 class PreferencesMaterializer(FolderMaterializer):
-    """Stores preference pairs. Their content hash does not depend on where they were read from."""
+    """Stores preference pairs, once for all runs. Their content hash does not depend on where they were read from."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Preferences,)
+
+    def places_of_equal(self, data: Preferences) -> list[str]:
+        """Return where the newest artifact with the same rows is: the step that loads them is never cached."""
+        found = Client().list_artifact_versions(
+            data_type=f"contains:{Preferences.__name__}",
+            run_metadata=f"digest:{data.digest}",
+            sort_by="desc:created",
+            size=1,
+        )
+        try:
+            return [read_digests(artifact.uri, self.artifact_store).place for artifact in found.items]
+        except DamagedArtifact:
+            return []
 
     def extract_metadata(self, data: Preferences) -> dict[str, MetadataType]:
         """Return the number of pairs in each split, and the digest."""

@@ -8,6 +8,16 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 from zenml.metadata.metadata_types import MetadataType
 
+from posttrain.orchestration.running_step.stored_files import (
+    DamagedArtifact,
+    StoredFiles,
+    compare,
+    read_digests,
+    write_digests,
+)
+
+RECORD = "record.json"
+
 
 class RecordMaterializer(BaseMaterializer):
     """Stores a record as one JSON file."""
@@ -18,17 +28,29 @@ class RecordMaterializer(BaseMaterializer):
     @property
     def file_uri(self) -> str:
         """Return the URI of the record."""
-        return f"{self.uri}/record.json"
+        return f"{self.uri}/{RECORD}"
 
     def save(self, data: BaseModel) -> None:
-        """Store the record."""
+        """Store the record, then its digest."""
+        text = data.model_dump_json(indent=2)
         with self.artifact_store.open(self.file_uri, "w") as file:
-            file.write(data.model_dump_json(indent=2))
+            file.write(text)
+        write_digests(self.uri, StoredFiles(self.uri, {RECORD: _digest(text.encode())}), self.artifact_store)
 
     def load(self, data_type: type[Any]) -> Any:
-        """Return the stored record."""
-        with self.artifact_store.open(self.file_uri, "r") as file:
-            return data_type.model_validate_json(file.read())
+        """Return the stored record.
+
+        Raises:
+            DamagedArtifact: it is missing or damaged.
+        """
+        stored = read_digests(self.uri, self.artifact_store)
+        try:
+            with self.artifact_store.open(self.file_uri, "rb") as file:
+                content = file.read()
+        except FileNotFoundError as error:
+            raise DamagedArtifact(self.uri, f"{RECORD} is missing") from error
+        compare(self.uri, stored.digests, {RECORD: _digest(content)})
+        return data_type.model_validate_json(content)
 
     def save_visualizations(self, data: Any) -> dict[str, VisualizationType]:
         """Return the file itself, which the dashboard can show."""
@@ -41,4 +63,8 @@ class RecordMaterializer(BaseMaterializer):
 
     def compute_content_hash(self, data: Any) -> str:
         """Return the sha256 of the record."""
-        return hashlib.sha256(data.model_dump_json().encode()).hexdigest()
+        return _digest(data.model_dump_json().encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -20,6 +20,7 @@ class RunArtifacts:
     base: Any
     model: Any
     tokens: Any
+    sft_tokens: Any
     sft_checkpoint: Any
 
 
@@ -69,7 +70,7 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     )
     if sft_checkpoint is None:
         sft_checkpoint = train_sft(sft_tokens, base, model, config.without_sources().sft, config.seed)
-    return RunArtifacts(preferences, data_report, base, model, tokens, sft_checkpoint)
+    return RunArtifacts(preferences, data_report, base, model, tokens, sft_tokens, sft_checkpoint)
 
 
 def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference_logps: Any) -> None:
@@ -88,7 +89,18 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
     champion = find_champion(dpo or sft, config.name)
     generations = generate(preferences, tokens, base, sft, dpo, champion, model, section)
     evaluation = evaluate(
-        preferences, tokens, base, sft, dpo, reference_logps, champion, pair_sets, model, section, generations
+        preferences,
+        tokens,
+        base,
+        sft,
+        dpo,
+        reference_logps,
+        made.sft_tokens,
+        champion,
+        pair_sets,
+        model,
+        section,
+        generations,
     )
     promotion = promote(evaluation, generations, dpo or sft, champion, config.gate, config.name)
     conclude(report(made.data_report, base, sft, dpo, evaluation, generations, promotion))

@@ -7,6 +7,7 @@ from posttrain.orchestration.running_step.run_figures import log_evaluation, log
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked
 from posttrain.orchestration.running_step.step_training import delete_training_checkpoints
+from posttrain.orchestration.running_step.stored_files import check_cached
 from posttrain.reporting.run_report import RunReport
 
 LASTING = ("train_", "choose_point", "score_reference", "generate", "evaluate", "promote")
@@ -18,11 +19,12 @@ UNCHANGED = "unchanged"
 def conclude(report: RunReport) -> None:
     """Record whether the run computed anything new. If not, tag it `unchanged`.
 
-    A step that was served from the cache has logged nothing to the MLflow run of this pipeline run, so its figures are logged
-    here.
+    The files of all results that were served from the cache must still exist. Such a step has logged nothing to the MLflow run
+    of this pipeline run, so its figures are logged here.
     """
     client = Client()
     run = client.get_pipeline_run(get_step_context().pipeline_run.id)
+    check_cached(run.steps.values())
     lasting = {name: found for name, found in run.steps.items() if name.startswith(LASTING)}
     worked = [name for name, found in lasting.items() if not found.original_step_run_id]
     outcome = UNCHANGED if not worked else "trained" if any(n.startswith("train_") for n in worked) else "judged"

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from posttrain.chat.tokens import PairTokens
+from posttrain.chat.tokens import PairTokens, SftTokens
 from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
@@ -27,6 +27,7 @@ def evaluate(
     sft_checkpoint: Checkpoint,
     dpo_checkpoint: Checkpoint | None,
     reference_logps: ReferenceLogps | None,
+    sft_tokens: SftTokens | None,
     champion: Champion,
     pair_sets: PairSets | None,
     model: ModelSection,
@@ -35,7 +36,7 @@ def evaluate(
 ) -> Annotated[Evaluation, "evaluation"]:
     """Return the figures of base, SFT, DPO and the champion, as far as they exist, on the same test pairs."""
     models = EvaluatedModels(base, model, sft_checkpoint, dpo_checkpoint, champion_checkpoint(champion))
-    data = EvaluationData(preferences, tokens, reference_logps, pair_sets, generations)
+    data = EvaluationData(preferences, tokens, reference_logps, pair_sets, generations, sft_tokens)
     with tracked(nested=False) as run:
         result = library.evaluate(models, data, evaluation)
         log_evaluation(run, result.figures)

@@ -8,6 +8,7 @@ from posttrain.chat.tokens import PairTokens
 from posttrain.config import ModelSection
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.running_step.step import step
+from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 from posttrain.training import reference as library
 from posttrain.training.reference import ReferenceLogps, ReferencePolicy
 
@@ -29,7 +30,7 @@ def _stored(key: str) -> ReferenceLogps | None:
     for version in found.items:
         try:
             stored: ReferenceLogps = version.load()
-        except OSError as error:
+        except (OSError, DamagedArtifact) as error:
             print(f"Reference: version {version.version} cannot be read ({error}), so the pairs are scored again")
         else:
             return stored

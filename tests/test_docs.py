@@ -153,5 +153,4 @@ def test_search_works_without_a_server(site):
 def test_counts_in_the_readme_are_current():
     assert f"{len(REASONS)} checks" in README
     assert f"TRL's {len(get_args(LossType))} losses" in README
-    assert len(PREFERENCE_FORMATS + INSTRUCTION_FORMATS) == 20
-    assert "twenty layouts" in README
+    assert f"{len(PREFERENCE_FORMATS + INSTRUCTION_FORMATS)} layouts" in README

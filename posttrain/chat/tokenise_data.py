@@ -22,7 +22,12 @@ from posttrain.chat.tokenise import (
 from posttrain.chat.tokens import PairTokens, SftTokens
 from posttrain.config import Lengths
 from posttrain.data.preferences import Instructions, Preferences
+from posttrain.data.rows import SPLITS, Turn
+from posttrain.data.splits import choose_split, prompt_key
 from posttrain.progress import progress_bar
+
+HELD_OUT_SHARE = 0.02
+"""Share of a separate instruction set that SFT does not train on. The evaluation measures on it what DPO forgets."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ def tokenise_data(
     """Tokenise the pairs of every split, and cut them for DPO and for SFT.
 
     Each prompt and response is tokenised once; DPO and SFT cut the same tokens in different ways. SFT trains on the
-    instructions or, if there are none, on the chosen responses of the training split. It validates on the chosen
-    responses of the validation split.
+    instructions, but for the `HELD_OUT_SHARE` that are held out, or, if there are none, on the chosen responses of the
+    training split. It validates on the chosen responses of the validation split.
 
     Raises:
         UserError: a pair is cut or left out, and `settings.must_fit` is set.
@@ -78,7 +83,10 @@ def tokenise_data(
     if sft and instructions is not None:
         with progress_bar(len(instructions.rows), "Tokenising", " instructions") as bar:
             for batch in batches(instructions.rows):
-                sft.add("train", encode_completions(chat, batch))
+                splits = [_sft_split(prompt) for prompt in batch["prompt"]]
+                for split in SPLITS:
+                    rows = batch.select([i for i, found in enumerate(splits) if found == split])
+                    sft.add(split, encode_completions(chat, rows) if len(rows) else ())
                 bar.update(len(batch))
     return DataTokens(
         PairTokens(tables, cut, settings.lengths, chat.digest),
@@ -87,12 +95,17 @@ def tokenise_data(
     )
 
 
+def _sft_split(prompt: list[Turn]) -> str:
+    """Return `test` for a held-out instruction, else `train`. The choice depends on the prompt alone."""
+    return choose_split(prompt_key(prompt), 0, HELD_OUT_SHARE, 0)
+
+
 class _SftRows:
     """SFT rows of each split, cut batch by batch."""
 
     def __init__(self, max_length: int) -> None:
         self._max_length = max_length
-        self._pieces = {split: [COMPLETION_TOKENS.empty_table()] for split in ("train", "validation")}
+        self._pieces = {split: [COMPLETION_TOKENS.empty_table()] for split in SPLITS}
         self._cut = {split: dict.fromkeys(COMPLETION_CUTS, 0) for split in self._pieces}
 
     def add(self, split: str, completions: Iterable[EncodedCompletion]) -> None:

@@ -65,7 +65,7 @@ class SftTokens:
     """SFT rows as token ids, cut to the length of SFT. They do not depend on DPO's lengths, and so SFT does not either."""
 
     tables: dict[str, pa.Table]
-    """`train` and `validation`: `posttrain.chat.tokenise.COMPLETION_TOKENS`."""
+    """`train`, `validation` and the held-out instructions `test`: `posttrain.chat.tokenise.COMPLETION_TOKENS`."""
     cut: Cuts
     """Counts as `posttrain.chat.tokenise.cut_completions` gives them."""
     max_length: int

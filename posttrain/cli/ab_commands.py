@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from posttrain.cli.options import FILE
-from posttrain.cli.outcome import clean_errors, write_file
+from posttrain.cli.outcome import clean_errors, echo, write_file
 from posttrain.errors import UserError
 
 run_option = click.option("--run", help="Name or id of the run.  [default: the last run]")
@@ -31,7 +31,7 @@ def ab_export(file: Path, run: str | None) -> None:
         from posttrain.feedback.ab import ab_page
 
         write_file(file, ab_page(_generations(run)))
-    click.echo(f"Written: {file}")
+    echo(f"Written: {file}")
 
 
 @ab.command("score")
@@ -47,7 +47,7 @@ def ab_score(files: tuple[Path, ...], run: str | None) -> None:
 
         found = score(_generations(run), files)
     share = found.share
-    click.echo(
+    echo(
         f"DPO preferred on {share.value:.1%} of {found.n_wins + found.n_ties + found.n_losses} prompts ({share.low:.1%} to "
         f"{share.high:.1%}): {found.n_wins} won, {found.n_ties} tied, {found.n_losses} lost, p = {found.p_value:.2g}"
     )

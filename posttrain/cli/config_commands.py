@@ -10,7 +10,7 @@ import click
 import yaml
 
 from posttrain.cli.options import FILE, set_option
-from posttrain.cli.outcome import clean_errors, write_file
+from posttrain.cli.outcome import clean_errors, echo, write_file
 from posttrain.cli.project_files import find_project, template_folder
 from posttrain.config import ModelSection, RunConfig, load_config, point_label
 from posttrain.errors import UserError
@@ -35,7 +35,7 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
 
         model, start = _start_of(run)
         stages = plan(run.model_copy(update={"model": model}))
-    click.echo(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
+    echo(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
     for name, stage in stages.items():
         rows = "rows: unknown until loaded" if stage.n_rows is None else f"about {stage.n_rows} rows"
         steps = "steps: unknown until loaded" if stage.n_steps is None else f"{stage.n_steps} optimisation steps"
@@ -44,11 +44,11 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
             if stage.memory_gib is None
             else f"about {stage.memory_gib:.1f} GiB for model and batch"
         )
-        click.echo(f"{name}: {rows}, effective batch size {stage.effective_batch_size}, {steps}, {memory}")
+        echo(f"{name}: {rows}, effective batch size {stage.effective_batch_size}, {steps}, {memory}")
     if start:
-        click.echo(f"dpo starts from {start}, which is also its reference")
+        echo(f"dpo starts from {start}, which is also its reference")
     if points := run.sweep_points():
-        click.echo(f"sweep: dpo {len(points)} times: {'; '.join(point_label(values) for values, _ in points)}")
+        echo(f"sweep: dpo {len(points)} times: {'; '.join(point_label(values) for values, _ in points)}")
 
 
 @click.command()
@@ -72,14 +72,14 @@ def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
             model, start = _start_of(run)
             chat = load_chat(resolve_base(model), model, start and start.load())
         except UserError as error:
-            click.echo(f"Tokens are not counted: {error}", err=True)
+            echo(f"Tokens are not counted: {error}", err=True)
         else:
             must_fit = policy_of("truncated", run.data.checks) == "fail"
             tokens = report_tokens(chat, preferences, run.dpo.lengths, must_fit=must_fit)
         if html:
             write_file(html, data_page(found, tokens, f"Data of {config.name}"))
     for line in summary_lines(found, tokens):
-        click.echo(line)
+        echo(line)
 
 
 def _start_of(run: RunConfig) -> tuple[ModelSection, DpoStart | None]:
@@ -101,8 +101,8 @@ def settings(checks: bool, equivalents: bool) -> None:
     if equivalents:
         from posttrain.config.equivalents import equivalents_tables
 
-        click.echo(equivalents_tables())
+        echo(equivalents_tables())
         return
     from posttrain.config.reference_tables import checks_table, settings_table
 
-    click.echo(checks_table() if checks else settings_table())
+    echo(checks_table() if checks else settings_table())

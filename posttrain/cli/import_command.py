@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from posttrain.cli.options import FILE
-from posttrain.cli.outcome import clean_errors, write_file
+from posttrain.cli.outcome import clean_errors, echo, write_file
 from posttrain.config.equivalents import TOOLS
 from posttrain.config.import_config import import_config, summary_lines
 
@@ -28,8 +28,8 @@ def import_config_command(file: Path, tool: str, output: Path | None) -> None:
         if output is not None:
             write_file(output, imported.text)
     if output is None:
-        click.echo(imported.text)
+        echo(imported.text)
     for line in summary_lines(imported.tool.name, imported.fates):
-        click.echo(line, err=output is None)
+        echo(line, err=output is None)
     if output is not None:
-        click.echo(f"Written: {output}. Check it with `posttrain check {output}`.")
+        echo(f"Written: {output}. Check it with `posttrain check {output}`.")

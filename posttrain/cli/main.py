@@ -11,6 +11,7 @@ from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
 from posttrain.cli.model_commands import chat, export
 from posttrain.cli.project_commands import init, run
+from posttrain.cli.prune_command import prune
 from posttrain.cli.report_commands import compare, report
 from posttrain.cli.schedule_commands import schedule
 from posttrain.cli.send_command import send
@@ -39,6 +40,7 @@ for command in (
     stack,
     schedule,
     send,
+    prune,
     settings,
 ):
     main.add_command(command)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from posttrain.cli.outcome import clean_errors
+from posttrain.cli.outcome import clean_errors, echo
 
 
 @click.command()
@@ -39,7 +39,7 @@ def export(places: tuple[str, ...], adapter: bool, dtype: Any, public: bool) -> 
         card = model_card(version.name, version.checkpoint.manifest, version.report, adapter=adapter)
         exported = ExportedModel(version.checkpoint, version.model, card, version.report)
         where = export_model(exported, places[-1], ExportOptions(adapter, dtype, private=not public))
-    click.echo(f"{version.name} is at {where}")
+    echo(f"{version.name} is at {where}")
 
 
 @click.command()
@@ -61,15 +61,14 @@ def chat(versions: tuple[str, ...], prompts: tuple[str, ...], max_new_tokens: in
     VERSIONS are named as for `export`. Without them, the SFT and the DPO model of the last run answer.
     """
     with clean_errors():
-        from rich.console import Console
-
         from posttrain.orchestration.versions import find_version, stages_of
+        from posttrain.reporting.plain_console import PlainConsole
         from posttrain.serving.side_by_side import converse, load_speaker
 
         found = [find_version(name) for name in versions] or stages_of(None)
         speakers = [load_speaker(version.name, version.checkpoint, version.model) for version in found]
         asked = prompts or iter(_read_prompt, None)
-        converse(speakers, asked, Console(), max_new_tokens=max_new_tokens, temperature=temperature)
+        converse(speakers, asked, PlainConsole(), max_new_tokens=max_new_tokens, temperature=temperature)
 
 
 def _read_prompt() -> str | None:

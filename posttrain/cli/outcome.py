@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from posttrain.errors import UserError
+from posttrain.plain_text import plain_text, shown
 
 
 @contextmanager
@@ -17,7 +18,12 @@ def clean_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(shown(error)) from error
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print text as it is, without control characters that a name or a dataset may contain."""
+    click.echo(plain_text(text), err=err)
 
 
 def write_file(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ import click
 import yaml
 
 from posttrain.cli.options import FILE, set_option
-from posttrain.cli.outcome import clean_errors
+from posttrain.cli.outcome import clean_errors, echo
 from posttrain.cli.project_files import find_project, make_project
 from posttrain.config import load_document
 from posttrain.errors import UserError
@@ -26,11 +26,11 @@ def init(folder: Path) -> None:
     """
     with clean_errors():
         make_project(folder)
-    click.echo(f"Project created: {folder.resolve()}")
-    click.echo("To train the built-in demo, in a few minutes on two CPU cores:")
+    echo(f"Project created: {folder.resolve()}")
+    echo("To train the built-in demo, in a few minutes on two CPU cores:")
     if folder.resolve() != Path.cwd():
-        click.echo(f"  cd {shlex.quote(str(folder))}")
-    click.echo("  zenml pipeline run dpo_pipeline\nFor your own data, see README.md there.")
+        echo(f"  cd {shlex.quote(str(folder))}")
+    echo("  zenml pipeline run dpo_pipeline\nFor your own data, see README.md there.")
 
 
 @click.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from posttrain.cli.options import FILE
-from posttrain.cli.outcome import clean_errors, write_file
+from posttrain.cli.outcome import clean_errors, echo, write_file
 
 
 @click.command()
@@ -29,9 +29,9 @@ def report(run: str | None, as_json: bool, html: Path | None) -> None:
         if html:
             write_file(html, report_page(read_run_report(run)[0]))
     if html:
-        click.echo(f"Written: {html}")
+        echo(f"Written: {html}")
     elif as_json:
-        click.echo(json.dumps(outcome.as_dict(), indent=2))
+        echo(json.dumps(outcome.as_dict(), indent=2))
     else:
         print_report(outcome)
 

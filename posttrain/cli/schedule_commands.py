@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from posttrain.cli.outcome import clean_errors
+from posttrain.cli.outcome import clean_errors, echo
 
 
 @click.group()
@@ -24,7 +24,7 @@ def schedule_list() -> None:
         for found in every():
             state, run = "active" if found.active else "paused", last_run(found)
             outcome = f"last run {run.name}: {run.status.value}" if run else "no run yet"
-            click.echo(f"{found.name}  {found.cron_expression or 'not by cron'}  {state}  {outcome}")
+            echo(f"{found.name}  {found.cron_expression or 'not by cron'}  {state}  {outcome}")
 
 
 @schedule.command("pause")
@@ -38,7 +38,7 @@ def schedule_pause(name: str) -> None:
         from posttrain.orchestration.stacks.schedules import find, set_active
 
         set_active(find(name), False)
-    click.echo(f"Schedule {name} is paused.")
+    echo(f"Schedule {name} is paused.")
 
 
 @schedule.command("resume")
@@ -49,7 +49,7 @@ def schedule_resume(name: str) -> None:
         from posttrain.orchestration.stacks.schedules import find, set_active
 
         set_active(find(name), True)
-    click.echo(f"Schedule {name} is active.")
+    echo(f"Schedule {name} is active.")
 
 
 @schedule.command("delete")
@@ -63,4 +63,4 @@ def schedule_delete(name: str) -> None:
         from posttrain.orchestration.stacks.schedules import delete, find
 
         delete(find(name))
-    click.echo(f"Schedule {name} is deleted.")
+    echo(f"Schedule {name} is deleted.")

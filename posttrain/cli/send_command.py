@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from posttrain.cli.outcome import clean_errors
+from posttrain.cli.outcome import clean_errors, echo
 
 
 @click.command()
@@ -19,4 +19,4 @@ def send(files: tuple[str, ...]) -> None:
 
         for file in files:
             n_records = send_unsent(file)
-            click.echo(f"{file}: {n_records} records are in MLflow")
+            echo(f"{file}: {n_records} records are in MLflow")

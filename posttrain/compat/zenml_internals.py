@@ -70,3 +70,29 @@ def without_caching_parameters(step: Any) -> Any:
     """
     type(step).caching_parameters = property(lambda _: {})
     return step
+
+
+def update_run_record(client: Any, run_id: UUID, update: Any) -> None:
+    """Change the record of a pipeline run, such as its status.
+
+    Reason: `Client` can neither stop a run of the local orchestrator nor close one whose process was killed.
+    Read against: ZenML 0.98 (`Client.zen_store.update_run`; a run that is stopping ends as stopped once its steps have ended).
+    Remove when: `Client` can stop any run.
+
+    Args:
+        update: a `zenml.models.PipelineRunUpdate`.
+    """
+    client.zen_store.update_run(run_id, update)
+
+
+def update_step_record(client: Any, step_id: UUID, update: Any) -> None:
+    """Change the record of a step, such as its status.
+
+    Reason: `Client.update_step_run` can only change when the step's result leaves the cache.
+    Read against: ZenML 0.98 (`Client.zen_store.update_run_step`; a step that is stopping and fails ends as stopped).
+    Remove when: `Client` can stop a step.
+
+    Args:
+        update: a `zenml.models.StepRunUpdate`.
+    """
+    client.zen_store.update_run_step(step_id, update)

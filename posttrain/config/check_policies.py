@@ -30,6 +30,11 @@ REASONS = {
     "contaminated": "the row contains a prompt from an evaluation set listed in data.contamination",
     "near_duplicate": "the prompt and responses are near copies of an earlier row",
     "unknown_label": "the label, rank or score is not valid for the layout",
+    "unread_content": "content that changes what the model should say, such as images, is in a column or message that is not read",
+    "system_differs": "the system message of the conversation and the column `system` differ",
+    "serialised_messages": "the text begins like messages in JSON or Python, and cannot be parsed as such",
+    "score_against_choice": "the scores of the row rank the chosen response below the rejected one",
+    "not_trained": "the author of the data gives the response weight 0, or sets `train` to false",
     "bad_tool_calls": "the tool calls of a message are neither a list of calls nor JSON of such a list",
     "bad_tools": "the column `tools` is neither a list of tools nor JSON of such a list",
     "tie": "no answer is ranked above another",
@@ -46,7 +51,7 @@ REASONS = {
 """Each check and what it finds in a row. `length_bias` applies to a source, `truncated` to the tokens."""
 
 DELIBERATE = frozenset(
-    "tie too_close over_max_pairs other_language deleted parent_missing no_rival not_sampled".split()
+    "tie not_trained too_close over_max_pairs other_language deleted parent_missing no_rival not_sampled".split()
 )
 """Reasons that follow from a dataset's design or from the settings; they do not count towards data.max_drop_share."""
 
@@ -54,6 +59,8 @@ DROP_OR_FAIL = ("drop", "fail")
 POLICIES = {
     "broken_encoding": ("drop", "fix", "fail"),
     "control_characters": ("fix", "keep", "drop", "fail"),
+    "unread_content": ("fail", "drop", "keep"),
+    "score_against_choice": ("drop", "keep", "fail"),
     "disputed": ("keep", "drop", "fail"),
     **dict.fromkeys(
         ("conflicting", "duplicate", "near_test", "near_validation", "near_held_out", "contaminated", "near_duplicate"),
@@ -62,6 +69,33 @@ POLICIES = {
     **dict.fromkeys(("length_bias", "truncated"), ("keep", "fail")),
 }
 """The policies that each check allows, the default first. Checks that are not listed allow `DROP_OR_FAIL`."""
+
+_NOT_A_PAIR = "The row gives no pair to train on."
+_WRONG_LABEL = "A label that contradicts itself teaches nothing reliable."
+WHY = {
+    "broken_encoding": "The lost characters cannot be recovered; `fix` removes the broken ones.",
+    "control_characters": "They are remains of conversions. Removing them changes nothing that a reader sees.",
+    "disputed": "How much disagreement is acceptable depends on the dataset, so the rows are only counted.",
+    "unread_content": "The text alone is another task, so training on it must be a decision.",
+    "length_bias": "It is a property of the dataset, not a fault of a row.",
+    "truncated": "Long rows are usual. The report says how many tokens are cut off.",
+    "overlong": "One very long row can exceed the memory of a GPU.",
+    "identical": "DPO has nothing to learn from two equal responses.",
+    **dict.fromkeys(("conflicting", "score_against_choice"), _WRONG_LABEL),
+    **dict.fromkeys(
+        ("prompt_in_test", "prompt_in_validation", "held_out", "near_test", "near_validation", "near_held_out"),
+        "A model that was trained on a prompt must not be evaluated on it.",
+    ),
+    "trained_on": "A model that was trained on a prompt must not be evaluated on it.",
+    "contaminated": "Training on evaluation prompts inflates the results on these sets.",
+    **dict.fromkeys(("duplicate", "near_duplicate"), "Repeated rows have more weight than intended."),
+    **dict.fromkeys(("tie", "no_rival", "unknown_label"), "There is no better response."),
+    **dict.fromkeys(
+        ("too_close", "over_max_pairs", "other_language", "not_sampled"), "A setting of the source asks for it."
+    ),
+    "not_trained": "The author of the data asks for it.",
+}
+"""Reason for the default policy of each check. `_NOT_A_PAIR` for the others."""
 
 
 def allowed_policies(check: str) -> tuple[str, ...]:
@@ -72,3 +106,8 @@ def allowed_policies(check: str) -> tuple[str, ...]:
 def policy_of(check: str, chosen: Mapping[str, str]) -> str:
     """Return the policy of a check: the one chosen in `data.checks`, or its default."""
     return chosen.get(check, allowed_policies(check)[0])
+
+
+def reason_of_default(check: str) -> str:
+    """Return why the default policy of a check is what it is."""
+    return WHY.get(check, _NOT_A_PAIR)

@@ -28,6 +28,11 @@ class Source(Section):
     columns: dict[str, str] = Field(
         {}, description="mapping from our column names to the file's, e.g. `{prompt: question}`"
     )
+    labels: dict[str, Literal["first", "second", "tie"]] = Field(
+        {},
+        description="meaning of the values of the label column, e.g. `{0: first, 1: second}`; `positive`, `negative` and `zero` "
+        "stand for numbers; by default the values of the whole source decide, or the run stops",
+    )
     revision: str | None = Field(None, description="Hub only: branch, tag or commit; the resolved commit is recorded")
     data_dir: str | None = Field(None, description="Hub only: folder inside the dataset repository")
     subset: str | None = Field(None, description="Hub only: configuration (subset) of the dataset")
@@ -64,6 +69,11 @@ class Source(Section):
     @classmethod
     def validate_source(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def validate_labels(cls, labels: Any) -> Any:
+        return {str(label).lower(): answer for label, answer in labels.items()} if isinstance(labels, dict) else labels
 
     @field_validator("columns")
     @classmethod

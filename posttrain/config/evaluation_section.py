@@ -50,6 +50,11 @@ class JudgeSection(Section):
         4, ge=1, le=64, description="number of parallel requests; higher is faster, up to the endpoint's rate limit"
     )
     timeout_s: float = Field(60.0, gt=0, description="timeout of one request to the judge, in seconds")
+    deadline_s: float = Field(
+        7200.0,
+        gt=0,
+        description="seconds for all questions to an endpoint; those that are not answered by then count as failed",
+    )
     n_retries: int = Field(
         5, ge=0, le=20, description="retries, with exponential backoff, if the endpoint is busy or unreachable"
     )
@@ -64,10 +69,11 @@ class JudgeSection(Section):
 
     @model_validator(mode="after")
     def validate_base_url(self) -> JudgeSection:
-        if "@" in urlsplit(self.base_url or "").netloc:
+        address = urlsplit(self.base_url or "")
+        if address.query or address.fragment:
             raise ValueError(
-                "base_url contains a user or password, and settings are shown in MLflow and reports: put the key into an "
-                "environment variable and set api_key_env to its name"
+                "base_url has a query, in which keys are often sent, and settings are shown in MLflow and reports: put the key "
+                "into an environment variable and set api_key_env to its name"
             )
         return self
 

@@ -36,6 +36,19 @@ class GateSection(Section):
     block_severity: Literal["warning", "error", "never"] = Field(
         "error", description="minimum severity of a finding that blocks promotion"
     )
+    max_set_loss: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="maximum loss of accuracy on a set of evaluation.sets; refused if the interval of a set with at least "
+        "min_slice_pairs pairs lies entirely below minus this; 1: ignore sets",
+    )
+    max_forgetting_nats: float = Field(
+        1.0,
+        gt=0,
+        description="maximum rise of the loss on held-out SFT data, in nats per token, against SFT and against the champion; "
+        "refused if the interval of the rise lies entirely above this",
+    )
     min_win_rate: float = Field(
         0.5,
         ge=0,

@@ -82,6 +82,12 @@ def load_document(path: str | Path, assignments: Sequence[str] = ()) -> tuple[di
                 else _other_tool(document)
             )
             raise UserError(f"{path}: {key}: unknown key ({hint or nearest(str(key), TOP_LEVEL_KEYS)})")
+    name = document.get("run_name")
+    if isinstance(name, str) and "{time}" not in name:
+        raise UserError(
+            f"{path}: run_name: {name!r} would be the name of every run, and ZenML takes a name only once: add date and time, as "
+            f"in {name + '-{date}-{time}'!r}"
+        )
     parameters = document.get("parameters") or {}
     if not isinstance(parameters, dict) or set(parameters) - {"config"}:
         wrong = ", ".join(map(str, set(parameters) - {"config"})) if isinstance(parameters, dict) else repr(parameters)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from posttrain.config import RunConfig
-from posttrain.config.check_policies import REASONS, allowed_policies
+from posttrain.config.check_policies import REASONS, allowed_policies, reason_of_default
 
 Schema = dict[str, Any]
 TOP_LEVEL = "Run"
@@ -22,13 +22,13 @@ def settings_table() -> str:
 
 
 def checks_table() -> str:
-    """Return every data check as a Markdown table: its name, the possible policies, its meaning."""
+    """Return every data check as a Markdown table: its name, the possible policies, its meaning, the reason of the default."""
     rows = (
-        f"| `{check}` | {', '.join([f'**{default}**', *others])} | {_cell(meaning)} |"
+        f"| `{check}` | {', '.join([f'**{default}**', *others])} | {_cell(meaning)} | {reason_of_default(check)} |"
         for check, meaning in REASONS.items()
         for default, *others in [allowed_policies(check)]
     )
-    return "\n".join(["| check | policies (default first) | meaning |", "|---|---|---|", *rows])
+    return "\n".join(["| check | policies (default first) | meaning | why this default |", "|---|---|---|---|", *rows])
 
 
 def _sections(section: Schema, sections: dict[str, Schema], prefix: str) -> Iterator[str]:

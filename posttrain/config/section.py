@@ -6,6 +6,8 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from posttrain.storage.addresses import has_user
+
 Fraction = Annotated[float, Field(ge=0, le=0.5)]
 Interval = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 
@@ -14,6 +16,17 @@ class Section(BaseModel):
     """A group of settings. Unknown keys are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def validate_addresses(cls, value: Any) -> Any:
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and has_user(item):
+                raise ValueError(
+                    "contains a user or password, and settings are shown in MLflow and reports: set the credentials where the "
+                    "program that uses the address looks for them, for S3 in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                )
+        return value
 
     @field_validator("*", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from posttrain.config.check_policies import REASONS
 from posttrain.data.rows import EXTRA_KEYS, Turn
@@ -11,9 +12,16 @@ from posttrain.data.rows import EXTRA_KEYS, Turn
 class Unusable(Exception):
     """A row cannot be used, for one of `REASONS`."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, usable: Any = None) -> None:
+        """Create the exception.
+
+        Args:
+            reason: one of `REASONS`.
+            usable: the pair or example that is used if the policy of the reason is `keep`.
+        """
         super().__init__(f"{reason}: {REASONS[reason]}")
         self.reason = reason
+        self.usable = usable
 
 
 def check_row(prompt: list[Turn], responses: list[list[Turn]], max_chars: int) -> None:
@@ -42,6 +50,8 @@ def check_row(prompt: list[Turn], responses: list[list[Turn]], max_chars: int) -
             raise Unusable("unanswered")
         if len(response) > 1:
             raise Unusable("parts_early")
+        if response[-1].get("weight") == 0:
+            raise Unusable("not_trained")
     if any(sum(map(_n_characters, part)) > max_chars for part in parts):
         raise Unusable("overlong")
     if len(responses) == 2 and _stripped(responses[0]) == _stripped(responses[1]):

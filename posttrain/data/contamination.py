@@ -14,6 +14,7 @@ from posttrain.data.formats import (
     PREFERENCE_LAYOUTS,
     check_columns,
     find_layout,
+    prepare,
     read_rows,
     rename,
 )
@@ -86,7 +87,7 @@ def _read_prompts(source: Source) -> Iterator[str]:
         prompts = (_as_prompt(values.get("prompt")) for values in every)
     else:
         _, layout = find_layout(source, rows, {**PREFERENCE_LAYOUTS, **INSTRUCTION_LAYOUTS})
-        found = read_rows(source, layout, ((None, values) for values in every))
+        found = read_rows(source, layout, ((None, prepare(layout, values)) for values in every))
         prompts = (item.prompt for _, items in found for item in items if not isinstance(item, Unusable))
     n_found = 0
     for turns in prompts:

@@ -6,41 +6,28 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Generic
+from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
 from posttrain.config import DataSection, Source
-from posttrain.data.checks import Unusable, check_row, find_bad_characters, fix_characters
 from posttrain.data.contamination import EvaluationPrompts
 from posttrain.data.demo import pairs as demo
-from posttrain.data.formats import (
-    INSTRUCTION_LAYOUTS,
-    PREFERENCE_LAYOUTS,
-    check_columns,
-    find_layout,
-    read_rows,
-    rename,
-)
-from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values
+from posttrain.data.formats import INSTRUCTION_LAYOUTS, PREFERENCE_LAYOUTS
+from posttrain.data.formats.layout import Example, Pair, Values
 from posttrain.data.formats.turns import as_tools
 from posttrain.data.mixture import find_left_out
 from posttrain.data.pool import LEAKS, NEAR_LEAKS, TEST, Pool
-from posttrain.data.preferences import EXAMPLE_SCHEMA, PAIR_SCHEMA, Instructions, Preferences, _dataset, _digest
 from posttrain.data.profile import agreement
 from posttrain.data.report import DataReport, Tally
+from posttrain.data.row_reading import SourceReading, read_source
 from posttrain.data.rows import canonical
-from posttrain.data.sources import DEMO, OpenSource, SourceRecord, count_rows, open_source
+from posttrain.data.sources import DEMO, SourceRecord, open_source
 from posttrain.data.splits import choose_split, prompt_key
+from posttrain.data.stored import EXAMPLE_SCHEMA, PAIR_SCHEMA, Instructions, Preferences, _dataset, _digest
 from posttrain.errors import UserError
-from posttrain.progress import progress_bar
-
-N_HEAD_ROWS = 64
-"""Number of rows from which the layout of a source is detected."""
 
 
 def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
@@ -56,7 +43,7 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
         pool = Pool(PAIR_SCHEMA, ("prompt", "chosen", "rejected"), folder, tally)
         for source in data.sources:
             opened = open_source(source)
-            for record, values, pair in _read(_Reading(source, opened, PREFERENCE_LAYOUTS), data, tally):
+            for record, values, pair in read_source(SourceReading(source, opened, PREFERENCE_LAYOUTS), data, tally):
                 split = record.split
                 if split == "train":
                     chosen_split = choose_split(
@@ -103,8 +90,8 @@ def load_instructions(source: Source, held_out: Preferences, data: DataSection) 
         pool = Pool(EXAMPLE_SCHEMA, ("prompt", "completion"), folder, tally)
         pool.hold_out(concatenate_datasets([held_out.validation, held_out.test]))
         opened = open_source(source)
-        reading = _Reading(source, opened, INSTRUCTION_LAYOUTS, train_only=True)
-        for record, values, example in _read(reading, data, tally):
+        reading = SourceReading(source, opened, INSTRUCTION_LAYOUTS, train_only=True)
+        for record, values, example in read_source(reading, data, tally):
             pool.add(_row(record, example, values), "train")
         pool.finish()
         pool.mark_leaks({TEST: "held_out"}, {TEST: "near_held_out"}, data.near_threshold)
@@ -136,8 +123,8 @@ def load_pairs(source: Source, trained_on: set[bytes], data: DataSection) -> tup
     tally = Tally(data.checks)
     with _scratch_folder() as folder:
         pool = Pool(PAIR_SCHEMA, ("prompt", "chosen", "rejected"), folder, tally)
-        reading = _Reading(source, open_source(source), PREFERENCE_LAYOUTS)
-        for record, values, pair in _read(reading, data, tally):
+        reading = SourceReading(source, open_source(source), PREFERENCE_LAYOUTS)
+        for record, values, pair in read_source(reading, data, tally):
             pool.add({**_row(record, pair, values), "true_margin": None}, "test")
         pool.finish()
         pool.mark_where("trained_on", lambda row: prompt_key(row["prompt"]) in trained_on)
@@ -151,87 +138,6 @@ def load_pairs(source: Source, trained_on: set[bytes], data: DataSection) -> tup
         )
     tally.check_share(data.max_drop_share)
     return pairs, tally.report({"test": len(pairs)}, _digest({"test": pairs}), figures)
-
-
-@dataclass(frozen=True)
-class _Reading(Generic[Parsed]):
-    """A source that is read, and how."""
-
-    source: Source
-    opened: OpenSource
-    layouts: dict[str, Layout[Parsed]]
-    """Those that the source may have."""
-    train_only: bool = False
-    """Read the training split only."""
-
-
-def _read(reading: _Reading[Parsed], data: DataSection, tally: Tally) -> Iterator[tuple[SourceRecord, Values, Parsed]]:
-    """Yield each usable row of a source: its record, its renamed values, and the parsed pair or example.
-
-    The source and its unusable rows are counted in `tally`.
-    """
-    source, opened, train_only = reading.source, reading.opened, reading.train_only
-    records = (record for record in opened.read() if record.split == "train" or not train_only)
-    head = list(islice(records, N_HEAD_ROWS))
-    if not head:
-        raise UserError(f"{source.path}: has no rows: correct the path")
-    readable = [record.values for record in head if record.values is not None]
-    if not readable:
-        raise UserError(
-            f"{source.path}: none of the first {len(head)} rows can be parsed, starting with {head[0].where}: the content must "
-            "match the suffix, e.g. one JSON object per line for .jsonl"
-        )
-    check_columns(source, readable)
-    name, layout = find_layout(source, [rename(values, source.columns) for values in readable], reading.layouts)
-    tally.begin_source(
-        path=source.path, format=name, revision=opened.revision, digest=opened.digest, objects=opened.objects
-    )
-    renamed = (
-        ((record, values), values)
-        for record in chain(head, records)
-        for values in [None if record.values is None else rename(record.values, source.columns)]
-    )
-    with progress_bar(_count(source, train_only), f"Reading {source.path}", " rows") as bar:
-        for (record, values), found in read_rows(source, layout, renamed):
-            tally.read_row()
-            bar.update()
-            for parsed in found:
-                tally.read()
-                try:
-                    if isinstance(parsed, Unusable):
-                        raise parsed
-                    assert values is not None, "a row that cannot be parsed gave a pair"
-                    usable = _fix(parsed, record, tally)
-                    check_row(usable.prompt, list(usable[1:]), data.max_chars)
-                    as_tools(values)
-                except Unusable as unusable:
-                    tally.drop(unusable.reason, record.where, record.values)
-                else:
-                    yield record, values, usable
-
-
-def _count(source: Source, train_only: bool) -> int | None:
-    counts = count_rows(source)
-    if counts is None:
-        return None
-    return counts.get("train") if train_only else sum(counts.values())
-
-
-def _fix(parsed: Parsed, record: SourceRecord, tally: Tally) -> Parsed:
-    """Apply the policies for bad characters to a parsed row and return it."""
-    turns = [turn for part in parsed for turn in part]
-    found = dict.fromkeys(name for turn in turns for name in find_bad_characters(turn["content"]))
-    for name in found:
-        policy = tally.policy(name)
-        if policy == "fix":
-            tally.fix(name, record.where, record.values)
-            for turn in turns:
-                turn["content"] = fix_characters(turn["content"], name)
-        elif policy == "keep":
-            tally.flag(name, record.where, record.values)
-        else:
-            raise Unusable(name)
-    return parsed
 
 
 def _check_filled(n_rows: dict[str, int], data: DataSection) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from posttrain.config import DataSection, Source
 from posttrain.data.loader import load_pairs
 from posttrain.data.pair_sets import PairSet, PairSets
-from posttrain.data.preferences import Preferences
 from posttrain.data.sources.files import is_local
 from posttrain.data.splits import prompt_key
+from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
 
 

@@ -16,9 +16,9 @@ from datasets import Dataset
 from posttrain.data.near_duplicates import Sketches, find_near, words
 from posttrain.data.profile import DataProfile, Gatherer
 from posttrain.data.report import Tally, printable
-from posttrain.data.rows import SPLITS, Turn, canonical, lean_rows
+from posttrain.data.rows import SPLITS, Turn, canonical
 from posttrain.data.splits import prompt_key
-from posttrain.data.spool import SplitFiles, Spool
+from posttrain.data.spool import SplitFiles, Spool, lean_rows
 
 # A prompt that occurs in several splits belongs to the first of these.
 OWNERS = ("test", "validation", "train")

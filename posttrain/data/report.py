@@ -34,6 +34,8 @@ class SourceReport(BaseModel):
     n_kept: int
     dropped: dict[str, int]
     """Number of dropped rows by reason, in descending order."""
+    unread: dict[str, int] = {}
+    """Number of rows in which a column, or a key of messages (`column[].key`), held something that nothing reads."""
 
 
 class DataReport(BaseModel):
@@ -101,7 +103,7 @@ class Tally:
         return len(self._sources)
 
     def begin_source(self, **about: Any) -> None:
-        """Start the next source, described by `path`, `format`, `revision`, `digest` and `objects`."""
+        """Start the next source, described by the fields of `SourceReport`."""
         self._sources.append(about)
         self._rows.append(0)
         self._read.append(0)
@@ -203,7 +205,7 @@ class Tally:
             )
 
     def _paths(self) -> str:
-        return ", ".join(source["path"] for source in self._sources)
+        return ", ".join(f"{source['path']} (layout {source['format']})" for source in self._sources)
 
     def summary(self, counts: Counter[str] | None = None) -> str:
         """Return the three most frequent reasons, one line each with an example."""
@@ -237,7 +239,11 @@ class Tally:
             splits=splits,
             sources=[
                 SourceReport(
-                    **about, n_rows=n_rows, n_read=n, n_kept=n - lost.total(), dropped=dict(lost.most_common())
+                    **{**about, "unread": dict(about["unread"].most_common())},
+                    n_rows=n_rows,
+                    n_read=n,
+                    n_kept=n - lost.total(),
+                    dropped=dict(lost.most_common()),
                 )
                 for about, n_rows, n, lost in zip(self._sources, self._rows, self._read, self._dropped, strict=True)
             ],

@@ -190,6 +190,19 @@ class SetFigures(Result):
     """Number of pairs that were truncated or left out, by reason."""
 
 
+class Forgetting(Result):
+    """Loss on held-out SFT data, in nats per token."""
+
+    data: Literal["instructions", "chosen"]
+    """`instructions`: held-out rows of `sft.dataset`. `chosen`: the chosen responses of the test pairs, where SFT trained on
+    chosen responses or was not trained in this run."""
+    n_rows: int
+    losses: dict[str, Estimate]
+    """By stage. A champion with another tokenizer is left out, as its tokens are others."""
+    rises: dict[str, Estimate]
+    """Loss of the newest model minus that of SFT and of the champion: `dpo_vs_sft`, `dpo_vs_champion`."""
+
+
 class Finding(Result):
     """A problem of a run, or a remark about it."""
 
@@ -212,6 +225,8 @@ class Figures(SetFigures):
 
     sets: dict[str, SetFigures] = Field({})
     """Metrics of each additional set in `evaluation.sets`, by name."""
+    forgetting: Forgetting | None = Field(None)
+    """Loss on held-out SFT data."""
     findings: list[Finding] = Field([])
     """Findings, the most severe first."""
     confidence: float

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from posttrain.evaluation.intervals import Estimate, Result
 from posttrain.storage.cache import cache_dir
 
 Verdict = Literal["first", "second", "tie"]
+WAIT_AT_MOST_S, ANSWER_AT_MOST_BYTES = 60.0, 2**20
 VERDICTS: dict[str, Verdict] = {"A": "first", "B": "second", "C": "tie"}
 
 # Source: Zheng et al. 2023 (MT-Bench), figure 5; the criteria come from the config.
@@ -186,14 +188,15 @@ def _ask(judge: Judge, prompt: Messages, first: str, second: str, failures: Coun
 
 
 class Endpoint:
-    """A judge model at an OpenAI-compatible endpoint. Answers are cached on disk, so that no request is sent twice."""
+    """A judge model at an OpenAI-compatible endpoint. Answers with a verdict are cached, so that no question is asked twice."""
 
     def __init__(self, section: JudgeSection) -> None:
         self._section = section
         self._url = f"{str(section.base_url).rstrip('/')}/chat/completions"
         self._cache = cache_dir() / "judge"
         self._session = requests.Session()
-        retry = Retry(
+        self._end_s = time.monotonic() + section.deadline_s
+        retry = _CappedRetry(
             total=section.n_retries,
             backoff_factor=0.5,
             status_forcelist=(429, 500, 502, 503, 504),
@@ -229,25 +232,78 @@ class Endpoint:
         }
         if self._section.temperature is not None:
             body["temperature"] = self._section.temperature
-        found = re.findall(r"\[\[([ABC])\]\]", self._answer(body))
-        if not found:
-            raise NoVerdict("the answer does not contain [[A]], [[B]] or [[C]]")
-        return VERDICTS[found[-1]]
-
-    def _answer(self, body: dict[str, Any]) -> str:
         key = hashlib.sha256(json.dumps([self._url, body], sort_keys=True).encode()).hexdigest()
         cached = self._cache / f"{key}.json"
-        if cached.exists():
-            return str(json.loads(cached.read_text(encoding="utf-8")))
-        response = self._session.post(self._url, json=body, timeout=self._section.timeout_s)
-        response.raise_for_status()
-        try:
-            answer = str(response.json()["choices"][0]["message"]["content"])
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            sent = str(self._session.headers.get("Authorization", "")).removeprefix("Bearer ") or "no key"
-            raise NoVerdict(f"no chat completion: {response.text.replace(sent, '…')[:80]}") from error
+        if verdict := _verdict(_read(cached)):
+            return verdict
+        answer = self._answer(body)
+        verdict = _verdict(answer)
+        if verdict is None:
+            raise NoVerdict("the answer does not end with [[A]], [[B]] or [[C]]")
         _write(cached, json.dumps(answer))
+        return verdict
+
+    def _answer(self, body: dict[str, Any]) -> str:
+        """Return the endpoint's answer, without the key if it repeats it."""
+        left_s = self._end_s - time.monotonic()
+        if left_s <= 0:
+            raise NoVerdict("evaluation.judge.deadline_s passed before this question was asked")
+        timeout_s = min(self._section.timeout_s, left_s)
+        options: dict[str, Any] = {"timeout": timeout_s, "stream": True, "allow_redirects": False}
+        with self._session.post(self._url, json=body, **options) as response:
+            if response.is_redirect:
+                raise NoVerdict("the endpoint redirects, and the key would go along: set base_url to the final address")
+            response.raise_for_status()
+            content = _content(response, time.monotonic() + timeout_s)
+        text = content.decode("utf-8", "replace")
+        if sent := str(self._session.headers.get("Authorization", "")).removeprefix("Bearer "):
+            text = text.replace(sent, "…")
+        try:
+            answer = json.loads(text)["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+            raise NoVerdict(f"no chat completion: {text[:80]}") from error
+        if not isinstance(answer, str):
+            raise NoVerdict("the answer has no text")
         return answer
+
+
+class _CappedRetry(Retry):
+    """Retries that wait no longer than `WAIT_AT_MOST_S`, whatever the endpoint asks for."""
+
+    def get_retry_after(self, response: Any) -> float | None:
+        wait_s = super().get_retry_after(response)
+        return None if wait_s is None else min(wait_s, WAIT_AT_MOST_S)
+
+
+def _content(response: requests.Response, end_s: float) -> bytes:
+    """Return the body of a response. The timeout of requests is for each read, and says nothing about all of them.
+
+    Raises:
+        NoVerdict: the body is too long, or takes too long to arrive.
+    """
+    content = b""
+    for piece in response.iter_content(2**16):
+        content += piece
+        if len(content) > ANSWER_AT_MOST_BYTES:
+            raise NoVerdict(f"the answer has more than {ANSWER_AT_MOST_BYTES} bytes")
+        if time.monotonic() > end_s:
+            raise NoVerdict("the answer took longer than evaluation.judge.timeout_s")
+    return content
+
+
+def _verdict(answer: str | None) -> Verdict | None:
+    """Return the verdict at the end of an answer: one that is quoted before is not the judge's."""
+    found = re.search(r"\[\[([ABC])\]\]\W*$", answer or "")
+    return VERDICTS[found.group(1)] if found else None
+
+
+def _read(path: Path) -> str | None:
+    """Return a cached answer; None if there is none, or the file is damaged."""
+    try:
+        answer = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return answer if isinstance(answer, str) else None
 
 
 def _write(path: Path, text: str) -> None:

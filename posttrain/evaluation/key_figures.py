@@ -12,6 +12,7 @@ OTHERS = {
     "p": "McNemar's exact test of that difference",
     "length": "accuracy of always choosing the longer response",
     "cal": "expected calibration error and Brier score of DPO's confidence",
+    "sftloss": "loss on held-out SFT data in nats per token",
     "win": "share of prompts on which DPO's answer beats SFT's",
     "win_champion": "share of prompts on which the newest model's answer beats the champion's",
 }
@@ -29,6 +30,8 @@ def key_figures(figures: Figures) -> dict[str, float]:
     flat["length/prefer_longer"] = figures.length.prefer_longer.value
     if figures.calibration:
         flat |= {"cal/ece": figures.calibration.ece.value, "cal/brier": figures.calibration.brier.value}
+    if figures.forgetting:
+        flat |= {f"sftloss/{stage}": loss.value for stage, loss in figures.forgetting.losses.items()}
     for name, of_set in figures.sets.items():
         label = f"set_{name.replace('/', '_')}"
         flat |= {f"{label}/{key.replace('/', '_')}": value for key, value in _of_stages(of_set, KEPT_OF_SETS).items()}

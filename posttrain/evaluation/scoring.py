@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from posttrain.chat.template import Chat, Messages
 from posttrain.chat.tokenise import Tokenised, tokenise_pairs
-from posttrain.chat.tokens import PairTokens, check_chat
+from posttrain.chat.tokens import PairTokens, SftTokens, check_chat
 from posttrain.config import EvaluationSection, LoraSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
@@ -24,6 +24,7 @@ from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.figures import Figures
+from posttrain.evaluation.forgetting import HeldOut, held_out_rows, measure_forgetting, of_chosen
 from posttrain.evaluation.statistics import CONVERSATION, summarise
 from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.base import resolve_base
@@ -76,6 +77,8 @@ class EvaluationData:
     """Further sets of pairs (`evaluation.sets`)."""
     generations: Written | None = None
     """Answers of the models, for the diagnosis."""
+    sft_tokens: SftTokens | None = None
+    """Rows of SFT, some of which are held out; None if SFT was not trained in this run."""
 
 
 def evaluate(models: EvaluatedModels, data: EvaluationData, section: EvaluationSection) -> Evaluation:
@@ -114,6 +117,7 @@ def evaluate(models: EvaluatedModels, data: EvaluationData, section: EvaluationS
     figures = Figures(
         **dict(summaries.pop(TEST)),
         sets=summaries,
+        forgetting=measure_forgetting(scoring.held_out or of_chosen(tables[TEST]), section),
         confidence=section.confidence,
         seed=section.seed,
         digests=_digests(models, data),
@@ -145,6 +149,11 @@ class _Scoring:
         for name, found in (data.sets.sets if data.sets else {}).items():
             self.sets[name] = _Pairs(name, found.rows, self._tokenise(chat, found.rows))
 
+        held_out = held_out_rows(data.sft_tokens)
+        self._held_out = None if held_out is None else Tokenised(held_out, {})
+        self.held_out = None if held_out is None else HeldOut("instructions", {}, np.array([]))
+        """Scores of the held-out instructions; None if there are none."""
+
     def _tokenise(self, chat: Chat, rows: Dataset) -> Tokenised:
         return tokenise_pairs(chat, rows, self._lengths.max_length, self._lengths.max_prompt_length)
 
@@ -159,10 +168,11 @@ class _Scoring:
         stored = stored or {}
         for name, scores in stored.items():
             self.sets[name].scores[stage] = scores
-        if stored.keys() == self.sets.keys() and kl is None:
+        if stored.keys() == self.sets.keys() and kl is None and self._held_out is None:
             return
         section = self._models.section
         policy = load_model(self._models.base, section, checkpoint)
+        self._score_held_out(stage, policy, section)
         for name, pairs in self.sets.items():
             if name not in stored:
                 pairs.scores[stage] = self._score(policy, section, pairs.tokenised, f"{stage}, {name} pairs")
@@ -175,6 +185,8 @@ class _Scoring:
         """Take the scores of a stage for another one that is the same model."""
         for pairs in self.sets.values():
             pairs.scores[to] = pairs.scores[stage]
+        if self.held_out:
+            self.held_out.logps[to] = self.held_out.logps[stage]
 
     def score_champion(self, champion: Checkpoint, same_stage: str | None) -> None:
         """Score the model in production as it is served: with its own base, tokenizer and template.
@@ -188,6 +200,8 @@ class _Scoring:
         section = section_of_champion(champion, self._models.base, self._models.section)
         chat = load_chat(champion.manifest.base, section, champion)
         policy = load_model(champion.manifest.base, section, champion)
+        if chat.digest == self._chat_digest:
+            self._score_held_out("champion", policy, section)
         for name, pairs in self.sets.items():
             tokenised = pairs.tokenised if chat.digest == self._chat_digest else self._tokenise(chat, pairs.rows)
             if len(tokenised.rows) == 0:
@@ -196,6 +210,13 @@ class _Scoring:
                 )
             pairs.own_ids = list(tokenised.rows["id"])
             pairs.scores["champion"] = self._score(policy, section, tokenised, f"champion, {name} pairs")
+
+    def _score_held_out(self, stage: str, policy: Model, section: ModelSection) -> None:
+        if self._held_out is None or self.held_out is None:
+            return
+        found = self._score(policy, section, self._held_out, f"{stage}, held-out instructions")
+        logps = self.held_out.logps | {stage: found.chosen_logps.astype(np.float64)}
+        self.held_out = HeldOut("instructions", logps, found.n_chosen_tokens.astype(np.float64))
 
     def _score(self, policy: Model, section: ModelSection, tokenised: Tokenised, label: str) -> PairLogps:
         scored = score_pairs(policy, tokenised.rows, section, self._section.tokens_per_batch, label)

@@ -15,6 +15,8 @@ from posttrain.errors import UserError
 
 MANIFEST = "manifest.json"
 HISTORY = "history.json"
+NOT_PART_OF_THE_MODEL = {"stage", "parent", "beta", "batches", "metrics", "files", "digest"}
+"""Fields of the manifest that say where a model comes from, and do not change what it answers."""
 ALLOWED_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model"})
 
 
@@ -51,7 +53,22 @@ class Manifest(BaseModel):
     files: dict[str, str]
     """sha256 of every file except the manifest, by name."""
     digest: str
-    """sha256 over the names and digests of all files except the training history. Identifies the model."""
+    """Identifies the model: sha256 over its files except the training history, its base, template and stop tokens."""
+
+    def identity(self) -> str:
+        """Return the digest that belongs to the other fields.
+
+        A new field with a default value leaves the digests of earlier checkpoints unchanged.
+        """
+        about = self.model_dump(mode="json", exclude=NOT_PART_OF_THE_MODEL | {"base"}, exclude_defaults=True)
+        base = {"digest": self.base.digest, "template": self.base.template_digest}  # its name may be a path
+        files = {name: digest for name, digest in self.files.items() if name != HISTORY}
+        return hashlib.sha256(json.dumps([about, base, files], sort_keys=True).encode()).hexdigest()
+
+    def is_intact(self) -> bool:
+        """Return whether the digest belongs to the other fields. Earlier releases computed it from the files alone."""
+        files = "".join(f"{name} {digest}\n" for name, digest in self.files.items() if name != HISTORY)
+        return self.digest in (self.identity(), hashlib.sha256(files.encode()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,7 @@ class Checkpoint:
 
     @property
     def digest(self) -> str:
-        """sha256 of the model. Equal digests mean equal weights, tokenizer and template."""
+        """sha256 of the model. Equal digests mean equal weights, tokenizer, template, stop tokens and base."""
         return self.manifest.digest
 
     @property
@@ -98,6 +115,10 @@ class Checkpoint:
                 raise UserError(
                     f"{path / name}: was changed or damaged after it was written: fetch or train the checkpoint again"
                 )
+        if not manifest.is_intact():
+            raise UserError(
+                f"{path / MANIFEST}: was changed or damaged after it was written: fetch or train the checkpoint again"
+            )
         return cls(path, manifest)
 
 
@@ -111,9 +132,8 @@ def seal(path: Path, history: list[dict[str, float]], **about: object) -> Checkp
     (path / HISTORY).write_text(json.dumps(history, indent=1), encoding="utf-8")
     files = {file.name: file_digest(file) for file in sorted(path.iterdir())}
     check_names(files)
-    identity = "".join(f"{name} {digest}\n" for name, digest in files.items() if name != HISTORY)
-    digest = hashlib.sha256(identity.encode()).hexdigest()
-    manifest = Manifest.model_validate({**about, "files": files, "digest": digest})
+    unsigned = Manifest.model_validate({**about, "files": files, "digest": ""})
+    manifest = unsigned.model_copy(update={"digest": unsigned.identity()})
     (path / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
     return Checkpoint(path, manifest)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from zenml.client import Client
@@ -18,8 +19,21 @@ from zenml.pipelines.pipeline_definition import Pipeline
 
 from posttrain import configure
 from posttrain.errors import UserError
+from posttrain.orchestration.interruption import (
+    Stopped,
+    close_dead_runs,
+    close_own_run,
+    owner,
+    stoppable,
+    told_by,
+)
 from posttrain.orchestration.run_file import RunFile, read_run_file
+from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 from posttrain.orchestration.stacks.schedules import replacing
+from posttrain.plain_text import shown
+from posttrain.storage.scratch import scratch_folder
+
+logger = logging.getLogger(__name__)
 
 
 class CheckedPipeline(Pipeline):
@@ -40,20 +54,47 @@ class CheckedPipeline(Pipeline):
         path = config_path or os.path.relpath(self.default_config)
         with clean_errors():
             run_file = read_run_file(path, self.default_config.parents[1])
-        options = {"run_name": run_file.run_name, "steps": run_file.steps_of_points, **options}
+        options = {"run_name": run_file.run_name, "steps": run_file.steps_of_points, "extra": owner(), **options}
         configured = super().with_options(config_path=path, execution_mode=_execution_mode(), **options)
         assert isinstance(configured, CheckedPipeline)
         configured.run_file = run_file
         return configured
 
     def __call__(self, *args: Any, **kwargs: Any) -> PipelineRunResponse | None:
-        """Run the pipeline, and print the outcome or how to see it later."""
+        """Run the pipeline, and print the outcome or how to see it later.
+
+        If a stored result is damaged, the pipeline runs again: the step that made it is not cached any more.
+        """
         self._make_steps_importable()
-        with clean_errors(), replacing(self.run_file.schedule if self.run_file else None):
+        close_dead_runs(self.name)
+        damaged: set[str] = set()
+        while True:
+            try:
+                with stoppable(), scratch_folder(), clean_errors():
+                    return self._run_and_report(*args, **kwargs)
+            except DamagedArtifact as error:
+                if error.uri in damaged:
+                    raise click.ClickException(shown(error)) from error
+                damaged.add(error.uri)
+                logger.warning("%s. The run is repeated.", error)
+            except KeyboardInterrupt as error:
+                self._leave(error)
+
+    def _run_and_report(self, *args: Any, **kwargs: Any) -> PipelineRunResponse | None:
+        with replacing(self.run_file.schedule if self.run_file else None):
             run = super().__call__(*args, **kwargs)
-        with clean_errors():
-            _print_outcome(run)
+        _print_outcome(run)
         return run
+
+    def _leave(self, error: KeyboardInterrupt) -> NoReturn:
+        """Say in one line what a signal stopped, and end the process with its exit code."""
+        if isinstance(error, Stopped):
+            name = close_own_run(self.name)
+            what = told_by(error) or "stopped"
+            click.echo(f"Run {name or self.name}: {what}. The same command continues", err=True)
+            sys.exit(error.exit_code)
+        click.echo("This terminal no longer follows the run, which continues. Its outcome: posttrain report", err=True)
+        sys.exit(128 + signal.SIGINT)
 
     def _make_steps_importable(self) -> None:
         """Add the project's folder to the path: ZenML adds it only while it imports the pipeline, not for the steps."""
@@ -104,8 +145,10 @@ def clean_errors() -> Iterator[None]:
         handler.addFilter(_without_trace)
     try:
         yield
+    except DamagedArtifact:
+        raise  # the run is repeated
     except UserError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(shown(error)) from error
     finally:
         for handler in handlers:
             handler.removeFilter(_without_trace)

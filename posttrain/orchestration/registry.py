@@ -5,14 +5,18 @@ a model creates its version and names it after the result, so repeated results c
 
 A promotion is a single write: the stage `production` in ZenML. Everything else is prepared before it or derived from it, so
 `reconcile`, which every run calls first, can complete what an interruption or two concurrent runs left behind.
+
+What is known about a judged version is a single metadata value: ZenML commits one value after the other, so a process that is
+killed, or a reader at that moment, would find some of several. A version without it is ignored until a run writes it.
 """
 
 import contextlib
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from zenml import log_metadata
 from zenml.artifacts.utils import get_artifacts_versions_of_pipeline_run
 from zenml.client import Client
@@ -38,6 +42,30 @@ logger = logging.getLogger(__name__)
 CHAMPION, CHALLENGER = "champion", "challenger"
 N_KEPT_IN_STEP = 100
 """Number of newest versions that are compared with MLflow's registry."""
+MANY = 10_000
+"""The largest page that ZenML gives."""
+JUDGEMENT = "judgement"
+"""Name of the metadata value."""
+
+
+class JudgedVersion(BaseModel):
+    """What is known about a judged version."""
+
+    model_config = ConfigDict(frozen=True)
+
+    promoted: bool
+    opponent: str
+    reasons: list[str]
+    digest: str
+    """Digest of its checkpoint."""
+    artifact: str
+    """Id of the artifact version of its checkpoint."""
+    source: str
+    """Where the files of its checkpoint are."""
+    judged_against: Champion
+    experiment: str
+    pipeline_run: str
+    pipeline_run_name: str
 
 
 def result_name(figures: Figures, gate: dict[str, Any]) -> str:
@@ -77,17 +105,17 @@ def settle(judged: JudgedModel, run: PipelineRunResponse, tracker: Tracker) -> P
     if promotion.promoted and champion and digest_of(champion) not in (opponent.digest, digest):
         changed = f"version {champion.name} has become the champion in the meantime: run again to compare with it"
         promotion = promotion.model_copy(update={"promoted": False, "reasons": [*promotion.reasons, changed]})
-    metadata = {
-        **promotion.model_dump(),
-        "digest": digest,
-        "artifact": str(candidate.id),
-        "source": f"{candidate.uri}/files",
-        "judged_against": opponent.model_dump(exclude_none=True),
-        "experiment": tracker.experiment,
-        "pipeline_run": str(run.id),
-        "pipeline_run_name": run.name,
-    }
-    log_metadata(metadata=metadata, model_version_id=version.id)
+    judgement = JudgedVersion(
+        **promotion.model_dump(include={"promoted", "opponent", "reasons"}),
+        digest=digest,
+        artifact=str(candidate.id),
+        source=f"{candidate.uri}/files",
+        judged_against=opponent,
+        experiment=tracker.experiment,
+        pipeline_run=str(run.id),
+        pipeline_run_name=run.name,
+    )
+    log_metadata(metadata={JUDGEMENT: judgement.model_dump(exclude_none=True)}, model_version_id=version.id)
     if promotion.promoted:
         version.set_stage(ModelStages.PRODUCTION, force=True)
     reconcile(name, tracker.uri)
@@ -106,15 +134,15 @@ def standing_champion(name: str, candidate_digest: str) -> Champion:
     champion = sole_champion(name)
     if champion is None:
         return Champion()
-    digest = digest_of(champion)
-    if digest is None:
+    judgement = judgement_of(champion)
+    if judgement is None:
         raise UserError(
             f"version {champion.name} of model {name} is in production, but this pipeline did not promote it, so it has no "
             f"checkpoint to compare with. Archive it: `zenml model version update {name} {champion.name} --stage archived --force`"
         )
-    if digest == candidate_digest:
-        return Champion.model_validate(champion.run_metadata["judged_against"])
-    return Champion(digest=digest, version=champion.name, artifact=str(champion.run_metadata["artifact"]))
+    if judgement.digest == candidate_digest:
+        return judgement.judged_against
+    return Champion(digest=judgement.digest, version=champion.name, artifact=judgement.artifact)
 
 
 def sole_champion(name: str) -> ModelVersionResponse | None:
@@ -125,10 +153,32 @@ def sole_champion(name: str) -> ModelVersionResponse | None:
     return standing[0] if standing else None
 
 
+def judgement_of(version: ModelVersionResponse) -> JudgedVersion | None:
+    """Return what is known about a version; None if it was created by hand, or its run was killed before it wrote this.
+
+    Versions of older releases have one metadata value for each field.
+    """
+    metadata = version.run_metadata
+    try:
+        return JudgedVersion.model_validate(metadata.get(JUDGEMENT, metadata))
+    except ValidationError:
+        return None
+
+
+def judgements_of_all_models() -> list[list[JudgedVersion]]:
+    """Return what is known about all versions of each model, newest first."""
+    client = Client()
+    of_models = []
+    for model in client.list_models(size=MANY).items:
+        versions = client.list_model_versions(model=model.id, sort_by="desc:number", size=MANY, hydrate=True).items
+        of_models.append([judgement for version in versions if (judgement := judgement_of(version))])
+    return of_models
+
+
 def digest_of(version: ModelVersionResponse) -> str | None:
-    """Return the digest of a version's checkpoint; None if the version was created by hand."""
-    digest = version.run_metadata.get("digest")
-    return None if digest is None else str(digest)
+    """Return the digest of a version's checkpoint; None if nothing is known about the version."""
+    judgement = judgement_of(version)
+    return judgement.digest if judgement else None
 
 
 def reconcile(name: str, uri: str) -> None:
@@ -140,8 +190,8 @@ def reconcile(name: str, uri: str) -> None:
     try:
         registry = ModelRegistry(uri, name)
         numbers = registry.numbers()
-        for version in reversed(_judged(name)):
-            number = numbers.get(str(version.name)) or registry.register(_registration(name, version))
+        for version, judgement in reversed(_judged(name)):
+            number = numbers.get(str(version.name)) or registry.register(_registration(name, version, judgement))
             if version.run_metadata.get("mlflow_version") != number:
                 link = {"mlflow_version": number, "mlflow_model": registry.link(number)}
                 log_metadata(metadata={**link}, model_version_id=version.id)
@@ -160,34 +210,34 @@ def _aliases(name: str, numbers: dict[str, str]) -> dict[str, str | None]:
     """Return the MLflow version number for each alias, according to ZenML."""
     champion, judged = sole_champion(name), _judged(name)
     since = champion.number if champion else 0
-    refused = [v for v in judged if v.number > since and v.run_metadata["promoted"] is False]
+    refused = [version for version, judgement in judged if version.number > since and not judgement.promoted]
     return {
         CHAMPION: numbers.get(str(champion.name)) if champion else None,
         CHALLENGER: numbers.get(str(refused[0].name)) if refused else None,
     }
 
 
-def _registration(name: str, version: ModelVersionResponse) -> Registration:
-    about = version.run_metadata
+def _registration(name: str, version: ModelVersionResponse, judgement: JudgedVersion) -> Registration:
     return Registration(
         version=str(version.name),
-        source=str(about["source"]),
+        source=judgement.source,
         tags={
             "zenml.model": name,
             "zenml.model_version_id": str(version.id),
-            "zenml.pipeline_run": str(about["pipeline_run_name"]),
-            "posttrain.digest": str(about["digest"]),
-            "promoted": str(about["promoted"]).lower(),
+            "zenml.pipeline_run": judgement.pipeline_run_name,
+            "posttrain.digest": judgement.digest,
+            "promoted": str(judgement.promoted).lower(),
         },
-        description="; ".join(cast("list[str]", about["reasons"])),
-        experiment=str(about["experiment"]),
-        pipeline_run=str(about["pipeline_run"]),
+        description="; ".join(judgement.reasons),
+        experiment=judgement.experiment,
+        pipeline_run=judgement.pipeline_run,
     )
 
 
-def _judged(name: str) -> list[ModelVersionResponse]:
+def _judged(name: str) -> list[tuple[ModelVersionResponse, JudgedVersion]]:
     """Return the versions that this pipeline has judged among the last `N_KEPT_IN_STEP`, newest first."""
-    return [version for version in _versions(name) if digest_of(version) is not None]
+    found = ((version, judgement_of(version)) for version in _versions(name))
+    return [(version, judgement) for version, judgement in found if judgement]
 
 
 def _versions(name: str, **filters: Any) -> list[ModelVersionResponse]:

@@ -18,6 +18,7 @@ from posttrain.evaluation.clustered.clusters import Clusters
 from posttrain.evaluation.figures import Comparison
 from posttrain.evaluation.labels import ABSENT, ACCURACIES, ANSWERS, METRICS, percent, plain, points
 from posttrain.evaluation.statistics import CONVERSATION, compare, correct
+from posttrain.reporting.plain_console import PlainConsole
 from posttrain.reporting.run_report import RunReport
 
 FIGURES = {
@@ -78,7 +79,7 @@ def compare_runs(first: tuple[RunReport, pa.Table], second: tuple[RunReport, pa.
 
 def print_difference(found: Difference, console: Console | None = None) -> None:
     """Print the difference as tables."""
-    console = console or Console()
+    console = console or PlainConsole()
     same = [name for name, is_same in found.origins.items() if is_same]
     other = [name for name, is_same in found.origins.items() if not is_same]
     console.print(Text(f"\nSame: {', '.join(same) or 'nothing'}. Different: {', '.join(other) or 'nothing'}."))

@@ -101,6 +101,10 @@ def summary_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
             yield f"  {kind} {n:>8,}  {words(reason)}: {REASONS[reason]}"
     for name, figures in report.figures.by_source.items():
         yield f"{name}: {figures.n_rows:,} pairs; the longer response is chosen in {percent(figures.longer_is_chosen)} %"
+    for source in report.sources:
+        if source.unread:
+            columns = ", ".join(f"{name} ({n:,} rows)" for name, n in source.unread.items())
+            yield f"{source.path}: nothing reads {columns}"
     if tokens:
         lengths = ", ".join(f"{part} {h.mean:.0f} (at most {h.max})" for part, h in tokens.lengths.items())
         yield f"tokens: {lengths}"
@@ -112,10 +116,11 @@ def summary_lines(report: DataReport, tokens: TokenReport | None = None) -> Iter
 
 
 def _sources(report: DataReport) -> Table:
-    header = ["source", "layout", "rows", "pairs", "kept", "dropped", "version"]
+    header = ["source", "layout", "rows", "pairs", "kept", "dropped", "not read", "version"]
     rows = [
         [
             source.path, source.format, source.n_rows, source.n_read, source.n_kept, source.n_read - source.n_kept,
+            ", ".join(f"{name} ({n:,})" for name, n in source.unread.items()) or ABSENT,
             (source.revision or source.digest or ABSENT)[:12],
         ]
         for source in report.sources

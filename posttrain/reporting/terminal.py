@@ -19,6 +19,7 @@ from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.labels import ABSENT, ACCURACIES, METRICS, STAGES, percent, sample_size, words
 from posttrain.evaluation.sweep import SweepOutcome
+from posttrain.reporting.plain_console import PlainConsole
 from posttrain.reporting.sweep_report import render_sweep
 
 INDENTED = ("normalised_accuracy", "implicit_accuracy")
@@ -67,7 +68,7 @@ class Report:
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print a run's table, decision and next steps."""
-    console = console or Console()
+    console = console or PlainConsole()
     if report.sweep:
         console.print(render_sweep(report.sweep), soft_wrap=False)
     console.print(_table(report, console), soft_wrap=False)
@@ -147,6 +148,9 @@ def _other_metrics(figures: Figures) -> str:
     there = {STAGES[stage]: found for stage in _shown(figures) if (found := figures.stages[stage])}
     perplexities = ", ".join(f"{name} {found.chosen_perplexity.value:.3g}" for name, found in there.items())
     parts = [f"{METRICS['chosen_perplexity'].name} {perplexities}"]
+    if forgetting := figures.forgetting:
+        losses = ", ".join(f"{STAGES[stage]} {loss.value:.3g}" for stage, loss in forgetting.losses.items())
+        parts.append(f"loss on held-out SFT data {losses} nats per token")
     if (dpo := figures.stages["dpo"]) and dpo.kl_nats_per_token:
         parts.append(f"KL to SFT {dpo.kl_nats_per_token.value:.2g} nats per token")
     if figures.calibration:

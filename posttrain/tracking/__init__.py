@@ -13,8 +13,8 @@ then FINISHED, FAILED or KILLED. The status of a run follows from the states of 
 when the next stage opens on the same host. For steps on other hosts, `Tracker.ended` must return their state.
 """
 
-from posttrain.tracking.connection import connect, reason, without_password
-from posttrain.tracking.runs import PARENT_TAG, PIPELINE_RUN_TAG, STAGE_TAG
+from posttrain.tracking.connection import connect, reason
+from posttrain.tracking.runs import PARENT_TAG, PIPELINE_RUN_TAG, STAGE_TAG, delete_runs
 from posttrain.tracking.tracked_stage import (
     OUTAGE_TAG,
     UI_PORT,
@@ -37,10 +37,10 @@ __all__ = [
     "Tracker",
     "connect",
     "default_tracking_uri",
+    "delete_runs",
     "metrics_callback",
     "package_versions",
     "published_metrics",
     "reason",
     "send",
-    "without_password",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from posttrain.storage.addresses import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,9 +44,4 @@ def reason(failure: BaseException) -> str:
         if isinstance(cause, OSError):
             failure = cause
         cause = cause.__cause__ or cause.__context__
-    return without_password((str(failure).strip() or type(failure).__name__).splitlines()[0])[:200]
-
-
-def without_password(text: str) -> str:
-    """Return the text without user and password in URIs."""
-    return re.sub(r"//[^/\s]*@", "//", text)
+    return without_secrets((str(failure).strip() or type(failure).__name__).splitlines()[0])[:200]

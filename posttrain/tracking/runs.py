@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from posttrain.errors import UserError
-from posttrain.tracking.connection import connect, sqlite_path, without_password
+from posttrain.storage.addresses import shown_address
+from posttrain.storage.processes import has_died, this_process
+from posttrain.tracking.connection import connect, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,8 +76,8 @@ class RunIdentity:
 
     @property
     def shown_uri(self) -> str:
-        """The URI without user and password."""
-        return without_password(self.uri)
+        """The URI without user, password and query."""
+        return shown_address(self.uri)
 
 
 class StepRun:
@@ -180,7 +178,7 @@ class StepRun:
         for tag, state in states.items():
             step = tags[PIPELINE_RUN_TAG], tag.removeprefix(STEP_TAG)
             if state.startswith("RUNNING") and step != (self._tracker.pipeline_run, self._step):
-                died = "KILLED" if _has_died(state.removeprefix("RUNNING ")) else None
+                died = "KILLED" if has_died(state.removeprefix("RUNNING ")) else None
                 if ended := untold.get(step) or self._tracker.ended(*step) or died:
                     states[tag] = ended
                     self._client.set_tag(run_id, tag, ended)
@@ -251,6 +249,18 @@ class StepRun:
         return str(self._client.create_run(str(self.experiment_id), self.started, tags, name).info.run_id)
 
 
+def delete_runs(uri: str, pipeline_runs: Collection[str]) -> int:
+    """Mark the MLflow runs of some pipeline runs as deleted, and return their number."""
+    client = connect(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    n_deleted = 0
+    for pipeline_run in pipeline_runs:
+        for run in client.search_runs(experiments, f"tags.`{PIPELINE_RUN_TAG}` = '{pipeline_run}'"):
+            client.delete_run(run.info.run_id)
+            n_deleted += 1
+    return n_deleted
+
+
 def _dataset_input(name: str, digest: str, n_rows: int, source: str, context: str) -> DatasetInput:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -266,17 +276,4 @@ def _dataset_input(name: str, digest: str, n_rows: int, source: str, context: st
 
 def _running_here() -> str:
     """Return the state of a step that runs in this process: `RUNNING host:pid:start time`."""
-    return f"RUNNING {socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
-
-
-def _has_died(process: str) -> bool:
-    """Return whether `host:pid:start time` is a process of this host that has ended."""
-    host, pid, started = process.rsplit(":", 2)
-    if host != socket.gethostname():
-        return False
-    try:
-        found = psutil.Process(int(pid))
-        # Pids are reused, so compare start times, with a tolerance for clock adjustments. Zombies have ended.
-        return abs(found.create_time() - float(started)) > 2 or found.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+    return f"RUNNING {this_process()}"

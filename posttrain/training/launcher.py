@@ -27,9 +27,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import TrainerCallback
 
 from posttrain.config import TrainSection
-from posttrain.errors import UserError
+from posttrain.errors import Preempted, UserError
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.training.resume.training_checkpoints import Preempted
 from posttrain.training.trainer import OutOfMemory, TrainingJob
 
 POLL_S = 0.2
@@ -139,7 +138,7 @@ def _launch(n: int, train: Callable[..., Checkpoint], inputs: tuple[Any, ...], j
             ):
                 elastic_launch(launch, _worker)(train, inputs, replace(job, callbacks=(), checkpoints=None), queue)
         except SignalException as error:  # the processes received the signal too, and had time to write a checkpoint
-            raise Preempted(str(error)) from error
+            raise Preempted("stopped, saved", error.sigval) from error
         except ChildFailedError as error:
             raise _failure(error, relay.raised, n) from error
     return Checkpoint.load(job.dest)

@@ -7,7 +7,7 @@ from support.contracts import require
 from zenml import step
 from zenml.client import Client
 from zenml.enums import StoreType
-from zenml.models import ModelVersionPipelineRunRequest, ScheduleUpdate
+from zenml.models import ModelVersionPipelineRunRequest, PipelineRunUpdate, ScheduleUpdate, StepRunUpdate
 from zenml.steps import BaseStep
 from zenml.zen_stores.rest_zen_store import RestZenStore
 from zenml.zen_stores.sql_zen_store import SqlZenStore
@@ -16,7 +16,9 @@ from posttrain.compat.zenml_internals import (
     archive_schedule_record,
     link_run_record,
     server_version,
+    update_run_record,
     update_schedule_record,
+    update_step_record,
     without_caching_parameters,
 )
 
@@ -29,6 +31,8 @@ METHODS = [
         link_run_record,
     ),
     ("get_store_info", ["self"], server_version),
+    ("update_run", ["self", "run_id", "run_update"], update_run_record),
+    ("update_run_step", ["self", "step_run_id", "step_run_update"], update_step_record),
 ]
 
 
@@ -49,6 +53,8 @@ def test_client_has_a_store_and_models_have_the_fields():
     require(isinstance(Client.zen_store, property), "zenml", "Client.zen_store is a property", update_schedule_record)
     for model, fields, user in (
         (ScheduleUpdate, {"name", "active"}, update_schedule_record),
+        (PipelineRunUpdate, {"status"}, update_run_record),
+        (StepRunUpdate, {"status"}, update_step_record),
         (ModelVersionPipelineRunRequest, {"model_version", "pipeline_run"}, link_run_record),
     ):
         require(fields <= set(model.model_fields), "zenml", f"{model.__name__} has the fields {sorted(fields)}", user)

@@ -1,5 +1,6 @@
 """Loading and validating configs: each mistake gives one line with file, key, value and fix."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,19 @@ BAD = {
     ),
     "password in a URL": (
         {"evaluation": {"judge": {"base_url": "http://me:secret@judge/v1", "model": "m"}}},
-        "base_url contains a user or password",
+        "base_url: contains a user or password",
+    ),
+    "key in a bucket's URL": (
+        {"data": {"sources": [{"path": "s3://KEY:hid/hidden@bucket/pairs.jsonl"}]}},
+        "data.sources.0.path: contains a user or password",
+    ),
+    "key in a short source": (
+        {"data": {"sources": ["s3://KEY:hidden@bucket"]}},
+        "data.sources: contains a user or password",
+    ),
+    "key in a query": (
+        {"evaluation": {"judge": {"base_url": "http://judge/v1?api-key=hidden", "model": "m"}}},
+        "base_url has a query",
     ),
     "demo model on own data": ({"data": {"sources": [{"path": "mine.jsonl"}]}}, "model.base is demo"),
     "an empty section": ({"dpo": None}, "dpo: has no value: set one, or remove the key to use the default"),
@@ -125,6 +138,7 @@ def test_mistake_gives_one_line(values, message):
         check_config(values, "c.yaml")
     assert message in str(caught.value)
     assert str(caught.value).count("\n") == 0
+    assert not re.search("me:secret|hid", str(caught.value))
     assert str(caught.value).startswith("c.yaml: ")
 
 

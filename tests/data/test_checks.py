@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain.config import DataSection, Source, check_config
-from posttrain.config.check_policies import POLICIES, REASONS
+from posttrain.config.check_policies import POLICIES, REASONS, WHY
 from posttrain.data.checks import find_bad_characters, fix_characters
 from posttrain.data.contamination import EvaluationPrompts
 from posttrain.data.loader import load_instructions, load_preferences
@@ -106,6 +106,7 @@ def test_lone_surrogate_is_dropped_or_removed(tmp_path):
 
 def test_checks_with_policies_are_known():
     assert set(POLICIES) < set(REASONS)
+    assert set(POLICIES) <= set(WHY) < set(REASONS)
 
 
 def test_policy_that_a_check_does_not_allow_is_refused():

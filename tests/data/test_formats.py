@@ -15,6 +15,7 @@ from posttrain.data.formats import (
     PREFERENCE_LAYOUTS,
     check_columns,
     find_layout,
+    prepare,
     read_rows,
     rename,
 )
@@ -47,7 +48,8 @@ SOURCE = Source(path="x")
 def read(layout, *rows, **settings):
     """Return the checked results of parsing rows: for each row its pairs as parts, or the reasons for having none."""
     source = Source(path="x", **settings)
-    found = list(read_rows(source, LAYOUTS[layout], enumerate(rows)))  # type: ignore[type-var]
+    prepared = (row if row is None else prepare(LAYOUTS[layout], row) for row in rows)
+    found = list(read_rows(source, LAYOUTS[layout], enumerate(prepared)))  # type: ignore[type-var]
     assert sorted(i for i, _ in found) == list(range(len(rows)))  # each row is answered for once
     return [[checked(item) for item in items] for _, items in sorted(found, key=lambda answer: answer[0])]
 
@@ -97,6 +99,23 @@ ARENA = {
     "question_id": "1", "model_a": "m", "model_b": "n", "judge": "arena_user_1", "conversation_a": [U, A],
     "conversation_b": [U, B], "turn": 1, "anony": True, "language": "English",
 }  # fmt: skip
+PKU = {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1, "safer_response_id": 0}
+HELPSTEER = {
+    "prompt": "q",
+    "response_1": "a",
+    "response_2": "b",
+    "preference_strength": -3,
+    "preference_statement": "x",
+}
+WEBGPT = {
+    "question": {"dataset": "eli5", "id": "1", "full_text": "q"},
+    **{"answer_0": "a", "score_0": -0.5, "answer_1": "b", "score_1": 0.5, "quotes_0": {"title": [], "extract": []}},
+}
+SUMMARIES = {
+    "info": {"id": "1", "post": "It ran.", "title": "Cat", "subreddit": "pets", "site": None, "article": None},
+    "summaries": [{"text": " a", "policy": "x", "note": None}, {"text": " b", "policy": "y", "note": None}],
+    "choice": 1,
+}
 PANDA = {"idx": 0, "instruction": "Add", "input": "1, 2", "response1": "a", "response2": "b", "annotator1": 0}
 QA = {
     "question": "When?",
@@ -192,8 +211,50 @@ PAIRS = [
      ([U], [{"role": "assistant", "content": "", "tool_calls": '[{"id": 1}]'}], [B])),
     ("conversational", {"chosen": [U, {"role": "assistant", "content": None, "tool_calls": "{"}],
                         "rejected": [U, B]}, "bad_tool_calls"),
+    ("pku_saferlhf", PKU, ([U], [B], [A])),
+    ("pku_saferlhf", PKU | {"better_response_id": 0}, ([U], [A], [B])),
+    ("pku_saferlhf", PKU | {"better_response_id": 2}, "unknown_label"),
+    ("helpsteer2", HELPSTEER, ([U], [A], [B])),
+    ("helpsteer2", HELPSTEER | {"preference_strength": 1}, ([U], [B], [A])),
+    ("helpsteer2", HELPSTEER | {"preference_strength": 0}, "tie"),
+    ("helpsteer2", HELPSTEER | {"preference_strength": -100}, "unknown_label"),
+    ("helpsteer3", {"context": [U], "response1": "a", "response2": "b", "overall_preference": 3}, ([U], [B], [A])),
+    ("webgpt", WEBGPT, ([U], [B], [A])),
+    ("webgpt", WEBGPT | {"score_0": 0, "score_1": 0}, "tie"),
+    ("summarize_feedback", SUMMARIES, ([user("SUBREDDIT: r/pets\n\nTITLE: Cat\n\nPOST: It ran.\n\nTL;DR:")], [B], [A])),
+    ("summarize_feedback", SUMMARIES | {"info": {"article": "News."}, "choice": 0}, ([user("ARTICLE: News.\n\nTL;DR:")], [A], [B])),
+    ("nectar", {"prompt": f"{HUMAN}q{REPLY}", "answers": [{"answer": "b", "rank": 2.0}, {"answer": "a", "rank": 1.0}]},
+     ([U], [A], [B])),
+    ("distilabel", {"instruction": "q", "generations": ["b", "a", None], "ratings": [2, 5, None]}, ([U], [A], [B])),
+    ("openai_preference", {"input": {"messages": [U], "tools": []}, "preferred_output": [A], "non_preferred_output": [B]},
+     ([U], [A], [B])),
+    ("ms_swift", {"messages": [U, A], "rejected_response": "b"}, ([U], [A], [B])),
+    ("ms_swift", {"messages": [U, A], "rejected_messages": [U, B]}, ([U], [A], [B])),
+    ("ms_swift", {"messages": [U], "rejected_response": "b"}, "unanswered"),
+    ("chat_template", {"messages": [U], "chosen": A, "rejected": B}, ([U], [A], [B])),
+    ("sharegpt_ranking", {"conversations": [SG_U], "chosen": SG_A, "rejected": {"from": "gpt", "value": "b"}}, ([U], [A], [B])),
+    ("argilla", {"instruction": "q", "chosen_response": "a", "rejected_response": "b"}, ([U], [A], [B])),
+    ("alpaca_ranking", {"instruction": "q", "chosen": "a", "rejected": "b"}, ([U], [A], [B])),
+    ("orca", {"question": "q", "chosen": "a", "rejected": "b"}, ([U], [A], [B])),
+    ("input_ranking", {"input": "q", "chosen": "a", "rejected": "b"}, ([U], [A], [B])),
+    ("explicit", {"prompt": f"{HUMAN}q\n\nAssistant:", "chosen": "a", "rejected": "b"}, ([U], [A], [B])),
+    ("explicit", {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_score": 1, "rejected_score": 2}, "score_against_choice"),
+    ("hh_rlhf", {"prompt": f"{HUMAN}q", "chosen": "a", "rejected": "b"}, ([U], [A], [B])),
+    ("hh_rlhf", {"prompt": f"{HUMAN}q{REPLY}", "chosen": f"{HUMAN}q{REPLY}a", "rejected": f"{HUMAN}q{REPLY}b"}, ([U], [A], [B])),
+    ("hh_rlhf", {"prompt": f"{HUMAN}q", "chosen": f"{REPLY}a", "rejected": f"{REPLY}b"}, ([U], [A], [B])),
+    ("explicit", {"prompt": "q", "chosen": json.dumps([U, A]), "rejected": str([U, B])}, ([U], [A], [B])),
+    ("explicit", {"prompt": "q", "chosen": json.dumps([A]), "rejected": str(B)}, ([U], [A], [B])),
+    ("explicit", {"prompt": str([system("s"), U]), "chosen": "a", "rejected": "b"}, ([system("s"), U], [A], [B])),
+    ("explicit", {"prompt": "q", "chosen": str([U, A]).replace("}, {", "} {"), "rejected": "b"}, "serialised_messages"),
+    ("explicit", {"prompt": "q", "chosen": '{"role": "chef", "content": "soup"}', "rejected": "b"},
+     ([U], [assistant('{"role": "chef", "content": "soup"}')], [B])),
+    ("explicit", {"prompt": "q", "chosen": '[{"title": "user"}]', "rejected": "b"}, ([U], [assistant('[{"title": "user"}]')], [B])),
+    ("conversational", {"prompt": "q", "chosen": A, "rejected": B}, ([U], [A], [B])),
+    ("conversational", {"prompt": "other", "chosen": [U, A], "rejected": [U, B]}, "prompt_differs"),
     ("shp", SHP, ([user("How do I seed raspberries?")], [assistant("Use a sieve.")], [assistant("Do not.")])),
-    ("shp", SHP | {"labels": 0}, ([user("How do I seed raspberries?")], [assistant("Do not.")], [assistant("Use a sieve.")])),
+    ("shp", SHP | {"labels": 0}, "score_against_choice"),
+    ("shp", SHP | {"labels": 0, "score_B": 900},
+     ([user("How do I seed raspberries?")], [assistant("Do not.")], [assistant("Use a sieve.")])),
     ("shp", SHP | {"labels": 2}, "unknown_label"),
     ("shp", SHP | {"labels": None}, "unknown_label"),
     ("shp", SHP | {"labels": True}, "unknown_label"),
@@ -274,7 +335,6 @@ EXAMPLES = [
     # The Handbook's instruction set, mlabonne/llmtwin.
     ("alpaca", {"instruction": "Write a paragraph", "output": "a"}, ([user("Write a paragraph")], [A])),
     ("sharegpt", {"id": "1", "conversations": [SG_U, SG_A, SG_U, {"from": "gpt", "value": "b"}]}, ([U, A, U], [B])),
-    ("sharegpt", {"conversations": [SG_U, SG_A], "system": "s"}, ([system("s"), U], [A])),
     ("sharegpt", {"conversations": [{"from": "system", "value": "s"}, SG_U, SG_A]}, ([system("s"), U], [A])),
     ("sharegpt", {"conversations": [SG_A, SG_U, SG_A]}, "turn_order"),
     ("sharegpt", {"conversations": [SG_U, SG_A, SG_U]}, "unanswered"),
@@ -295,8 +355,10 @@ def test_row_gives_turns_or_a_reason(layout, row, expected):
 def test_layouts_are_detected_from_rows():
     for cases, layouts in ((PAIRS, PREFERENCE_LAYOUTS), (EXAMPLES, INSTRUCTION_LAYOUTS)):
         for layout, row, expected in cases:
-            if not isinstance(expected, str) and not (layout == "explicit" and isinstance(row["chosen"], list)):
-                assert find_layout(Source(path="x"), [row], layouts)[0] == layout, row  # type: ignore[misc, list-item]
+            if not isinstance(expected, str):
+                found = find_layout(Source(path="x"), [row], layouts)[0]  # type: ignore[misc, list-item]
+                # Rows of `explicit` with messages as responses are read as `conversational`.
+                assert found == layout or (layout == "explicit" and outcome(found, row) == expected), row
 
 
 def test_defective_first_row_does_not_prevent_detection():
@@ -307,12 +369,14 @@ def test_defective_first_row_does_not_prevent_detection():
 @pytest.mark.parametrize(
     ("row", "settings", "words"),
     [
-        ({"question": "q", "good": "a", "bad": "b"}, {},
-         "x: its columns (bad, good, question) match no layout; the nearest one, explicit, also needs prompt, chosen, "
+        ({"query": "q", "good": "a", "bad": "b"}, {},
+         "x: its columns (bad, good, query) match no layout; the nearest one, explicit, also needs prompt, chosen, "
          "rejected. If they have other names, map them with "
-         "`columns: {prompt: question, chosen: good, rejected: bad}`"),
+         "`columns: {prompt: query, chosen: good, rejected: bad}`"),
+        ({"query": "q", "good": ["a"], "bad": "b"}, {},
+         "also needs prompt, chosen, rejected, and its rows do not parse with other columns in their place"),
         ({"prompt": "q", "chosen": "a"}, {}, "the nearest one, explicit, also needs rejected."),
-        ({"question": "q", "chosen": "a", "rejected": "b"}, {}, "the nearest one, explicit, also needs prompt."),
+        ({"ask": "q", "chosen": "a", "rejected": "b"}, {}, "the nearest one, explicit, also needs prompt."),
         ({"prompt;chosen;rejected": "q;a;b"}, {}, "its columns (prompt;chosen;rejected) match no layout"),
         ({"prompt;chosen;rejected": "q;a;b"}, {}, "CSV files must use commas as separators"),
         ({"prompt": "q", "answer_a": "a", "answer_b": "b", "winner": "a"}, {},
@@ -458,9 +522,9 @@ def test_a_layout_is_a_module_with_samples(name):
     """`docs/architecture.md` describes how to add one: a file with these names, and a case here."""
     layout = LAYOUTS[name]
     assert layout.__doc__
-    assert layout.COLUMNS
+    assert layout.COLUMNS or name == "kto"
     assert hasattr(layout, "parse") != hasattr(layout, "group")
-    assert name == "oasst_messages" or any(
+    assert name in ("oasst_messages", "kto") or any(
         case[0] == name and not isinstance(case[2], str) for case in PAIRS + EXAMPLES
     )
 
@@ -484,6 +548,7 @@ def dirty(sample):
 
 SAMPLES = {layout: row for layout, row, expected in PAIRS + EXAMPLES if not isinstance(expected, str)}
 SAMPLES["oasst_messages"] = message("q", None, "q")
+SAMPLES["kto"] = {"prompt": "q", "completion": "a", "label": True}
 
 
 @settings(deadline=None, max_examples=300)
@@ -492,8 +557,13 @@ def test_any_row_gives_pairs_or_a_reason(data, layout):
     """Each row gives usable pairs or a known reason, exactly once. `read` checks the pairs."""
     rows = data.draw(st.lists(ROW | dirty(SAMPLES[layout]), max_size=6))
     limits = data.draw(st.sampled_from([{}, {"max_pairs_per_prompt": 1}]))
-    for items in read(layout, *rows, **limits):
-        assert items or layout == "oasst_messages"
+    try:
+        found = read(layout, *rows, **limits)
+    except UserError:  # no prompt has both verdicts
+        assert layout == "kto"
+        return
+    for items in found:
+        assert items or layout in ("oasst_messages", "kto")
         assert all(isinstance(item, tuple) or item in REASONS for item in items)
 
 

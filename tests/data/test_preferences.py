@@ -15,6 +15,7 @@ from posttrain.config import DataSection, Source
 from posttrain.data.demo import pairs as demo
 from posttrain.data.loader import load_instructions, load_preferences
 from posttrain.data.preferences import PAIR_SCHEMA, Instructions, Preferences
+from posttrain.data.rows import as_messages
 from posttrain.data.splits import prompt_key
 from posttrain.errors import UserError
 
@@ -57,7 +58,7 @@ def test_row_has_the_documented_columns(clean):
         [{"content": "yes", "role": "assistant"}],
         [{"content": "no", "role": "assistant"}],
     ]
-    assert [row["prompt"], row["chosen"], row["rejected"]] == parts
+    assert [as_messages(row[name]) for name in ("prompt", "chosen", "rejected")] == parts
     assert row["id"] == hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()[:16]
     assert row["source"].endswith("/clean")
     assert row["true_margin"] is None

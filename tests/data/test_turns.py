@@ -9,16 +9,17 @@ from posttrain.data.checks import Unusable, check_row
 from posttrain.data.formats.turns import as_turns
 from posttrain.data.loader import load_preferences
 from posttrain.data.preferences import PAIR_SCHEMA, Preferences
-from posttrain.data.rows import TURNS, as_messages, lean_rows
+from posttrain.data.rows import Turn, as_messages
 from posttrain.data.splits import prompt_key
+from posttrain.data.spool import TURNS, lean_rows
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo", "at": "noon"}}}
 CALL_JSON = (
     '[{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo", "at": "noon"}}}]'
 )
-USER = {"role": "user", "content": "q"}
-CALLING = {"role": "assistant", "content": "", "tool_calls": CALL_JSON}
-RESULT = {"role": "tool", "content": "rain", "tool_call_id": "c1"}
+USER: Turn = {"role": "user", "content": "q"}
+CALLING: Turn = {"role": "assistant", "content": "", "tool_calls": CALL_JSON}
+RESULT: Turn = {"role": "tool", "content": "rain", "tool_call_id": "c1"}
 
 
 @pytest.mark.parametrize(
@@ -60,14 +61,16 @@ def test_messages_are_read_with_all_their_keys(message, turn):
 
 
 def test_null_keys_that_arrow_adds_to_tool_calls_are_removed():
-    filled = {**CALL, "index": None, "function": {**CALL["function"], "parameters": None}}
+    function = {"name": "weather", "parameters": None, "arguments": {"city": "Oslo", "at": "noon"}}
+    filled = {**CALL, "index": None, "function": function}
     assert as_turns([{"role": "assistant", "content": None, "tool_calls": [filled]}], "user") == [CALLING]
 
 
 def test_results_of_tools_follow_calls_and_are_part_of_the_prompt():
-    answer = [{"role": "assistant", "content": "It rains"}]
+    answer: list[Turn] = [{"role": "assistant", "content": "It rains"}]
     check_row([USER, CALLING, RESULT, RESULT], [answer, [{"role": "assistant", "content": "Sun"}]], 200)
-    for prompt in ([RESULT], [USER, RESULT], [USER, USER], [USER, CALLING, CALLING]):
+    wrong: list[list[Turn]] = [[RESULT], [USER, RESULT], [USER, USER], [USER, CALLING, CALLING]]
+    for prompt in wrong:
         with pytest.raises(Unusable, match="turn_order"):
             check_row(prompt, [answer], 1000)
     with pytest.raises(Unusable, match="overlong"):
@@ -75,12 +78,12 @@ def test_results_of_tools_follow_calls_and_are_part_of_the_prompt():
 
 
 def test_prompts_that_differ_in_their_tool_calls_are_different_prompts():
-    other = {**CALLING, "tool_calls": CALL_JSON.replace("Oslo", "Rome")}
+    other: Turn = {**CALLING, "tool_calls": CALL_JSON.replace("Oslo", "Rome")}
     assert prompt_key([USER, CALLING, RESULT]) != prompt_key([USER, other, RESULT])
 
 
 def test_templates_get_messages_without_unused_keys_and_with_parsed_calls():
-    stored = {**dict.fromkeys(("reasoning_content", "name", "tool_call_id"), None), **CALLING, "weight": 0.0}
+    stored: Turn = {"reasoning_content": None, "name": None, "tool_call_id": None, **CALLING, "weight": 0.0}
     assert as_messages([stored, USER]) == [{"role": "assistant", "content": "", "tool_calls": [CALL]}, USER]
 
 

@@ -2,13 +2,16 @@
 
 import json
 import threading
+import time
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from urllib3 import HTTPResponse
 
 from posttrain.config import JudgeSection, check_config
 from posttrain.errors import UserError
-from posttrain.evaluation.judge import Contest, judge_contests
+from posttrain.evaluation.judge import Contest, Endpoint, NoVerdict, _CappedRetry, judge_contests
 
 PROMPT = [{"role": "user", "content": "Which {one}?"}]  # braces: no template of ours may trip over them
 
@@ -142,7 +145,7 @@ def test_endpoint_is_asked_in_both_orders(endpoint, tmp_path):
     contests = [contest("no", "the fix"), contest("fix", "no"), contest("a", "b"), contest("unknown", "b")]
     found = judge_contests(contests, at(endpoint), 0.95)
     assert list(found.verdicts.values()) == ["newer", "older", "tie", "failed"]
-    assert found.failures == {"NoVerdict: the answer does not contain [[A]], [[B]] or [[C]]": 2}
+    assert found.failures == {"NoVerdict: the answer does not end with [[A]], [[B]] or [[C]]": 2}
     assert found.judge == f"judge-1 at http://127.0.0.1:{endpoint.server_port}/v1/"
     assert len(endpoint.asked) == 8
     path, key, body = endpoint.asked[0]
@@ -173,3 +176,106 @@ def test_unreachable_endpoint_is_counted_and_not_fatal(endpoint):
     found = judge_contests([contest("no", "the fix")], at(endpoint, n_retries=1), 0.95)
     assert found.n_failed == 1
     assert next(iter(found.failures)).startswith("HTTPError: 429")
+
+
+ANSWERS = {
+    "quoted": ("[[A]] would be wrong. [[B]]", "second"),
+    "bold": ("So: **[[A]]**.\n", "first"),
+    "only quoted": ("[[A]] is what others say, and I cannot decide", None),
+    "nothing": (None, None),
+    "a list": ([{"text": "[[A]]"}], None),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), ANSWERS.values(), ids=ANSWERS.keys())
+def test_the_verdict_stands_at_the_end_and_nothing_else_is_cached(monkeypatch, tmp_path, content, expected):
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path))
+    with answering(json.dumps({"choices": [{"message": {"content": content}}]}).encode()) as url:
+        judge = Endpoint(JudgeSection(base_url=url, model="m"))
+        if expected is None:
+            with pytest.raises(NoVerdict):
+                judge(PROMPT, "a", "b")
+        else:
+            assert judge(PROMPT, "a", "b") == expected
+    assert len(list(tmp_path.glob("judge/*"))) == (expected is not None)
+
+
+def test_a_torn_cache_file_is_a_miss(endpoint, tmp_path):
+    judge = Endpoint(at(endpoint))
+    assert judge(PROMPT, "the fix", "b") == "first"
+    (cached,) = tmp_path.glob("judge/*.json")
+    for damage in (b'"[[B', b"null", b'"None"', b"\xff"):
+        cached.write_bytes(damage)
+        assert judge(PROMPT, "the fix", "b") == "first"
+        assert "[[A]]" in json.loads(cached.read_text())
+    assert len(endpoint.asked) == 5
+
+
+def test_a_repeated_key_is_not_cached(monkeypatch, tmp_path):
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path))
+    monkeypatch.setenv("MY_KEY", "hidden-key")
+    with answering(json.dumps({"choices": [{"message": {"content": "You sent hidden-key. [[C]]"}}]}).encode()) as url:
+        assert Endpoint(JudgeSection(base_url=url, model="m", api_key_env="MY_KEY"))(PROMPT, "a", "b") == "tie"
+    (cached,) = tmp_path.glob("judge/*.json")
+    assert "hidden-key" not in cached.read_text()
+
+
+def test_a_redirect_is_not_followed(monkeypatch, tmp_path, endpoint):
+    section = at(endpoint)
+    with (
+        answering(b"", status=307, headers={"Location": str(section.base_url)}) as url,
+        pytest.raises(NoVerdict, match="redirects"),
+    ):
+        Endpoint(section.model_copy(update={"base_url": url}))(PROMPT, "a", "b")
+    assert not endpoint.asked
+
+
+def test_long_waits_are_capped(monkeypatch):
+    response = HTTPResponse(headers={"Retry-After": "86400"}, status=429)
+    assert _CappedRetry().get_retry_after(response) == 60
+    assert _CappedRetry().get_retry_after(HTTPResponse(headers={"Retry-After": "3"}, status=429)) == 3
+    assert _CappedRetry().get_retry_after(HTTPResponse(status=429)) is None
+
+
+def test_after_the_deadline_no_question_is_asked(endpoint):
+    judge = Endpoint(at(endpoint, deadline_s=1e-9))
+    with pytest.raises(NoVerdict, match=r"evaluation\.judge\.deadline_s passed"):
+        judge(PROMPT, "a", "b")
+    assert not endpoint.asked
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"size": 2**21}, "more than 1048576 bytes"), ({"pause_s": 0.4}, "took longer")]
+)
+def test_an_endless_answer_is_given_up(monkeypatch, tmp_path, options, message):
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path))
+    body = b"x" * options.get("size", 4)
+    with answering(body, pause_s=options.get("pause_s", 0)) as url, pytest.raises(NoVerdict, match=message):
+        Endpoint(JudgeSection(base_url=url, model="m", timeout_s=1.0))(PROMPT, "a", "b")
+
+
+@contextmanager
+def answering(body, status=200, headers=None, pause_s=0.0):
+    """An endpoint with one answer, sent byte by byte if it pauses."""
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            with suppress(OSError):  # the judge may have gone
+                for piece in [body[i : i + 1] for i in range(len(body))] if pause_s else [body]:
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+                    time.sleep(pause_s)
+
+        def log_message(self, *args) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()

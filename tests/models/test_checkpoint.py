@@ -1,5 +1,6 @@
 """Only complete, unchanged and harmless checkpoints are loaded."""
 
+import hashlib
 import json
 
 import pytest
@@ -41,6 +42,50 @@ def test_a_changed_file_is_named(folder):
     (folder / "model.safetensors").write_bytes(b"weightz")
     with pytest.raises(UserError, match=r"model\.safetensors: was changed or damaged"):
         Checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("template", "other"),
+        ("stop_ids", [3]),
+        ("kind", "adapter"),
+        ("base", {"id": "b", "revision": None, "digest": "e", "template_digest": None}),
+        ("base", {"id": "b", "revision": None, "digest": "d", "template_digest": "t"}),
+        ("digest", "0" * 64),
+    ],
+)
+def test_a_changed_manifest_is_refused(folder, field, value):
+    """Template, stop tokens and base decide what the model answers, as much as its weights."""
+    seal(folder, [], **ABOUT)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, field: value}))
+    with pytest.raises(UserError, match=r"manifest\.json: was changed or damaged"):
+        Checkpoint.load(folder)
+
+
+def test_models_that_differ_in_template_stop_tokens_or_base_have_different_digests(folder):
+    other_base = Base(id="b", revision=None, digest="e")
+    changes = [{}, {"template": "other"}, {"stop_ids": [2, 3]}, {"base": other_base}, {"kind": "adapter"}]
+    digests = []
+    for change in changes:
+        (folder / "manifest.json").unlink(missing_ok=True)
+        digests.append(seal(folder, [], **ABOUT | change).digest)
+    assert len(set(digests)) == len(changes)
+    same = {"base": Base(id="elsewhere/b", revision="1", digest="d"), "metrics": {"loss": 2.0}}
+    (folder / "manifest.json").unlink()
+    assert seal(folder, [], **ABOUT | same).digest == digests[0], "where it was trained does not matter"
+
+
+def test_a_checkpoint_of_an_earlier_release_is_loaded(folder):
+    """Its digest covers the files alone: sha256 of `name digest` lines."""
+    seal(folder, [], **ABOUT)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    names = ("config.json", "model.safetensors")
+    lines = "".join(f"{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n" for name in names)
+    manifest["digest"] = hashlib.sha256(lines.encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert Checkpoint.load(folder).digest == manifest["digest"]
 
 
 def test_a_missing_and_an_added_file_are_named(folder):

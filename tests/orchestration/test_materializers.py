@@ -1,15 +1,17 @@
 """What is stored comes back the same, what was tampered with does not, and nothing stored can run in a browser."""
 
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
+from zenml import pipeline, step
 from zenml.client import Client
 from zenml.materializers.base_materializer import BaseMaterializer
 from zenml.materializers.materializer_registry import materializer_registry
@@ -35,6 +37,7 @@ from posttrain.evaluation.scoring import Evaluation
 from posttrain.evaluation.statistics import summarise
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.orchestration.running_step.folder_materializer import upload
+from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 from posttrain.reporting.html import Table, tables_page
 from posttrain.training.reference import ReferenceLogps
 
@@ -183,6 +186,82 @@ def test_the_content_hash_depends_on_the_content_alone(tmp_path: Path) -> None:
         stored(PreferencesMaterializer, data).compute_content_hash(data) for data in (preferences(), preferences())
     }
     assert len(hashes) == 1
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def files_of(materializer: Any) -> list[Path]:
+    return sorted(path for path in Path(materializer.uri).rglob("*") if path.is_file() and path.name != "sha256.json")
+
+
+@pytest.mark.usefixtures("any_store")
+@pytest.mark.parametrize("damage", [flip_a_bit, lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_no_file_of_any_artifact_can_change_unseen(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    lengths = Lengths(max_length=9, max_prompt_length=4)
+    reference = ReferenceLogps(pa.table({"id": ["a"]}), key="k" * 64, checkpoint="c" * 64, lengths=lengths, cut={})
+    artifacts = [
+        (PreferencesMaterializer, preferences()),
+        (ReferenceLogpsMaterializer, reference),
+        (EvaluationMaterializer, evaluation()),
+        (CheckpointMaterializer, checkpoint(tmp_path / "sft")),
+        (RecordMaterializer, BASE),
+    ]
+    for kind, data in artifacts:
+        for number, whole in enumerate(files_of(stored(kind, data))):
+            materializer = stored(kind, data)
+            path = files_of(materializer)[number]
+            assert path.name == whole.name
+            damage(path)
+            if path.name == "sha256.json" and not path.exists():
+                continue  # as in an artifact of an earlier release
+            with pytest.raises(DamagedArtifact):
+                materializer.load(type(data))
+
+
+def test_a_missing_folder_is_named_and_an_artifact_without_digests_is_loaded() -> None:
+    materializer = stored(RecordMaterializer, BASE)
+    digests = Path(materializer.uri, "sha256.json")
+    for damage in (b"", b"[1]", b'{"record.json": 1}', b"\xff", b'{"record.json": "0"}'):
+        digests.write_bytes(damage)
+        with pytest.raises(DamagedArtifact):
+            materializer.load(Base)
+    digests.unlink()
+    assert materializer.load(Base) == BASE
+    shutil.rmtree(materializer.uri)
+    with pytest.raises(DamagedArtifact, match=r"its folder .* is missing or empty"):
+        materializer.load(Base)
+
+
+@step(enable_cache=False)
+def load_again() -> Annotated[Preferences, "preferences"]:
+    return preferences()
+
+
+@pipeline
+def loads_again() -> None:
+    load_again()
+
+
+@pytest.mark.slow
+def test_unchanged_preferences_are_stored_once_and_again_if_the_first_are_damaged() -> None:
+    def run() -> tuple[Any, list[str]]:
+        artifact = loads_again().steps["load_again"].output
+        assert artifact.load().digest == preferences().digest
+        return artifact, sorted(path.name for path in Path(artifact.uri).rglob("*") if path.is_file())
+
+    whole = ["preview.html", "sha256.json", "test.parquet", "train.parquet", "validation.parquet"]
+    first, files = run()
+    assert files == whole
+    assert [run()[1] for _ in range(2)] == [["preview.html", "sha256.json"]] * 2
+    last, _ = run()
+    flip_a_bit(Path(first.uri) / "files" / "train.parquet")
+    with pytest.raises(DamagedArtifact, match=r"files/train\.parquet is damaged"):
+        last.load()
+    assert run()[1] == whole
 
 
 def test_every_artifact_has_metadata(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from posttrain.orchestration.caching import cache_key as _code
 from posttrain.orchestration.finished_runs import read_report
 from posttrain.orchestration.project import step_names
 from posttrain.orchestration.run_file import read_run_file
+from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -67,6 +69,10 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
         ({"enable_cache": True}, "enable_cache: true is not allowed: it would also take the data from the cache"),
         ({"enable_step_logs": "maybe"}, "enable_step_logs: 'maybe' is not allowed"),
         ({"shedule": {}}, "shedule: unknown key"),
+        (
+            {"run_name": "nightly"},
+            "run_name: 'nightly' would be the name of every run, and ZenML takes a name only once",
+        ),
         ({"schedule": {"cron_expression": "0 3 * * 1"}}, "stack 'default' cannot run schedules"),
     ],
 )
@@ -222,11 +228,11 @@ def test_nothing_is_trained_twice(
     other_gate = run({**TINY, "gate": {"max_p_value": 0.5}})
     assert worked(other_gate) == always | {"promote", "report"}
     assert outcomes(renamed, other_gate) == ["unchanged", "judged"]
-    champion = Client().get_model_version("tiny", ModelStages.PRODUCTION)
+    champion: Any = Client().get_model_version("tiny", ModelStages.PRODUCTION)
     assert champion.number == n_versions() == 3
     # The model is the champion now, and what it was promoted over has not changed: its verdict stands.
     assert worked(run({**TINY, "gate": {"max_p_value": 0.5}})) == always
-    assert champion.run_metadata["reasons"] == ["well done"]
+    assert champion.run_metadata["judgement"]["reasons"] == ["well done"]
     assert {"sft_checkpoint", "dpo_checkpoint", "evaluation", "preferences"} <= {
         link.artifact_version.name for link in Client().list_model_version_artifact_links(model_version_id=champion.id)
     }
@@ -272,3 +278,51 @@ def test_a_challenger_is_compared_with_the_champion_only_once(tmp_path: Path, mo
     assert third.digests["champion"] == second.digests["dpo"]
     assert run(0.15) == (set(), third)
     assert len(Client().list_model_versions(model="rivals", stage=ModelStages.PRODUCTION)) == 1
+
+
+@pytest.mark.slow
+def test_a_damaged_or_missing_result_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Although ZenML takes it from its cache, because the database still has it."""
+    monkeypatch.setattr(
+        "posttrain.evaluation.gate.decision.decide",
+        lambda *_: Promotion(promoted=True, opponent="sft", reasons=["well done"]),
+    )
+    config = {**TINY, "name": "damaged", "finetuning_type": "sft", "data": {**OTHER_DATA, "test_size": 0.25}}
+    config["evaluation"] = {"generations": {"n": 0}}
+
+    def run() -> tuple[PipelineRunResponse, set[str]]:
+        done = dpo_pipeline.with_options(config_path=written(tmp_path, config))()
+        assert done is not None
+        return done, {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
+
+    def folder(step: str, name: str) -> Path:
+        return Path(first.steps[step].outputs[name][0].uri)
+
+    def digest(done: PipelineRunResponse) -> str:
+        return str(done.steps["train_sft"].outputs["sft_checkpoint"][0].run_metadata["digest"])
+
+    first, _ = run()
+    always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
+
+    shutil.rmtree(folder("tokenise", "tokens"))  # no step of an unchanged run reads it
+    again, worked = run()
+    assert worked == always | {"tokenise"}
+    assert "artifact tokens version" in caplog.text
+    assert ", made by step tokenise of run damaged-" in caplog.text
+
+    (evaluation,) = folder("evaluate", "evaluation").glob("files/*.parquet")
+    evaluation.write_bytes(evaluation.read_bytes()[:-1] + b"\0")  # read only when the outcome is printed
+    _, worked = run()
+    assert worked == always | {"evaluate"}
+
+    weights = folder("train_sft", "sft_checkpoint") / "files" / "model.safetensors"
+    weights.unlink()
+    last, worked = run()
+    assert worked == always | {"train_sft"}
+    assert digest(last) == digest(first)
+    with pytest.raises(
+        DamagedArtifact, match=r"sft_checkpoint version 1, made by step train_sft .*`zenml pipeline runs delete"
+    ):
+        again.steps["train_sft"].outputs["sft_checkpoint"][0].load()

@@ -1,14 +1,16 @@
 """Promotion in real registries, cut off at every point and done by two at once: one champion, and a rerun repairs."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 from mlflow import MlflowClient
+from sqlalchemy import Engine, event
 from sqlmodel import Session, text
-from zenml import pipeline, step
+from zenml import log_metadata, pipeline, step
 from zenml.client import Client
 from zenml.enums import ModelStages
 
@@ -111,7 +113,7 @@ def test_a_promoted_model_is_the_champion_in_both_registries_with_links_both_way
     assert str(theirs.version) == ours["mlflow_version"]
     assert f"/models/{place.name}/versions/{theirs.version}" in ours["mlflow_model"]
     assert theirs.tags["zenml.model_version_id"] == str(place.version("first").id)
-    assert theirs.tags["posttrain.digest"] == ours["digest"]
+    assert theirs.tags["posttrain.digest"] == ours["judgement"]["digest"]
     assert theirs.source == f"{place.candidates['first'].uri}/files"
     run = MlflowClient(place.uri).get_run(theirs.run_id)
     assert run.data.tags["posttrain.pipeline_run"] == str(place.run.id)
@@ -124,7 +126,7 @@ def test_a_refused_model_is_the_challenger_and_keeps_its_reasons(place: Place) -
     place.promote("second", BAD)
     assert place.champions() == (["dpo-first"], "dpo-first")
     assert place.alias("challenger") == "dpo-second"
-    assert place.version("second").run_metadata["reasons"] == BAD.reasons
+    assert place.version("second").run_metadata["judgement"]["reasons"] == BAD.reasons
     assert MlflowClient(place.uri).get_model_version_by_alias(place.name, "challenger").description == "; ".join(BAD.reasons)  # fmt: skip # noqa: E501
 
 
@@ -238,6 +240,61 @@ def test_an_interrupted_promotion_leaves_one_champion_and_a_rerun_completes_it(
     assert place.promote("second", opponent=opponent).promoted
     assert place.champions() == (["dpo-second"], "dpo-second")
     assert place.n_versions() == (1 + standing, 1 + standing)
+
+
+@contextmanager
+def killed_at_commit(number: int) -> Iterator[list[int]]:
+    """Inside, every database of this process is lost at a commit, before it takes effect. The list counts the commits."""
+    commits: list[int] = []
+
+    def commit(_: Any) -> None:
+        commits.append(len(commits))
+        if len(commits) >= number:  # nor does anything that the dying process attempts
+            raise Cut
+
+    event.listen(Engine, "commit", commit)
+    try:
+        yield commits
+    finally:
+        event.remove(Engine, "commit", commit)
+
+
+@pytest.mark.parametrize("later", [FIRST, LATER], ids=["first", "later"])
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.soak)])
+def test_at_every_commit_of_a_promotion_readers_and_later_runs_work(place: Place, later: bool, stride: int) -> None:
+    """ZenML writes one metadata value after the other, each in a commit of its own."""
+    number, name, done = 1 - stride, place.name, False
+    while not done:
+        number += stride
+        place.name, opponent = f"{name}-{number}", Champion()
+        if later:
+            place.promote("first")
+            opponent = standing_champion(place.name, "of the second")
+        with killed_at_commit(number) as commits:
+            try:
+                place.promote("second", opponent=opponent)
+                done = True
+            except Cut:
+                pass
+        found = standing_champion(place.name, "any")  # what a run that reads at this moment compares with
+        assert found.version in (*(["dpo-first"] if later else [None]), "dpo-second")
+        reconcile(place.name, place.uri)
+        assert place.promote("second", opponent=opponent).promoted
+        assert place.champions() == (["dpo-second"], "dpo-second")
+        assert place.n_versions() == (1 + later, 1 + later)
+    assert number > len(commits) > 10, "the commits of ZenML and MLflow are counted"
+
+
+def test_a_version_of_an_older_release_is_read(place: Place) -> None:
+    """One metadata value for each field."""
+    place.promote("first")
+    old: dict[str, Any] = place.version("first").run_metadata["judgement"]
+    version = Client().create_model_version(place.name, "dpo-old")
+    for key, value in list(old.items())[:-1]:
+        log_metadata(metadata={key: value}, model_version_id=version.id)
+    assert digest_of(place.version("old")) is None, "incomplete: its run was killed"
+    log_metadata({"pipeline_run_name": "some run"}, model_version_id=version.id)
+    assert digest_of(place.version("old")) == old["digest"]
 
 
 @pytest.mark.parametrize(

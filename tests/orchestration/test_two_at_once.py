@@ -20,7 +20,7 @@ RUN = """
 import sys
 from posttrain.evaluation.gate import decision as promotion
 from posttrain.evaluation.gate.decision import Promotion
-promotion.decide = lambda figures, gate: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"])
+promotion.decide = lambda figures, *_: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"])
 from pipelines.dpo import dpo_pipeline
 dpo_pipeline.with_options(config_path=sys.argv[1])()
 """

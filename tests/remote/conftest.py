@@ -150,7 +150,9 @@ class Servers:
         run_name = f"{self.experiment}-{label}"
         file, output = self.folder / f"{run_name}.yaml", self.folder / f"{run_name}.log"
         config = {"name": self.experiment, "tracking": {"experiment": self.experiment}, **config}
-        file.write_text(yaml.safe_dump({"run_name": run_name, "parameters": {"config": config}, **zenml}))
+        file.write_text(
+            yaml.safe_dump({"run_name": f"{run_name}-{{date}}-{{time}}", "parameters": {"config": config}, **zenml})
+        )
         command = [Path(sys.executable).with_name("zenml"), "pipeline", "run", "dpo_pipeline", "-c", file]
         if held_by:
             command = [sys.executable, Path(__file__).with_name("held.py"), held_by, file]
@@ -165,9 +167,15 @@ class Servers:
 
 @dataclass
 class Run:
-    name: str
+    label: str
     process: subprocess.Popen[bytes]
     log: Path
+
+    @property
+    def name(self) -> str:
+        """With date and time, once ZenML has the run."""
+        found = Client().list_pipeline_runs(name=f"startswith:{self.label}-", sort_by="desc:created", size=1).items
+        return str(found[0].name) if found else self.label
 
     @property
     def output(self) -> str:

@@ -15,6 +15,7 @@ from posttrain.data.loader import load_preferences
 from posttrain.data.sources import count_rows, open_source
 from posttrain.errors import UserError
 from posttrain.storage import s3 as storage
+from posttrain.storage.cache import cache_dir
 
 
 def lines(n, start=0):
@@ -222,5 +223,12 @@ def test_unwritable_cache_gives_a_one_line_error(s3, bucket, monkeypatch, tmp_pa
     put(s3, bucket, "a.jsonl", lines(3))
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"a\.jsonl: cannot be written to .*: free space there, or set POSTTRAIN_CACHE"):
+    with pytest.raises(UserError, match=r"file: cannot be created \(File exists\): set POSTTRAIN_CACHE to a folder"):
         open_source(Source(path=f"s3://{bucket}/a.jsonl"))
+
+
+def test_empty_cache_variable_gives_a_one_line_error(monkeypatch):
+    """It would mean the current folder."""
+    monkeypatch.setenv("POSTTRAIN_CACHE", " ")
+    with pytest.raises(UserError, match="POSTTRAIN_CACHE is empty: set it to a folder"):
+        cache_dir()

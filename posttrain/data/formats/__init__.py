@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.config import Source
 from posttrain.config.layouts import INSTRUCTION_FORMATS, PREFERENCE_FORMATS
-from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Values
+from posttrain.data.checks import Unusable, check_row
+from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Scored, Values
+from posttrain.data.formats.preference import comparison, pair_columns
 from posttrain.data.formats.reading import language, read_rows
 from posttrain.errors import UserError
 
 __all__ = [
-    "INSTRUCTION_LAYOUTS", "PREFERENCE_LAYOUTS", "check_columns", "find_layout", "read_rows", "rename",
+    "INSTRUCTION_LAYOUTS", "PREFERENCE_LAYOUTS", "check_columns", "find_layout", "prepare", "read_rows", "rename",
 ]  # fmt: skip
 
 
-def _modules(kind: str, names: Sequence[str]) -> dict[str, Any]:
-    return {name: importlib.import_module(f"posttrain.data.formats.{kind}.{name}") for name in names}
+_OBJECTS = pair_columns.LAYOUTS | comparison.LAYOUTS
+_FOLDERS = {
+    **dict.fromkeys(("oasst_messages", "oasst_trees"), "openassistant."),
+    **dict.fromkeys(("webgpt", "summarize_feedback", "openai_preference"), "openai."),
+}
 
 
-PREFERENCE_LAYOUTS: dict[str, Layout[Pair]] = _modules("preference", PREFERENCE_FORMATS)
-INSTRUCTION_LAYOUTS: dict[str, Layout[Example]] = _modules("instruction", INSTRUCTION_FORMATS)
-"""Module of each layout by name, in the order in which they are tried."""
+def _layout(kind: str, name: str) -> Any:
+    """Return a layout: an object of one of the families, or the module of its name."""
+    module = f"posttrain.data.formats.{kind}.{_FOLDERS.get(name, '')}{name}"
+    return _OBJECTS.get(name) or importlib.import_module(module)
+
+
+PREFERENCE_LAYOUTS: dict[str, Layout[Pair]] = {name: _layout("preference", name) for name in PREFERENCE_FORMATS}
+INSTRUCTION_LAYOUTS: dict[str, Layout[Example]] = {name: _layout("instruction", name) for name in INSTRUCTION_FORMATS}
+"""Layouts by name, in the order in which they are tried."""
 
 _SYNONYMS = {
     "prompt": "question query instruction input text post history context",
@@ -66,7 +78,7 @@ def find_layout(
     for name, layout in layouts.items():
         if layout.matches(columns, rows) if source.format == "auto" else columns.issuperset(layout.COLUMNS):
             return name, layout
-    raise UserError(_mismatch(source, columns, layouts))
+    raise UserError(_mismatch(source, columns, rows, layouts))
 
 
 def rename(row: Values, columns: Mapping[str, str]) -> Values:
@@ -81,6 +93,11 @@ def rename(row: Values, columns: Mapping[str, str]) -> Values:
     theirs = set(columns.values())
     kept = {name: value for name, value in row.items() if name not in theirs and name not in columns}
     return kept | {ours: row[name] for ours, name in columns.items() if name in row}
+
+
+def prepare(layout: Layout[Any], row: Values) -> Values:
+    """Return a renamed row as the layout parses it: some layouts nest their columns."""
+    return layout.prepare(row) if hasattr(layout, "prepare") else row
 
 
 def check_columns(source: Source, rows: Sequence[Values]) -> None:
@@ -102,11 +119,13 @@ def check_columns(source: Source, rows: Sequence[Values]) -> None:
         )
 
 
-def _mismatch(source: Source, columns: set[str], layouts: dict[str, Layout[Parsed]]) -> str:
+def _mismatch(source: Source, columns: set[str], rows: Sequence[Values], layouts: dict[str, Layout[Parsed]]) -> str:
     """Return the error for columns that match no layout: the nearest layout, and how to map the columns to it."""
 
     def nearness(name: str) -> tuple[float, bool]:
         needed = layouts[name].COLUMNS
+        if not needed:
+            return 0.0, False
         n_near = len(columns.intersection(needed)) + 0.9 * len(_guess(needed, columns))
         return n_near / len(needed), name in ("explicit", "prompt_completion")
 
@@ -127,14 +146,32 @@ def _mismatch(source: Source, columns: set[str], layouts: dict[str, Layout[Parse
         else f"do not match layout {nearest}, which"
     )
     guess = _guess(needed, columns)
-    mapping = ", ".join(f"{column}: {guess.get(column, '<column>')}" for column in missing)
     hint = ""
     if len(columns) == 1 and any(sign in listed for sign in ";\t|"):
         hint = ". The single column looks like several: CSV files must use commas as separators"
-    return (
-        f"{source.path}: its columns ({listed}) {verdict} also needs {', '.join(missing)}. If they have other names, map them "
-        f"with `columns: {{{mapping}}}`{hint}"
-    )
+    head = f"{source.path}: its columns ({listed}) {verdict} also needs {', '.join(missing)}"
+    if guess and not _parses(layouts[nearest], [rename(row, guess) for row in rows]):
+        return f"{head}, and its rows do not parse with other columns in their place: convert them to that layout{hint}"
+    mapping = ", ".join(f"{column}: {guess.get(column, '<column>')}" for column in missing)
+    return f"{head}. If they have other names, map them with `columns: {{{mapping}}}`{hint}"
+
+
+def _parses(layout: Layout[Parsed], rows: Sequence[Values]) -> bool:
+    """Return whether at least half of the rows parse, of those that have the layout's columns."""
+    complete = [row for row in rows if row.keys() >= set(layout.COLUMNS)]
+    if not complete or not hasattr(layout, "parse"):
+        return True
+    n = 0
+    for row in complete:
+        try:
+            found = layout.parse(row)
+            for item in found if isinstance(found, list) else [found]:
+                parsed = item.pair if isinstance(item, Scored) else item
+                check_row(parsed.prompt, list(parsed[1:]), sys.maxsize)
+            n += 1
+        except Unusable:
+            continue
+    return 2 * n >= len(complete)
 
 
 def _guess(needed: Sequence[str], columns: set[str]) -> dict[str, str]:

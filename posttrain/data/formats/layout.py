@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from posttrain.data.checks import Unusable
+from posttrain.data.formats.label_scale import TIES
 from posttrain.data.formats.turns import as_text
 from posttrain.data.rows import Turn
 
@@ -107,19 +108,19 @@ def by_label(prompt: list[Turn], first: list[Turn], second: list[Turn], label: A
 
     Args:
         prompt: the common prompt.
-        first: the better answer if the label is 1, a or model_a.
-        second: the better answer if the label is 2, b or model_b.
+        first: the better answer if the label is first, 1, a or model_a.
+        second: the better answer if the label is second, 2, b or model_b.
         label: the label. 0 is not accepted, because it means a tie in some datasets and the first answer in others.
 
     Raises:
         Unusable: the label is a tie or unknown.
     """
     name = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip().lower()
-    if name in ("1", "1.0", "a", "model_a"):
+    if name in ("first", "1", "1.0", "a", "model_a"):
         return Pair(prompt, first, second)
-    if name in ("2", "2.0", "b", "model_b"):
+    if name in ("second", "2", "2.0", "b", "model_b"):
         return Pair(prompt, second, first)
-    raise Unusable("tie" if name in ("tie", "tie (bothbad)", "both_bad") else "unknown_label")
+    raise Unusable("tie" if name in TIES else "unknown_label")
 
 
 def rank(scores: Sequence[float]) -> list[tuple[int, int]]:

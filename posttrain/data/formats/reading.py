@@ -74,6 +74,8 @@ class _Limits:
 
     def _keep(self, item: Found) -> Any:
         parsed = item.pair if isinstance(item, Scored) else item
+        if isinstance(item, Scored) and item.chosen_score < item.rejected_score:
+            return Unusable("score_against_choice", parsed)
         if not self._is_far(item):
             return Unusable("too_close")
         if (limit := self._source.max_pairs_per_prompt) is not None:

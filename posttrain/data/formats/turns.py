@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +46,62 @@ def as_turns(value: Any, role: str) -> list[Turn]:
     if isinstance(value, list):
         return [_as_turn(message) for message in value]
     if isinstance(value, Mapping):
-        return [_as_turn(value)]
-    return [{"role": role, "content": as_text(value)}]
+        if isinstance(value.get("messages"), list) and not is_message(value):
+            if value.get("tools"):  # only the layout of OpenAI passes them on
+                raise Unusable("unread_content")
+            value = value["messages"]
+        return [_as_turn(message) for message in (value if isinstance(value, list) else [value])]
+    messages = serialised_messages(value)
+    return (
+        [{"role": role, "content": as_text(value)}] if messages is None else [_as_turn(message) for message in messages]
+    )
+
+
+def serialised_messages(value: Any) -> list[Any] | None:
+    """Return the messages in a text that is JSON or Python source of messages; None for any other value.
+
+    Raises:
+        Unusable: the text begins like messages and cannot be parsed.
+    """
+    if not is_serialised(value):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(value.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        messages = found if isinstance(found, list) else [found]
+        return messages if messages and all(map(is_message, messages)) else None
+    raise Unusable("serialised_messages")
+
+
+def is_serialised(value: Any) -> bool:
+    """Return whether a value is a text that begins like JSON or Python source of messages with roles that are known."""
+    return isinstance(value, str) and value.lstrip()[:1] in ("[", "{", "a") and _SERIALISED.match(value) is not None
+
+
+_SERIALISED = re.compile(
+    r"""\s*(?:\[?array\()?\[?\s*\{(?=\s*["'](?:role|from|content|value)["']\s*:).*?["'](?:role|from)["']\s*:\s*"""
+    rf"""["'](?:{"|".join([*_ROLES, *_CALL_ROLES])})["']""",
+    re.DOTALL,
+)
+_SPEAKER = re.compile(r"(?:^\s*|\n\n)(Human|Assistant):")
+
+
+def is_transcript(text: str) -> bool:
+    """Return whether a text is a transcript that starts with the human and has a turn of the assistant."""
+    return text.lstrip()[:6] == "Human:" and "\n\nAssistant:" in text
+
+
+def transcript_turns(transcript: str) -> list[Turn]:
+    """Return the turns of a transcript of the form `\\n\\nHuman: ...\\n\\nAssistant: ...`, without white space around them."""
+    before, *rest = _SPEAKER.split(transcript)
+    if before.strip() or not rest:
+        raise Unusable("unparsable")
+    return [
+        {"role": "user" if speaker == "Human" else "assistant", "content": text.strip()}
+        for speaker, text in zip(rest[::2], rest[1::2], strict=True)
+    ]
 
 
 def is_message(value: Any) -> bool:
@@ -54,7 +110,9 @@ def is_message(value: Any) -> bool:
 
 
 def is_conversation(value: Any) -> bool:
-    """Return whether a value is a list of messages, judged by its first item."""
+    """Return whether a value is a list of messages, judged by its first item, or a text that begins like one."""
+    if isinstance(value, str):
+        return is_serialised(value)
     return isinstance(value, list) and bool(value) and is_message(value[0])
 
 
@@ -97,7 +155,12 @@ def _as_content(content: Any) -> str:
     """Return the text of a string or of OpenAI's list of text parts."""
     if not isinstance(content, list):
         return as_text(content)
-    return "".join(as_text(part.get("text") if isinstance(part, Mapping) else None) for part in content)
+    texts = []
+    for part in content:
+        if isinstance(part, Mapping) and part.get("type", "text") != "text":
+            raise Unusable("unread_content")
+        texts.append(as_text(part.get("text") if isinstance(part, Mapping) else part))
+    return "".join(texts)
 
 
 def _as_calls(calls: Any) -> str:

@@ -9,6 +9,7 @@ from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.answer_conditions import answer_conditions
 from posttrain.evaluation.gate.length_conditions import length_conditions
 from posttrain.evaluation.gate.ranking_conditions import finding_conditions, ranking_conditions, slice_conditions
+from posttrain.evaluation.gate.regression_conditions import forgetting_conditions, set_conditions
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.labels import NAMES, point_range, sample_size
 
@@ -55,6 +56,8 @@ def decide(figures: Figures, gate: GateSection, generations: Generations | None 
         *ranking_conditions(comparison, gate),
         *length_conditions(figures, f"{newer}_vs_{older}", gate),
         *slice_conditions(figures, f"{newer}_vs_{older}", gate),
+        *set_conditions(figures, f"{newer}_vs_{older}", gate),
+        *forgetting_conditions(figures, gate),
         *(answer_conditions(generations, newer, older, gate) if generations else ()),
         *finding_conditions(figures, gate),
     ]

@@ -25,6 +25,8 @@ NOT_FOLLOWED = {
     "posttrain.tracking": "publishes results to MLflow",
     "posttrain.orchestration.running_step.run_figures": "publishes results to MLflow",
     "posttrain.orchestration.running_step.step_tracking": "opens the MLflow run of a step",
+    "posttrain.orchestration.running_step.stored_files": "compares stored files with their digests",
+    "posttrain.orchestration.interruption": "stops runs",
     "posttrain.orchestration.running_step.step": "decides about caching, retries and alerts",
     "posttrain.orchestration.caching.cache_key": "computes these digests",
     "posttrain.config.explain": "words the errors of settings",

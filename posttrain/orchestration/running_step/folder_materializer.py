@@ -1,4 +1,7 @@
-"""The base class of materializers that store folders: files are copied in pieces, so they need not fit in memory."""
+"""The base class of materializers that store folders: files are copied in pieces, so they need not fit in memory.
+
+The sha256 of every file is stored too, and compared whenever the artifact is loaded.
+"""
 
 import shutil
 import tempfile
@@ -10,8 +13,18 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.materializers.base_materializer import BaseMaterializer
 
 from posttrain.errors import UserError
+from posttrain.models.checkpoint import file_digest
+from posttrain.orchestration.running_step.stored_files import (
+    DamagedArtifact,
+    StoredFiles,
+    are_stored,
+    compare,
+    read_digests,
+    write_digests,
+)
 
 PIECE_BYTES = 8 * 2**20
+FILES = "files"
 
 
 class FolderMaterializer(BaseMaterializer):
@@ -23,24 +36,54 @@ class FolderMaterializer(BaseMaterializer):
     @property
     def files_uri(self) -> str:
         """The folder of the files in the artifact store, apart from visualizations."""
-        return f"{self.uri}/files"
+        return f"{self.uri}/{FILES}"
 
     def save(self, data: Any) -> None:
-        """Store the files that the data writes."""
+        """Store the files that the data writes, then their digests. Files that an earlier artifact has are not stored again."""
         with tempfile.TemporaryDirectory() as folder:
             data.save(Path(folder))
-            upload(Path(folder), self.files_uri, self.artifact_store)
+            digests = {f"{FILES}/{path.name}": file_digest(path) for path in Path(folder).iterdir()}
+            for place in self.places_of_equal(data):
+                if are_stored(found := StoredFiles(place, digests), self.artifact_store):
+                    write_digests(self.uri, found, self.artifact_store)
+                    return
+            self.store_folder(Path(folder), digests)
+
+    def store_folder(self, folder: Path, digests: dict[str, str]) -> None:
+        """Store the files of a folder, then their digests."""
+        upload(folder, self.files_uri, self.artifact_store)
+        write_digests(self.uri, StoredFiles(self.uri, digests), self.artifact_store)
+
+    def places_of_equal(self, data: Any) -> list[str]:
+        """Return the folders of earlier artifacts that may have the same files."""
+        return []
 
     def load(self, data_type: type[Any]) -> Any:
-        """Return the data, read from files that stay on this machine until the step ends."""
-        return data_type.load(self.local_folder())
+        """Return the data, read from files that stay on this machine until the step ends.
 
-    def local_folder(self) -> Path:
+        Raises:
+            DamagedArtifact: a file is missing or damaged.
+        """
+        stored = read_digests(self.uri, self.artifact_store)
+        checked = {name: digest for name, digest in stored.digests.items() if self.is_checked(name)}
+        try:
+            folder = self.local_folder(f"{stored.place}/{FILES}")
+            paths = {name: folder / name.removeprefix(f"{FILES}/") for name in checked}
+            compare(self.uri, checked, {name: file_digest(path) for name, path in paths.items() if path.is_file()})
+            return data_type.load(folder)
+        except FileNotFoundError as error:
+            raise DamagedArtifact(self.uri, f"{error.filename} is missing") from error
+
+    def is_checked(self, name: str) -> bool:
+        """Return whether to compare the digest of a file here; False if the data's own `load` does it."""
+        return True
+
+    def local_folder(self, uri: str) -> Path:
         """Return a folder with the files: the store's own if it is local, else a copy that is deleted when the step ends."""
         if isinstance(self.artifact_store, LocalArtifactStore):
-            return Path(self.files_uri)
+            return Path(uri)
         with self.get_temporary_directory(delete_at_exit=False) as folder:
-            download(self.files_uri, Path(folder), self.artifact_store)
+            download(uri, Path(folder), self.artifact_store)
             return Path(folder)
 
     def save_page(self, html: str) -> dict[str, VisualizationType]:

@@ -13,7 +13,8 @@ from posttrain import configure
 from posttrain.compat.zenml_internals import without_caching_parameters
 from posttrain.errors import UserError
 from posttrain.orchestration.caching.step_keys import cache_policy
-from posttrain.tracking import without_password
+from posttrain.orchestration.interruption import stopping_step
+from posttrain.storage.addresses import without_secrets
 
 MISTAKE = f"{UserError.__module__}.{UserError.__name__}"
 
@@ -35,7 +36,7 @@ def alert(exception: BaseException) -> None:
     ZenML's own hook posts the whole stack trace and all parameters, and warns where there is no alerter.
     """
     context = get_step_context()
-    reason = without_password(str(exception))
+    reason = without_secrets(str(exception))
     message = f"{context.pipeline.name}, run {context.pipeline_run.name}: step {context.step_run.name} failed: {reason}"
     for alerter in Client().active_stack.alerters.values():
         alerter.post(message)
@@ -51,7 +52,11 @@ def _no_mistake_twice(function: Callable[..., Any]) -> Callable[..., Any]:
     def attempt(*args: Any, **kwargs: Any) -> Any:
         if mistake := _earlier_mistake():
             raise UserError(mistake)
-        return function(*args, **kwargs)
+        if not StepContext.is_active():
+            return function(*args, **kwargs)
+        context = get_step_context()
+        with stopping_step(context.pipeline_run, context.step_run):
+            return function(*args, **kwargs)
 
     return attempt
 

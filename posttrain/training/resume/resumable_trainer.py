@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import signal
 import threading
@@ -32,11 +33,14 @@ from posttrain.compat.transformers_internals import (
     restore_loss,
 )
 from posttrain.compat.trl_internals import read_metrics, restore_metrics
-from posttrain.training.resume.training_checkpoints import Preempted, Resumption
+from posttrain.errors import Preempted
+from posttrain.training.resume.training_checkpoints import Resumption
 from posttrain.training.sharding import is_sharded, load_zero_shares, save_shares
 
 logger = logging.getLogger(__name__)
 
+BYTES_PER_WEIGHT, BYTES_PER_S = 12, 500e6
+"""Size of a checkpoint (weights and both moments of AdamW in fp32), and a disk's speed, before the first one is written."""
 _CARRIED = "carried-{}.json"
 """Metrics that a process measured since the last log; the number is that of the process."""
 
@@ -125,30 +129,43 @@ class ResumableTrainer(OpenTrainer):
 
 
 class Resume(TrainerCallback):
-    """Write training checkpoints when they are due or on SIGTERM, and continue a training from one."""
+    """Write training checkpoints when they are due or on SIGTERM or Ctrl-C, and continue a training from one."""
 
     def __init__(
         self, trainer: ResumableTrainer, resumption: Resumption, name: str, loggers: Iterable[TrainerCallback]
     ):
         self._trainer, self._about, self._name, self._loggers = trainer, resumption, name, loggers
         self._last_s = time.monotonic()
-        self._terminated = threading.Event()
+        n_trained = sum(weights.numel() for weights in trainer.model.parameters() if weights.requires_grad)
+        self._cost_s = n_trained * BYTES_PER_WEIGHT / BYTES_PER_S  # measured from the first checkpoint on
+        self._signal = 0
 
     @contextmanager
     def until_saved(self) -> Iterator[None]:
-        """Inside, SIGTERM first causes a checkpoint. The handler that was set before is restored at the end."""
+        """Inside, SIGTERM and Ctrl-C first cause a checkpoint. The handlers that were set before are restored at the end.
+
+        A second signal ends the process at once, unless the launcher of several processes sends it: it repeats the first one.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread can handle signals
             return
 
         def handle(number: int, frame: FrameType | None) -> None:
-            self._terminated.set()
+            if self._signal and self._trainer.accelerator.num_processes == 1:
+                os._exit(128 + number)
+            if not self._signal and self._trainer.is_world_process_zero():
+                print(
+                    f"\n{self._name}: stopping after this step, to save it. Press Ctrl-C again to stop at once",
+                    flush=True,
+                )
+            self._signal = self._signal or number
 
-        before = signal.signal(signal.SIGTERM, handle)
+        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -169,23 +186,27 @@ class Resume(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Request a checkpoint if one is due, unless the previous one is still being uploaded."""
-        due = time.monotonic() - self._last_s >= self._about.interval_s and not any(
+        lost_s = time.monotonic() - self._last_s
+        due = self._about.is_due(lost_s, self._cost_s) and not any(
             Path(args.output_dir).glob("checkpoint-*")  # deleted after the upload
         )
-        if _any_process(self._trainer, (due and state.is_world_process_zero) or self._terminated.is_set()):
+        if _any_process(self._trainer, (due and state.is_world_process_zero) or bool(self._signal)):
             self._last_s = time.monotonic()
             control.should_save = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """End the training after SIGTERM, unless this was its last step."""
-        if not control.should_training_stop and _any_process(self._trainer, self._terminated.is_set()):
-            raise Preempted(f"{self._name}: interrupted at step {state.global_step}, from which it can resume")
+        """End the training after a signal, unless this was its last step."""
+        self._cost_s = time.monotonic() - self._last_s
+        self._last_s = time.monotonic()
+        if not control.should_training_stop and _any_process(self._trainer, bool(self._signal)):
+            # Of several processes, some may not have received the signal.
+            raise Preempted(f"{self._name} stopped at step {state.global_step}, saved", self._signal or signal.SIGTERM)
 
     def on_prediction_step(
         self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """After SIGTERM during a validation, write a checkpoint from before it: the validation may take too long."""
-        if self._trainer.is_in_train and _any_process(self._trainer, self._terminated.is_set()):
+        """After a signal during a validation, write a checkpoint from before it: the validation may take too long."""
+        if self._trainer.is_in_train and _any_process(self._trainer, bool(self._signal)):
             self._trainer.evaluating = True
             self._trainer.write_checkpoint(model)
             self._trainer.callback_handler.on_save(self._trainer.args, state, control)

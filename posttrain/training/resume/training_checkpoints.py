@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +19,14 @@ from fsspec import AbstractFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import TrainerCallback, TrainerState
 
+from posttrain.errors import Preempted
 from posttrain.models.checkpoint import file_digest
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 N_KEPT = 2
+LEAST_S, MOST_S, COST_FACTOR = 20.0, 600.0, 50.0
 
 
 class TrainingManifest(BaseModel):
@@ -45,12 +46,13 @@ class TrainingCheckpoints:
         files: returns the store's file system. Called for each use, because a file system may hold keys that expire.
         folder: path in the store. Its last part is a digest of everything the training depends on, so that it holds no
             checkpoints of other data, settings or code.
-        interval_s: seconds between two checkpoints; 0 writes one after every step, as fast as they can be stored.
+        interval_s: seconds between two checkpoints; 0 writes one after every step, as fast as they can be stored; None: as
+            `Resumption.is_due` decides.
     """
 
     files: Callable[[], AbstractFileSystem]
     folder: str
-    interval_s: float = 600.0
+    interval_s: float | None = None
 
     def store(self, written: Path, step: int) -> str:
         """Upload a folder as the checkpoint of a step, delete all but the last two, and return the new one's name."""
@@ -86,7 +88,7 @@ class TrainingCheckpoints:
 
     @contextmanager
     def in_use(self, work: Path) -> Iterator[tuple[Resumption, Upload]]:
-        """Inside, a training can resume from the newest checkpoint and store new ones. SIGTERM is passed on at the end.
+        """Inside, a training can resume from the newest checkpoint and store new ones. A signal is passed on at the end.
 
         Args:
             work: folder into which the trainer writes.
@@ -100,8 +102,8 @@ class TrainingCheckpoints:
                 yield Resumption(self.interval_s, self.fetch_newest(work / "start")), upload
             finally:
                 upload.wait()
-        except Preempted:
-            os.kill(os.getpid(), signal.SIGTERM)  # for the handler that was set before
+        except Preempted as preempted:
+            os.kill(os.getpid(), preempted.number)  # for the handler that was set before
             raise
 
     def delete(self) -> None:
@@ -157,9 +159,23 @@ def training_key(*about: object) -> str:
 class Resumption:
     """The interval between checkpoints, and the one to resume from."""
 
-    interval_s: float
+    interval_s: float | None
     start: Path | None
     """Local folder of the checkpoint to resume from."""
+
+    def is_due(self, lost_s: float, cost_s: float) -> bool:
+        """Return whether to write a checkpoint.
+
+        Without a set interval, one is written when an interruption would lose so much work that writing adds at most 2% to
+        it, between `LEAST_S` and `MOST_S` after the previous one.
+
+        Args:
+            lost_s: seconds of work since the previous checkpoint.
+            cost_s: seconds for which training stands still while a checkpoint is written.
+        """
+        if self.interval_s is not None:
+            return lost_s >= self.interval_s
+        return lost_s >= min(MOST_S, max(LEAST_S, COST_FACTOR * cost_s))
 
     @property
     def start_step(self) -> int:
@@ -195,7 +211,3 @@ class Upload(TrainerCallback):
     def wait(self) -> None:
         """Wait until all uploads have ended."""
         self._worker.shutdown()
-
-
-class Preempted(BaseException):
-    """SIGTERM interrupted the training after a checkpoint was written. Not caught by `except Exception`."""

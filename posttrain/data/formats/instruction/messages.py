@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Example, Values, split_off_response
-from posttrain.data.formats.turns import as_turns
+from posttrain.data.formats.turns import as_turns, is_serialised
 
 COLUMNS = REQUIRED_COLUMNS["messages"]
 
@@ -19,6 +19,7 @@ def matches(columns: set[str], rows: Sequence[Values]) -> bool:
 
 def parse(row: Values) -> Example:
     """Return the example in a row."""
-    if not isinstance(row.get("messages"), list):
+    messages = row.get("messages")
+    if isinstance(messages, str) and not is_serialised(messages):
         raise Unusable("not_text")
-    return split_off_response(as_turns(row["messages"], "user"))
+    return split_off_response(as_turns(messages, "user"))

@@ -1,4 +1,4 @@
-"""Layout of ShareGPT: `conversations` with `from` (human, gpt, system) and `value`, and an optional column `system`.
+"""Layout of ShareGPT: `conversations` with `from` (human, gpt, system) and `value`.
 
 The response to the last user turn is trained on.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Example, Values, split_off_response
-from posttrain.data.formats.turns import as_text, as_turns
+from posttrain.data.formats.turns import as_turns, is_serialised
 
 COLUMNS = REQUIRED_COLUMNS["sharegpt"]
 
@@ -21,11 +21,8 @@ def matches(columns: set[str], rows: Sequence[Values]) -> bool:
 
 
 def parse(row: Values) -> Example:
-    """Return the example in a row. A system prompt from the column `system` comes first."""
-    if not isinstance(row.get("conversations"), list):
+    """Return the example in a row."""
+    messages = row.get("conversations")
+    if isinstance(messages, str) and not is_serialised(messages):
         raise Unusable("not_text")
-    turns = as_turns(row["conversations"], "user")
-    system = as_text(row.get("system") or "")
-    if system.strip() and turns and turns[0]["role"] != "system":
-        turns.insert(0, {"role": "system", "content": system})
-    return split_off_response(turns)
+    return split_off_response(as_turns(messages, "user"))

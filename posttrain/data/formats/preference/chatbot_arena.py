@@ -13,6 +13,8 @@ from posttrain.data.formats.layout import Pair, Values, by_label, split_off_shar
 from posttrain.data.formats.turns import as_turns
 
 COLUMNS = REQUIRED_COLUMNS["chatbot_arena"]
+JUDGED = ("winner", "conversation_a", "conversation_b")
+"""The columns of the label and of the two conversations: all labels of a source decide their meaning."""
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:

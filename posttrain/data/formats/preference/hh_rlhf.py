@@ -6,25 +6,23 @@ supported too.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Pair, Values, split_off_shared_prompt
-from posttrain.data.formats.turns import as_text
-from posttrain.data.rows import Turn
+from posttrain.data.formats.turns import as_text, transcript_turns
 
 COLUMNS = REQUIRED_COLUMNS["hh_rlhf"]
-
-_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def matches(columns: set[str], rows: Sequence[Values]) -> bool:
     """Return whether the columns and first rows have this layout."""
-    starts = (row.get("prompt") or row.get("chosen") for row in rows)
-    return columns.issuperset(COLUMNS) and any(isinstance(s, str) and s.startswith("\n\nHuman:") for s in starts)
+    return columns.issuperset(COLUMNS) and any(
+        isinstance(text, str) and text.startswith("\n\nHuman:")
+        for row in rows
+        for text in [row.get("prompt") or row.get("chosen")]
+    )
 
 
 def parse(row: Values) -> Pair:
@@ -33,13 +31,24 @@ def parse(row: Values) -> Pair:
     chosen, rejected = (as_text(row.get(name)) for name in COLUMNS)
     if not chosen.strip() or not rejected.strip():
         raise Unusable("empty")
-    return split_off_shared_prompt(_turns(prompt + chosen), _turns(prompt + rejected))
+    return split_off_shared_prompt(
+        transcript_turns(_joined(prompt, chosen)), transcript_turns(_joined(prompt, rejected))
+    )
 
 
-def _turns(transcript: str) -> list[Turn]:
-    before, *rest = _SPEAKER.split(transcript)
-    if before.strip() or not rest:
-        raise Unusable("unparsable")
-    return [
-        {"role": _ROLES[speaker], "content": text.strip()} for speaker, text in zip(rest[::2], rest[1::2], strict=True)
-    ]
+def _joined(prompt: str, response: str) -> str:
+    """Return a prompt and a response as one transcript. The response may repeat the prompt or name its speaker."""
+    start = response.lstrip()
+    if start.startswith("Human:"):
+        if prompt.strip() not in response:
+            raise Unusable("prompt_differs")
+        return response
+    if not prompt:
+        return response
+    if start.startswith("Assistant:"):
+        return f"{prompt.rstrip().removesuffix('Assistant:').rstrip()}\n\n{start}"
+    return (
+        prompt + response
+        if prompt.rfind("\n\nAssistant:") > prompt.rfind("\n\nHuman:")
+        else f"{prompt}\n\nAssistant:{response}"
+    )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from posttrain.config.layouts import REQUIRED_COLUMNS
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Scored, Values
-from posttrain.data.formats.preference.oasst_messages import Message, as_message, sibling_pairs
+from posttrain.data.formats.preference.openassistant.oasst_messages import Message, as_message, sibling_pairs
 
 COLUMNS = REQUIRED_COLUMNS["oasst_trees"]
 

@@ -1,0 +1,1 @@
+"""Layouts of OpenAI's datasets and API."""

@@ -1,0 +1,1 @@
+"""Layouts of OpenAssistant's message trees."""

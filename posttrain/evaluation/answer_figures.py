@@ -112,13 +112,13 @@ def compare_answers(
         gain = paired_gain(values, Clusters.single(len(values)), section.confidence)
         return Estimate(value=gain.value, low=gain.low, high=gain.high)
 
-    lengths = [np.array([len(answer.text) + 1.0 for answer in answers]) for answers in (newer, older)]
+    lengths, older_lengths = (np.array([len(answer.text) + 1.0 for answer in answers]) for answers in (newer, older))
     repetition = [a.repetition - b.repetition for a, b in zip(newer, older, strict=True)]
     return AnswerComparison(
         stop_rate=share_difference([a.stopped for a in newer], [a.stopped for a in older]),
         repetition=bootstrap_mean(np.array(repetition), section),
         empty=share_difference([not a.text for a in newer], [not a.text for a in older]),
-        length_ratio=bootstrap_ratio(*lengths, section),
+        length_ratio=bootstrap_ratio(lengths, older_lengths, section),
         by_true_reward=_by_true_reward(newer, older, section),
         by_judge=judgement,
     )

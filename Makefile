@@ -6,6 +6,7 @@
 PYTHON ?= python3
 TORCH ?= 2.13.0
 N ?= 2
+FUZZ_S ?= 300
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -17,7 +18,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # Where `make bench-peer` installs LLaMA-Factory, which needs other versions of the same packages.
 export BENCH_PEER ?= $(or $(POSTTRAIN_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/posttrain)/benchmarks/llamafactory-0.9.5
 
-.PHONY: run test test-fast test-soak test-services test-remote wheel-test compat lint docs lock audit setup clean \
+.PHONY: run test test-fast test-soak fuzz test-services test-remote wheel-test compat lint docs lock audit setup clean \
     bench bench-quick bench-peer bench-table gpu-check gpu-wheels screenshots
 
 run: setup
@@ -36,6 +37,11 @@ test-fast: setup
 test-soak: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deepspeed]'
 	$(BIN)/python -m pytest -m soak
+
+# Random files and rows for five minutes, others than the last time. A failure is kept in .hypothesis and found again by `make test`.
+fuzz: setup
+	end=$$(( $$(date +%s) + $(FUZZ_S) )); \
+	while [ $$(date +%s) -lt $$end ]; do $(BIN)/python -m pytest -q -x -m fuzz tests/test_fuzz.py tests/data || exit 1; done
 
 # Against real servers: S3, PostgreSQL, MLflow, ZenML. `tests/remote/with_servers make test-services` starts them.
 test-services: setup

@@ -65,7 +65,7 @@ def prepare(case: Case, folder: Path) -> None:
     scratch.mkdir(parents=True)
     candidates = dict(zip(("train", "test"), _candidates(case), strict=True))
     build_base(case, [text for pair in candidates["train"][:20_000] for text in _texts(pair)], scratch / "base")
-    chat = prepare_chat(AutoTokenizer.from_pretrained(scratch / "base"), None)
+    chat = prepare_chat(AutoTokenizer.from_pretrained(scratch / "base"))
     sizes = {"train": case.n_train, "test": case.n_test}
     facts = {}
     for split, n in sizes.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines import ROOT
 from posttrain.config import RunConfig
-from posttrain.config.check_policies import policy_of
+from posttrain.config.check_policies import TOKEN_CHECKS
 from posttrain.errors import UserError
 from posttrain.orchestration.checked_pipeline import CheckedPipeline
 
@@ -45,17 +45,20 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     """The steps that every pipeline begins with, up to the SFT checkpoint."""
     import materializers  # noqa: F401 (registers them)
     from posttrain.orchestration.dpo_start import start_of
+    from posttrain.training.preflight import needs_of
     from steps.import_checkpoint import import_checkpoint
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences
+    from steps.preflight import preflight
     from steps.resolve_base import resolve_base
     from steps.tokenise import tokenise
     from steps.train_sft import train_sft
 
     sft, dpo = config.sft, config.dpo
-    preferences, data_report = load_preferences(config.data)
     section, start = start_of(config)
     base, model, tokenizer = resolve_base(section)
+    base = preflight(base, model, needs_of(config, reads_base=start is None or start.kind != "full"))
+    preferences, data_report = load_preferences(config.data, after="preflight")  # a broken base is found first
     sft_checkpoint = instructions = None
     if start:
         sft_checkpoint = start.checkpoint
@@ -64,9 +67,18 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     elif sft.dataset:
         instructions, _ = load_instructions(preferences, sft.dataset, config.data)
     sft_max_length = sft.max_length if sft_checkpoint is None else None
-    must_fit = policy_of("truncated", config.data.checks) == "fail"
+    checks = {name: policy for name, policy in config.data.checks.items() if name in TOKEN_CHECKS}
     tokens, sft_tokens, _ = tokenise(
-        preferences, instructions, base, sft_checkpoint, tokenizer, dpo.lengths, sft_max_length, must_fit
+        preferences,
+        instructions,
+        base,
+        sft_checkpoint,
+        tokenizer,
+        dpo.lengths,
+        sft_max_length,
+        sft.loss_on,
+        checks,
+        config.data.max_drop_share,
     )
     if sft_checkpoint is None:
         sft_checkpoint = train_sft(sft_tokens, base, model, config.without_sources().sft, config.seed)

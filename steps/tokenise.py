@@ -7,6 +7,7 @@ from posttrain.chat.token_report import TokenReport
 from posttrain.chat.tokenise_data import TokeniseSettings
 from posttrain.chat.tokens import PairTokens, SftTokens
 from posttrain.config import Lengths, ModelSection
+from posttrain.config.check_policies import policy_of
 from posttrain.data.preferences import Instructions, Preferences
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_chat
@@ -24,7 +25,9 @@ def tokenise(
     model: ModelSection,
     lengths: Lengths,
     sft_max_length: int | None,
-    must_fit: bool,
+    loss_on: str,
+    checks: dict[str, str],
+    max_drop_share: float,
 ) -> tuple[
     Annotated[PairTokens, "tokens"],
     Annotated[SftTokens | None, "sft_tokens"],
@@ -36,7 +39,8 @@ def tokenise(
     """
     with tracked(nested=False) as run:
         chat = load_chat(base, model, sft_checkpoint)
-        settings = TokeniseSettings(lengths, sft_max_length, must_fit)
+        must_fit = policy_of("truncated", checks) == "fail"
+        settings = TokeniseSettings(lengths, sft_max_length, must_fit, loss_on == "all", checks, max_drop_share)
         tokens = library.tokenise_data(chat, preferences, instructions, settings)
         run.log_dict(tokens.report.model_dump(), "token_report.json")
         run.log_text(token_page(tokens.report), "token_report.html")

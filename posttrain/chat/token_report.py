@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict
 
+from posttrain.chat.findings import Findings
 from posttrain.chat.template import Chat
 from posttrain.chat.tokenise import PAIR_CUTS, EncodedPair, cut_pairs, encode_pairs
 from posttrain.config import Lengths
@@ -49,6 +50,18 @@ class TokenReport(BaseModel):
     """Share of pairs whose chosen response has more tokens. Pairs of equal length are not counted."""
     examples: dict[str, list[str]]
     """Ids of a few pairs that are left out, and of a few that are cut."""
+    findings: dict[str, int] = {}
+    """Rows by the checks of the rendered row that found something (`posttrain.config.check_policies.TOKEN_CHECKS`)."""
+    dropped: dict[str, int] = {}
+    """Rows that are not used because of these checks."""
+    left_out: dict[str, int] = {}
+    """Rows by what the chat template leaves out of them."""
+    finding_examples: dict[str, list[str]] = {}
+    """A few rows by check."""
+    earlier_answers: dict[str, int] = {}
+    """Answers in the prompts of SFT rows: `trained` and `not trained` (sft.loss_on)."""
+    notes: list[str] = []
+    """What a reader must know about the template, such as the date that it prints."""
 
 
 class TokenCounter:
@@ -99,11 +112,13 @@ class TokenCounter:
                 "data.max_chars, or set truncated to keep"
             )
 
-    def report(self, n_pairs: int) -> TokenReport:
+    def report(self, n_pairs: int, findings: Findings, turns: dict[str, int] | None = None) -> TokenReport:
         """Return the report.
 
         Args:
             n_pairs: number of pairs in all splits.
+            findings: of the checks of the rendered rows.
+            turns: number of earlier answers in the rows of SFT.
         """
         n_unequal = self._longer["chosen"] + self._longer["rejected"]
         return TokenReport(
@@ -118,13 +133,21 @@ class TokenCounter:
             n_stops_lost={part: self._stops[part] for part in PARTS[1:]},
             longer_is_chosen=Share.of(self._longer["chosen"], n_unequal) if n_unequal else None,
             examples=self._examples,
+            findings={name: n for name, n in findings.found.items() if n},
+            dropped=findings.counts(),
+            left_out=dict(findings.left_out),
+            finding_examples=findings.examples,
+            earlier_answers=turns or {},
+            notes=list(_notes(self._chat)),
         )
 
     def _add_examples(self, kind: str, ids: Iterator[str]) -> None:
         self._examples[kind] += islice(ids, N_EXAMPLES - len(self._examples[kind]))
 
 
-def report_tokens(chat: Chat, preferences: Preferences, lengths: Lengths, *, must_fit: bool = False) -> TokenReport:
+def report_tokens(
+    chat: Chat, preferences: Preferences, lengths: Lengths, findings: Findings | None = None, *, must_fit: bool = False
+) -> TokenReport:
     """Return how many tokens the pairs have and what is cut off, without keeping the tokens.
 
     Args:
@@ -133,23 +156,39 @@ def report_tokens(chat: Chat, preferences: Preferences, lengths: Lengths, *, mus
     Raises:
         UserError: a pair is cut or left out, and `must_fit` is set.
     """
+    findings = findings or Findings()
     counter = TokenCounter(chat, lengths)
     step = 1 if must_fit else max(1, math.ceil(preferences.n_pairs / MAX_COUNTED))
     samples = [rows.select(range(0, len(rows), step)) for rows in preferences.splits().values()]
     with progress_bar(sum(map(len, samples)), "Counting tokens", " pairs") as bar:
         for sample in samples:
             for batch in batches(sample):
-                counter.add(encode_pairs(chat, batch))
+                counter.add(encode_pairs(chat, batch, findings))
                 bar.update(len(batch))
     if must_fit:
         counter.check_all_fit()
-    return counter.report(preferences.n_pairs)
+    return counter.report(preferences.n_pairs, findings)
 
 
 def batches(rows: Dataset) -> Iterator[Dataset]:
     """Yield the rows in batches of at most `BATCH_ROWS`."""
     for start in range(0, len(rows), BATCH_ROWS):
         yield rows.select(range(start, min(start + BATCH_ROWS, len(rows))))
+
+
+def _notes(chat: Chat) -> Iterator[str]:
+    if chat.has_clock:
+        yield (
+            f"The chat template prints the date. It is {chat.settings.day:%Y-%m-%d} in every stage and in the exported model "
+            "(model.template_date)."
+        )
+    if chat.settings.kwargs:
+        values = ", ".join(f"{name}: {value}" for name, value in chat.settings.kwargs.items())
+        yield f"The chat template is given {values} in every stage and in the exported model (model.chat_template_kwargs)."
+    if chat.renderer.opens_thought:
+        yield "The generation prompt opens a thought, with which every answer begins."
+    if not chat.renderer.shows_tools:
+        yield "The chat template shows no tools: a model that is trained with it does not learn which tools it has."
 
 
 def _longer(n_chosen: int, n_rejected: int) -> str:

@@ -9,6 +9,7 @@ from posttrain.cli.ab_commands import ab
 from posttrain.cli.colours import disable_colours_in_files
 from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
+from posttrain.cli.label_command import label_check
 from posttrain.cli.model_commands import chat, export
 from posttrain.cli.project_commands import init, run
 from posttrain.cli.prune_command import prune
@@ -31,6 +32,7 @@ for command in (
     import_config_command,
     check,
     data,
+    label_check,
     run,
     report,
     compare,

@@ -47,8 +47,20 @@ REASONS = {
     "not_sampled": "left out so that the source has the share given by its weight",
     "length_bias": "the share of a source's pairs whose chosen response is the longer one exceeds data.max_length_bias",
     "truncated": "a prompt or a response does not fit into dpo.max_length and dpo.max_prompt_length",
+    "template_refuses": "the chat template cannot render the row (fold: its system message goes into the first user message)",
+    "template_leaves_out": "the chat template leaves out text of the row; keep: thoughts of the answer come back as <think> text",
+    "control_tokens": "a text spells special tokens of the tokenizer; escape: they are encoded as plain text",
+    "already_templated": "a message is already rendered with a chat template, whose marks would stand twice; unwrap: the "
+    "template's own marks are removed",
+    "stop_in_answer": "a response ends in the text of a stop token, which the template adds; fix: it is removed",
+    "no_thoughts": "the generation prompt opens a thought, and a response has none; keep: the thought is empty",
 }
-"""Each check and what it finds in a row. `length_bias` applies to a source, `truncated` to the tokens."""
+"""Each check and what it finds in a row. `length_bias` applies to a source; the last ones apply to the rendered row."""
+
+TOKEN_CHECKS = (
+    "truncated", "template_refuses", "template_leaves_out", "control_tokens", "already_templated", "stop_in_answer", "no_thoughts",
+)  # fmt: skip
+"""Checks of the rendered row, which need the tokenizer."""
 
 DELIBERATE = frozenset(
     "tie not_trained too_close over_max_pairs other_language deleted parent_missing no_rival not_sampled".split()
@@ -67,6 +79,12 @@ POLICIES = {
         ("drop", "keep", "fail"),
     ),
     **dict.fromkeys(("length_bias", "truncated"), ("keep", "fail")),
+    "template_refuses": ("drop", "fold", "fail"),
+    "template_leaves_out": ("keep", "drop", "fail"),
+    "control_tokens": ("escape", "keep", "drop", "fail"),
+    "already_templated": ("drop", "unwrap", "keep", "fail"),
+    "stop_in_answer": ("fix", "drop", "fail"),
+    "no_thoughts": ("keep", "drop", "fail"),
 }
 """The policies that each check allows, the default first. Checks that are not listed allow `DROP_OR_FAIL`."""
 

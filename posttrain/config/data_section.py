@@ -131,7 +131,7 @@ class DataSection(Section):
         le=1,
         description="maximum share of dropped rows; above it the run stops, because the source or format is probably wrong",
     )
-    checks: dict[str, Literal["keep", "drop", "fix", "fail"]] = Field(
+    checks: dict[str, Literal["keep", "drop", "fix", "fail", "fold", "escape", "unwrap"]] = Field(
         {},
         description="policy for rows that fail a check, e.g. `{near_duplicate: keep}`; `posttrain settings --checks` lists the "
         "checks",

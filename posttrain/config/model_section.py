@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,7 +48,18 @@ class ModelSection(Section):
     )
     chat_template: str | None = Field(
         None,
-        description="chat template: plain, chatml, alpaca or a .jinja file; null: the tokenizer's own, or plain if it has none",
+        description="chat template: plain, chatml, alpaca, a .jinja file, or one of the tokenizer's named ones; null: the "
+        "tokenizer's own, or plain if it has none",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {},
+        description="values of the chat template's variables, such as `{enable_thinking: false}`; they apply in every stage and "
+        "are saved in the template of the checkpoint and the export",
+    )
+    template_date: date = Field(
+        date(2024, 7, 26),
+        description="date that a chat template with a clock prints, in every stage and in the export, so that all "
+        "see the same tokens",
     )
     layout: Literal["auto", "flat", "padded"] = Field(
         "auto",
@@ -57,6 +69,13 @@ class ModelSection(Section):
         "auto",
         description="attention kernel; layout flat: sdpa or flex (auto: flex on a GPU, else sdpa); padded: any but flex (auto: "
         "transformers' default)",
+    )
+    router_aux_loss_coef: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="mixture of experts: weight of the load-balancing loss; null: the model's own in SFT, 0 in DPO, "
+        "which then starts at ln 2",
     )
     trust_remote_code: bool = Field(
         False, description="run Python code from the model repository; needs revision to be a commit"
@@ -70,7 +89,7 @@ class ModelSection(Section):
     @property
     def for_tokens(self) -> ModelSection:
         """These settings reduced to those that decide the tokens of a text: base and chat template."""
-        kept = {"base", "revision", "chat_template", "trust_remote_code"}
+        kept = {"base", "revision", "chat_template", "chat_template_kwargs", "template_date", "trust_remote_code"}
         return ModelSection(**self.model_dump(include=kept))
 
     @model_validator(mode="after")

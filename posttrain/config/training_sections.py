@@ -126,6 +126,10 @@ class SftSection(TrainSection):
         description="instruction dataset to train on (alpaca, sharegpt, messages and others); null: the chosen responses",
     )
     learning_rate: float = Field(3.0e-4, gt=0, le=1, description=LEARNING_RATE)
+    loss_on: Literal["last", "all"] = Field(
+        "last",
+        description="answers to train on in conversations of several turns: the last one, or every answer of the assistant",
+    )
 
     @field_validator("dataset")
     @classmethod

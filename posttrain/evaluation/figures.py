@@ -8,6 +8,7 @@ from pydantic import Field
 
 from posttrain.evaluation.clustered.gains import Gain, holm
 from posttrain.evaluation.intervals import Estimate, Result
+from posttrain.evaluation.label_check.noise import LabelNoise
 
 STAGES = ("base", "sft", "dpo", "champion")
 """The models of an evaluation. The champion is the model in production at that time."""
@@ -225,6 +226,8 @@ class Figures(SetFigures):
 
     sets: dict[str, SetFigures] = Field({})
     """Metrics of each additional set in `evaluation.sets`, by name."""
+    label_noise: LabelNoise | None = None
+    """Share of swapped labels among the test pairs, which no model was trained on; None without DPO or with few pairs."""
     forgetting: Forgetting | None = Field(None)
     """Loss on held-out SFT data."""
     findings: list[Finding] = Field([])

@@ -34,6 +34,7 @@ from posttrain.evaluation.intervals import Result
 from posttrain.evaluation.judge import Contest, judge_contests
 from posttrain.evaluation.labels import ANSWERS
 from posttrain.evaluation.scoring import section_of_champion
+from posttrain.forward.probe import left_padding_is_exact
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model
 from posttrain.models.precision import autocast
@@ -217,6 +218,9 @@ def complete(
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     longest_whole = max(map(len, prompts), default=0) + settings.max_new_tokens
     n_rows = max(1, section.tokens_per_batch // longest_whole)
+    if n_rows > 1 and len(set(map(len, prompts))) > 1 and not left_padding_is_exact(model, chat.tokenizer.pad_token_id):
+        print(f"{label}: one prompt at a time, because this model reads the padding of a batch")
+        n_rows = 1
     with autocast(writer.section), torch.random.fork_rng(), progress_bar(len(prompts), label, " prompts") as progress:
         torch.manual_seed(section.seed)
         for batch in (order[start : start + n_rows] for start in range(0, len(order), n_rows)):

@@ -25,6 +25,7 @@ from posttrain.evaluation.divergence import NextTokenKL
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.forgetting import HeldOut, held_out_rows, measure_forgetting, of_chosen
+from posttrain.evaluation.label_check.noise import noise_of_test_pairs
 from posttrain.evaluation.statistics import CONVERSATION, summarise
 from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.base import resolve_base
@@ -117,6 +118,7 @@ def evaluate(models: EvaluatedModels, data: EvaluationData, section: EvaluationS
     figures = Figures(
         **dict(summaries.pop(TEST)),
         sets=summaries,
+        label_noise=noise_of_test_pairs(tables[TEST], section.confidence),
         forgetting=measure_forgetting(scoring.held_out or of_chosen(tables[TEST]), section),
         confidence=section.confidence,
         seed=section.seed,

@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from posttrain.errors import UserError
 
@@ -44,6 +45,10 @@ class Manifest(BaseModel):
     parent: str | None
     """Digest of the checkpoint that training started from; None for the base model."""
     template: str
+    template_kwargs: dict[str, Any] = {}
+    """Values of the template's variables, which the saved template contains."""
+    template_date: date | None = None
+    """Date that the saved template prints, if it has a clock."""
     stop_ids: list[int]
     beta: float | None = None
     """Beta of the DPO loss; None for SFT."""
@@ -98,7 +103,7 @@ class Checkpoint:
         """
         try:
             manifest = Manifest.model_validate_json((path / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:  # no text, or no manifest
             raise UserError(f"{path}: not a checkpoint of this project ({MANIFEST} is missing or invalid)") from error
         found = {file.name for file in path.iterdir()} - {MANIFEST}
         for name in sorted(found ^ set(manifest.files)):

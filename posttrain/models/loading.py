@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
-from posttrain.chat.template import Chat, prepare_chat
+from posttrain.chat.template import Chat, TemplateSettings, prepare_chat
 from posttrain.compat.deepspeed_internals import choose_deepspeed_accelerator
 from posttrain.compat.glibc import keep_freed_memory
 from posttrain.compat.peft_internals import leave_casts_to_autocast
 from posttrain.config import LoraSection, ModelSection
 from posttrain.errors import UserError
+from posttrain.models.adapters import with_adapter
 from posttrain.models.base import LOCAL_ONLY, base_source, without_its_code
+from posttrain.models.base_checks import missing_weights
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.precision import device, uses_bf16
+from posttrain.models.stored_settings import drop_unused_sampling
 from posttrain.progress import disable_library_bars
 
 Model: TypeAlias = PreTrainedModel | PeftModel
@@ -27,18 +41,43 @@ Model: TypeAlias = PreTrainedModel | PeftModel
 def load_chat(base: Base, section: ModelSection, checkpoint: Checkpoint | None = None) -> Chat:
     """Load tokenizer and template of a checkpoint, or of the base model with the template from the settings."""
     if checkpoint is not None:
-        template = checkpoint.manifest.template
-        if section.chat_template and Path(section.chat_template).name != template:
-            raise UserError(
-                f"model.chat_template: {section.chat_template} does not match {checkpoint.path}, which was trained with "
-                f"{template}: remove the setting, or train SFT again"
-            )
+        manifest = checkpoint.manifest
+        _check_template(section, checkpoint)
         with without_its_code(str(checkpoint.path)):
-            chat = prepare_chat(AutoTokenizer.from_pretrained(checkpoint.path, **LOCAL_ONLY), None)
-        return Chat(chat.tokenizer, template, chat.stop_id)
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, **LOCAL_ONLY)
+        chat = prepare_chat(tokenizer, more_stop_ids=manifest.stop_ids)
+        settings = TemplateSettings(None, manifest.template_kwargs, manifest.template_date or chat.settings.day)
+        return replace(chat, template=manifest.template, settings=settings)
     source, options = base_source(base, section)
     with without_its_code(source):
-        return prepare_chat(AutoTokenizer.from_pretrained(source, **options), section.chat_template)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    settings = TemplateSettings(section.chat_template, section.chat_template_kwargs, section.template_date)
+    return prepare_chat(tokenizer, settings, _stop_ids(source, options))
+
+
+def _check_template(section: ModelSection, checkpoint: Checkpoint) -> None:
+    """Check that the settings do not ask for another template than that of a checkpoint."""
+    manifest = checkpoint.manifest
+    name = section.chat_template and Path(section.chat_template).name
+    if name and name != manifest.template:
+        raise UserError(
+            f"model.chat_template: {section.chat_template} does not match {checkpoint.path}, which was trained with "
+            f"{manifest.template}: remove the setting, or train SFT again"
+        )
+    if section.chat_template_kwargs and section.chat_template_kwargs != manifest.template_kwargs:
+        raise UserError(
+            f"model.chat_template_kwargs: {section.chat_template_kwargs} does not match {checkpoint.path}, which was trained with "
+            f"{manifest.template_kwargs}: remove the setting, or train SFT again"
+        )
+
+
+def _stop_ids(source: str, options: dict[str, Any]) -> list[int]:
+    """Return the tokens that end a generation according to the base model."""
+    try:
+        ids = GenerationConfig.from_pretrained(source, **options).eos_token_id
+    except OSError:  # it has no generation_config.json
+        ids = AutoConfig.from_pretrained(source, **options).get_text_config().eos_token_id
+    return [ids] if isinstance(ids, int) else list(ids or [])
 
 
 def load_model(
@@ -85,7 +124,7 @@ def load_model(
                 f"{checkpoint.path}, which has {own.r} and {own.lora_alpha:g}: remove the settings, or train SFT again"
             )
     elif trainable and section.method != "full":
-        model = _with_adapter(model, section)
+        model = with_adapter(model, section)
     if isinstance(model, PeftModel):
         leave_casts_to_autocast(model)
     return model if section.method == "qlora" else model.to(device())
@@ -95,7 +134,7 @@ def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -
     # An optimizer step is far smaller than the resolution of bf16, so trained weights stay in fp32.
     dtype = torch.bfloat16 if uses_bf16(section) and section.method != "full" else torch.float32
     options = {**options, "dtype": dtype, "use_safetensors": True}
-    if section.attention != "auto":
+    if section.attention not in ("auto", "flex"):  # flex is for flat rows, which choose it themselves
         options["attn_implementation"] = section.attention
     if section.method == "qlora":
         if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
@@ -107,32 +146,32 @@ def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
         options["device_map"] = {"": device()}
-    with without_its_code(source):
-        return AutoModelForCausalLM.from_pretrained(source, **options)
+    with without_its_code(source), _attention_supported(section):
+        model, info = AutoModelForCausalLM.from_pretrained(source, **options, output_loading_info=True)
+    if problem := missing_weights(source, info):
+        raise UserError(problem)
+    if unused := drop_unused_sampling(model):
+        _announce_unused(source, tuple(unused))
+    loaded: PreTrainedModel = model
+    return loaded
 
 
-def _with_adapter(model: PreTrainedModel, section: ModelSection) -> PeftModel:
-    if section.method == "qlora":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    lora = section.lora
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
+@functools.cache
+def _announce_unused(source: str, names: tuple[str, ...]) -> None:
+    print(
+        f"Generation settings: {', '.join(names)} of {source} are left out, because do_sample is false and they have no effect"
     )
+
+
+@contextlib.contextmanager
+def _attention_supported(section: ModelSection) -> Iterator[None]:
+    """Turn transformers' errors about an attention that the model or the machine lacks into a `UserError`."""
     try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        if "not found in the base model" not in str(error):  # PEFT 0.20 has no exception of its own
+        yield
+    except (ValueError, ImportError) as error:
+        if section.attention == "auto" or not any(word in str(error).lower() for word in ("attention", "attn")):
             raise
-        names = sorted(
-            {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-        )
         raise UserError(
-            f"model.lora.target_modules: no layer of the model matches {lora.target_modules}: name some of "
-            f"{', '.join(names)}, or use all-linear"
+            f"model.attention: {section.attention} does not work with this model on this machine "
+            f"({str(error).strip().splitlines()[0]}): set it to auto"
         ) from error
-    assert isinstance(adapted, PeftModel)
-    return adapted

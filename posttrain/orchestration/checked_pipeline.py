@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -30,10 +31,13 @@ from posttrain.orchestration.interruption import (
 from posttrain.orchestration.run_file import RunFile, read_run_file
 from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 from posttrain.orchestration.stacks.schedules import replacing
-from posttrain.plain_text import shown
+from posttrain.storage.plain_text import shown
 from posttrain.storage.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk, and of a user's full share of it."""
 
 
 class CheckedPipeline(Pipeline):
@@ -67,6 +71,7 @@ class CheckedPipeline(Pipeline):
         """
         self._make_steps_importable()
         close_dead_runs(self.name)
+        _print_other_store()
         damaged: set[str] = set()
         while True:
             try:
@@ -106,6 +111,14 @@ def _execution_mode() -> ExecutionMode:
     """Return the mode that stops at the first failure, or, where the orchestrator lacks it, skips the steps that depend on it."""
     supported = Client().active_stack.orchestrator.supported_execution_modes
     return ExecutionMode.FAIL_FAST if ExecutionMode.FAIL_FAST in supported else ExecutionMode.CONTINUE_ON_FAILURE
+
+
+def _print_other_store() -> None:
+    """Print a hint if earlier runs are probably in another ZenML store."""
+    from posttrain.orchestration.finished_runs import note_of_other_store
+
+    if note := note_of_other_store():
+        click.echo(note, err=True)
 
 
 def _print_outcome(run: PipelineRunResponse | None) -> None:
@@ -149,12 +162,21 @@ def clean_errors() -> Iterator[None]:
         raise  # the run is repeated
     except UserError as error:
         raise click.ClickException(shown(error)) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        raise click.ClickException(
+            f"the disk is full{place}: free space, for example with `posttrain prune`, or move TMPDIR, POSTTRAIN_CACHE or the "
+            "artifact store. The same command continues"
+        ) from error
     finally:
         for handler in handlers:
             handler.removeFilter(_without_trace)
 
 
 def _without_trace(record: logging.LogRecord) -> bool:
-    if record.exc_info and isinstance(record.exc_info[1], UserError):
+    error = record.exc_info and record.exc_info[1]
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in FULL):
         record.exc_info = None
     return True

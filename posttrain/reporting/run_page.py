@@ -26,6 +26,7 @@ from posttrain.evaluation.labels import (
 )
 from posttrain.reporting.answers_view import answers_view
 from posttrain.reporting.html import Picture, Table, first_line, render
+from posttrain.reporting.label_page import noise_words
 from posttrain.reporting.plots import ACCURACY, CALIBRATION, LENGTH, MARGINS, NOTES, SLICES, contest, draw, present
 from posttrain.reporting.run_report import RunReport
 
@@ -55,6 +56,7 @@ def report_page(report: RunReport, pictures: dict[str, Markup] | None = None) ->
         slices=_slices(figures, drawn) if figures.slices else None,
         length=_length(figures, drawn),
         calibration=_calibration(figures, drawn) if figures.calibration else None,
+        labels=noise_words(figures.label_noise, "test pairs") if figures.label_noise else "",
         wrong=list(_wrong(figures)),
         answers=answers_view(generations) if generations and generations.exchanges else None,
         data=_data(report),

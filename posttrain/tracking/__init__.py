@@ -13,7 +13,7 @@ then FINISHED, FAILED or KILLED. The status of a run follows from the states of 
 when the next stage opens on the same host. For steps on other hosts, `Tracker.ended` must return their state.
 """
 
-from posttrain.tracking.connection import connect, reason
+from posttrain.tracking.connection import checked_uri, connect, reason
 from posttrain.tracking.runs import PARENT_TAG, PIPELINE_RUN_TAG, STAGE_TAG, delete_runs
 from posttrain.tracking.tracked_stage import (
     OUTAGE_TAG,
@@ -35,6 +35,7 @@ __all__ = [
     "UI_PORT",
     "TrackedStage",
     "Tracker",
+    "checked_uri",
     "connect",
     "default_tracking_uri",
     "delete_runs",

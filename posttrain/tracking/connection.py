@@ -7,10 +7,25 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from posttrain.errors import UserError
 from posttrain.storage.addresses import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+
+def checked_uri(uri: str) -> str:
+    """Return the URI of a tracking server or database.
+
+    Raises:
+        UserError: it is a folder, in which MLflow 3 keeps no runs.
+    """
+    if uri.startswith("file:") or "://" not in uri:
+        folder = uri.removeprefix("file://").removeprefix("file:").rstrip("/")
+        raise UserError(
+            f"{uri}: MLflow 3 keeps no runs in folders: use a database there, as in MLFLOW_TRACKING_URI=sqlite:///{folder}/mlflow.db"
+        )
+    return uri
 
 
 def connect(uri: str) -> MlflowClient:

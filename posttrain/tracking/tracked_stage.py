@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config.flatten import flatten
 from posttrain.errors import UserError
-from posttrain.tracking.connection import reason
+from posttrain.tracking.connection import checked_uri, reason
 from posttrain.tracking.runs import STARTED_TAG, Record, RunIdentity, StepRun, untold
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ OUTAGE_TAG = "posttrain.outage"
 
 def default_tracking_uri() -> str:
     """Return `MLFLOW_TRACKING_URI`, or the URI of a SQLite store in `.mlflow/` in the current folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_local_folder() / 'mlflow.db'}"
+    return checked_uri(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_local_folder() / 'mlflow.db'}")
 
 
 def package_versions() -> dict[str, str]:

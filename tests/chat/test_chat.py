@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from posttrain.chat.template import TEMPLATES, prepare_chat
+from posttrain.chat.template import TEMPLATES, TemplateSettings, prepare_chat
 from posttrain.chat.tokenise import tokenise_completions, tokenise_pairs
 from posttrain.errors import UserError
 from posttrain.models.loading import load_chat
@@ -129,19 +129,19 @@ def test_a_template_that_refuses_a_role_or_drops_the_answer_is_refused(chat):
     row["prompt"] = [[{"role": "system", "content": "Be kind."}, *user("Hi")]]
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     chat.tokenizer.chat_template = refusing + TEMPLATES["plain"]
-    with pytest.raises(UserError, match=r"rejects a conversation of system, user \(no system\)"):
+    with pytest.raises(UserError, match=r"template_refuses: 1 rows.* row id a \(no system\)"):
         tokenise_pairs(chat, Dataset.from_dict(row), 64, 32)
     chat.tokenizer.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(UserError, match="leaves out the assistant's response"):
-        prepare_chat(chat.tokenizer, None)
+        prepare_chat(chat.tokenizer)
 
 
 def test_a_broken_or_unknown_template_is_named(chat, tmp_path):
     with pytest.raises(
         UserError, match=r"'chatmll' is neither a built-in template \(alpaca, chatml, plain\) nor a \.jinja file"
     ):
-        prepare_chat(chat.tokenizer, "chatmll")
+        prepare_chat(chat.tokenizer, TemplateSettings("chatmll"))
     broken = tmp_path / "broken.jinja"
     broken.write_text("{{ raise_exception('no') }}")
     with pytest.raises(UserError, match="fails on a plain question"):
-        prepare_chat(chat.tokenizer, str(broken))
+        prepare_chat(chat.tokenizer, TemplateSettings(str(broken)))

@@ -126,10 +126,10 @@ def test_digest_of_a_chat_is_the_same_after_saving(tiny_base, tmp_path):
     """A template with Windows line ends is read back with \\n, and renders the same."""
     base, section = tiny_base
     (tmp_path / "own.jinja").write_bytes(TEMPLATES["plain"].replace("{% endfor %}", "\r\n{% endfor %}\r\n").encode())
-    chat = prepare_chat(load_chat(base, section).tokenizer, None)
+    chat = prepare_chat(load_chat(base, section).tokenizer)
     chat.tokenizer.chat_template = (tmp_path / "own.jinja").read_bytes().decode()
     chat.tokenizer.save_pretrained(tmp_path / "saved")
-    loaded = prepare_chat(AutoTokenizer.from_pretrained(tmp_path / "saved"), None)
+    loaded = prepare_chat(AutoTokenizer.from_pretrained(tmp_path / "saved"))
     assert loaded.tokenizer.chat_template != chat.tokenizer.chat_template
     assert loaded.digest == chat.digest
 

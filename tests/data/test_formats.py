@@ -551,6 +551,7 @@ SAMPLES["oasst_messages"] = message("q", None, "q")
 SAMPLES["kto"] = {"prompt": "q", "completion": "a", "label": True}
 
 
+@pytest.mark.fuzz
 @settings(deadline=None, max_examples=300)
 @given(st.data(), st.sampled_from(sorted(LAYOUTS)))
 def test_any_row_gives_pairs_or_a_reason(data, layout):
@@ -567,6 +568,7 @@ def test_any_row_gives_pairs_or_a_reason(data, layout):
         assert all(isinstance(item, tuple) or item in REASONS for item in items)
 
 
+@pytest.mark.fuzz
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.sampled_from(sorted(PREFERENCE_LAYOUTS)))
 def test_rows_of_mixed_layouts_are_kept_or_counted(tmp_path, data, layout):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from posttrain.config import Source, check_config
 from posttrain.data.demo import pairs as demo
-from posttrain.data.sources import count_rows, open_source
+from posttrain.data.sources import count_rows, open_source, readers
 from posttrain.errors import UserError
 
 ROWS = [{"prompt": f"Wer ist {i}?", "chosen": "Grüße, 你好", "rejected": 'a "b",\nc'} for i in range(3)]
@@ -438,3 +438,23 @@ def test_source_can_be_a_string_with_a_number_of_rows():
     assert (first.location, first.row_limit, first.limit) == ("hh-rlhf", 50_000, None)
     assert (second.location, second.row_limit) == ("s3://b/k:e", 7)
     assert Source.model_validate(first.model_dump()) == first  # ZenML checks dumps again
+
+
+@pytest.mark.parametrize("suffix", ["jsonl.gz", "csv.gz", "json"])
+def test_an_endless_line_of_a_small_file_is_refused(tmp_path, monkeypatch, suffix):
+    """1 MB of zeros compresses to 1 kB; a line of 4 GiB would fill the memory."""
+    monkeypatch.setattr(readers, "LINE_AT_MOST", 2**20)
+    monkeypatch.setattr(readers, "ARRAY_AT_MOST", 2**20)
+    path = tmp_path / f"bomb.{suffix}"
+    start = b"[" if suffix == "json" else b'{"prompt": "a"}\n'
+    content = start + b"0" * 2**21
+    path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    with pytest.raises(UserError, match=r"bomb\.\S+: (the line )?has more than"):
+        list(readers.read_rows(path, path.name))
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_deep_json_is_an_unreadable_row_and_no_crash(tmp_path, opening):
+    path = tmp_path / "deep.jsonl"
+    path.write_text(opening * 100_000 + "\n" + '{"prompt": "a"}\n')
+    assert [row for _, row in readers.read_rows(path, "deep.jsonl")] == [None, {"prompt": "a"}]

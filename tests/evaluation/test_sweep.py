@@ -317,7 +317,9 @@ def test_a_whole_sweep(tmp_path: Path, tiny_folder: Path, capsys: pytest.Capture
     always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
     judged = {"choose_point", "generate", "evaluate", "promote", "report"}
     first, worked = run({"weight_decay": [0.0, 1e30]})
-    assert worked == always | judged | {"tokenise", "train_sft", "score_reference", "train_point", "train_point_2"}
+    assert worked == always | judged | {
+        "preflight", "tokenise", "train_sft", "score_reference", "train_point", "train_point_2"
+    }  # fmt: skip
     assert [first.steps[name].config.extra for name in ("train_point", "train_point_2")] == [{"gpus": 1}] * 2
     report = read_report(first.id)
     assert report.sweep is not None

@@ -114,6 +114,13 @@ def test_a_manifest_with_a_path_outside_of_its_folder_is_refused(folder):
         Checkpoint.load(folder)
 
 
+@pytest.mark.parametrize("content", [b"\x80", b"[1]", b"", b'{"stage": 1}'])
+def test_a_manifest_that_is_none_is_refused(folder, content):
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match="not a checkpoint"):
+        Checkpoint.load(folder)
+
+
 def test_a_folder_without_manifest_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a checkpoint"):
         Checkpoint.load(tmp_path)

@@ -39,7 +39,7 @@ from posttrain.evaluation.gate.decision import Promotion
 from zenml.orchestrators.step_runner import StepRunner
 from zenml.models import PipelineRunResponse
 
-decision.decide = lambda figures, gate: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"])
+decision.decide = lambda figures, *_: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"])
 run = StepRunner.run
 
 def killed(self, *args, **kwargs):

@@ -1,5 +1,6 @@
 """The pipeline as a user meets it: one file decides, a mistake costs one line, and nothing is trained twice."""
 
+import errno
 import importlib
 import re
 import shutil
@@ -113,7 +114,7 @@ def test_the_run_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [name for name in callers if not name.startswith("zenml.")] == ["posttrain.config.load"]
 
 
-BEGIN = "load_preferences resolve_base"
+BEGIN = "resolve_base preflight load_preferences"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +171,26 @@ def test_a_failing_step_ends_the_run_with_its_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/store/x"), r"the disk is full \(/store/x\): free space"),
+        (UserError("\x1b[2Jfirst postgresql://h/db?password=hidden"), r"^\[2Jfirst postgresql://h/db$"),
+    ],
+)
+def test_what_ends_a_step_is_one_line_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, message: str
+) -> None:
+    def fails(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("posttrain.data.loader.load_preferences", fails)
+    with pytest.raises(click.ClickException, match=message):
+        dpo_pipeline.with_options(config_path=written(tmp_path, TINY))()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
 def test_nothing_is_trained_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +213,7 @@ def test_nothing_is_trained_twice(
     always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
     first = run(TINY)
     assert worked(first) == always | {
+        "preflight",
         "tokenise",
         "train_sft",
         "score_reference",
@@ -216,7 +238,7 @@ def test_nothing_is_trained_twice(
 
     shorter = run({**TINY, "dpo": {**TINY["dpo"], "max_length": 64, "max_prompt_length": 32}})
     # SFT does not depend on DPO's lengths. No pair of the demo is cut by them, so the figures and the verdict stay.
-    assert worked(shorter) == always | {"tokenise", "score_reference", "train_dpo", "generate", "evaluate"}
+    assert worked(shorter) == always | {"preflight", "tokenise", "score_reference", "train_dpo", "generate", "evaluate"}
 
     renamed = run({**TINY, "tracking": {"experiment": "another"}})
     assert worked(renamed) == always
@@ -241,7 +263,15 @@ def test_nothing_is_trained_twice(
     version = first.steps["train_sft"].outputs["sft_checkpoint"][0].version
     from_sft = run({**without_sft, "finetuning_type": "dpo", "dpo": {**TINY["dpo"], "start": version}})
     # ZenML's cache key depends on where an input comes from; the same weights come out, so the verdict stands.
-    assert worked(from_sft) == always | {"tokenise", "score_reference", "train_dpo", "evaluate", "generate", "report"}
+    assert worked(from_sft) == always | {
+        "preflight",
+        "tokenise",
+        "score_reference",
+        "train_dpo",
+        "evaluate",
+        "generate",
+        "report",
+    }
 
     monkeypatch.setattr(_code, "step_digest", lambda module: f"{module} was edited")
     assert "train_sft" in worked(run({**TINY, "finetuning_type": "sft"}))

@@ -59,6 +59,7 @@ def test_only_what_nothing_needs_is_deleted(tmp_path: Path, monkeypatch: pytest.
         about: dict[str, Any] = {"stage": "dpo", "kind": "full", "base": BASE, "parent": None, "template": ""}
         seal(folder, [], **about, stop_ids=[0], metrics={})
         done = prunable(str(folder), base)
+        assert done is not None
         tracker = Tracker(default_tracking_uri(), "pruning", str(done.id), done.name)
         with tracker.parent("make_checkpoint"):
             pass

@@ -293,7 +293,7 @@ def test_a_version_of_an_older_release_is_read(place: Place) -> None:
     for key, value in list(old.items())[:-1]:
         log_metadata(metadata={key: value}, model_version_id=version.id)
     assert digest_of(place.version("old")) is None, "incomplete: its run was killed"
-    log_metadata({"pipeline_run_name": "some run"}, model_version_id=version.id)
+    log_metadata(metadata={"pipeline_run_name": "some run"}, model_version_id=version.id)
     assert digest_of(place.version("old")) == old["digest"]
 
 

@@ -458,3 +458,10 @@ def test_missing_server_delays_a_step_by_seconds_only(
     assert [message.split(":")[0] for message in outages(caplog, "train_dpo")] == ["MLflow at http"]
     assert "Connection refused" in caplog.text
     assert unsent_metrics(stage.unsent) == [(1, 0.5)]
+
+
+@pytest.mark.parametrize("uri", ["file:///some/mlruns", "file:/some/mlruns", "/some/mlruns/"])
+def test_a_folder_of_runs_is_refused_with_the_database_to_use(monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=r"MLflow 3 keeps no runs in folders: .*sqlite:////some/mlruns/mlflow.db"):
+        tracking.default_tracking_uri()

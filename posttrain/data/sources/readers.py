@@ -22,6 +22,11 @@ SUFFIXES = ".jsonl, .ndjson, .json, .csv (.gz or .zst may follow) or .parquet"
 
 _MISSING_CELLS = ("nan", "NaN")
 
+LINE_AT_MOST = 64 * 2**20
+"""Characters of the longest line. A compressed file of a megabyte can hold a line of gigabytes."""
+ARRAY_AT_MOST = 4 * 2**30
+"""Characters of the longest JSON array, which is parsed as a whole."""
+
 Row = tuple[str, dict[str, Any] | None]
 """Location of a row in its file and its values, or None if it cannot be parsed."""
 
@@ -54,9 +59,9 @@ def read_rows(file: Path, shown: str) -> Iterator[Row]:
         if kind == "csv":
             yield from _csv_rows(text, shown)
         elif kind == "json" and _begins_array(file):
-            yield from _json_array_rows(text)
+            yield from _json_array_rows(text, shown)
         else:
-            yield from _json_line_rows(text)
+            yield from _json_line_rows(text, shown)
 
 
 def count_rows(file: Path, shown: str) -> int:
@@ -66,7 +71,7 @@ def count_rows(file: Path, shown: str) -> int:
         return int(_parquet_file(file, shown).metadata.num_rows)
     if kind in ("jsonl", "ndjson"):
         with reading(shown), _open_text(file) as text:
-            return sum(1 for line in text if not line.isspace())
+            return sum(1 for line in _lines(text, shown) if not line.isspace())
     return sum(1 for _ in read_rows(file, shown))
 
 
@@ -108,14 +113,37 @@ class _ArrowBytes(io.RawIOBase):
         super().close()
 
 
-def _json_line_rows(text: TextIO) -> Iterator[Row]:
-    for n, line in enumerate(text, start=1):
+def _lines(text: TextIO, shown: str) -> Iterator[str]:
+    """Yield the lines of a file, none of which is read beyond the limit.
+
+    Raises:
+        UserError: a line is too long.
+    """
+    n = 0
+    while line := text.readline(LINE_AT_MOST + 1):
+        n += 1
+        if len(line) > LINE_AT_MOST:
+            raise UserError(
+                f"{shown}:{n}: the line has more than {LINE_AT_MOST // 2**20} Mi characters, more than a row of text can need: "
+                "write one row per line, or remove the line"
+            )
+        yield line
+
+
+def _json_line_rows(text: TextIO, shown: str) -> Iterator[Row]:
+    for n, line in enumerate(_lines(text, shown), start=1):
         if not line.isspace():
             yield str(n), _as_values(_parse_json(line))
 
 
-def _json_array_rows(text: TextIO) -> Iterator[Row]:
-    rows = _parse_json(text.read())
+def _json_array_rows(text: TextIO, shown: str) -> Iterator[Row]:
+    content = text.read(ARRAY_AT_MOST + 1)
+    if len(content) > ARRAY_AT_MOST:
+        raise UserError(
+            f"{shown}: has more than {ARRAY_AT_MOST // 2**30} Gi characters, which do not fit into memory as one JSON array: "
+            "write one row per line (.jsonl)"
+        )
+    rows = _parse_json(content)
     if not isinstance(rows, list):
         yield "1", None
         return
@@ -142,8 +170,8 @@ def _as_values(value: Any) -> dict[str, Any] | None:
 
 def _csv_rows(text: TextIO, shown: str) -> Iterator[Row]:
     """Yield the rows below the header. Cells that pandas writes for missing values become None."""
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(text, strict=True)
+    csv.field_size_limit(LINE_AT_MOST)
+    reader = csv.reader(_lines(text, shown), strict=True)
     try:
         header = next(reader, [])
     except csv.Error as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from posttrain.evaluation.diagnosis.evidence import MIN_SLICE_PAIRS, Check, Evidence, Seen
-from posttrain.evaluation.diagnosis.uncertainty import difference, ratio
+from posttrain.evaluation.diagnosis.rule_intervals import difference, ratio
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.labels import percent, point_range, words
 

@@ -12,7 +12,7 @@ from zenml.exceptions import IllegalOperationError
 
 from posttrain.config import DpoSection, RunConfig
 from posttrain.errors import UserError
-from posttrain.tracking import TrackedStage, Tracker, default_tracking_uri, send
+from posttrain.tracking import TrackedStage, Tracker, checked_uri, default_tracking_uri, send
 
 logger = logging.getLogger(__name__)
 
@@ -104,4 +104,4 @@ def tracking_uri() -> str:
     if component is None or component.flavor != "mlflow":
         return default_tracking_uri()
     component.configure_mlflow()
-    return str(component.get_tracking_uri())
+    return checked_uri(str(component.get_tracking_uri()))

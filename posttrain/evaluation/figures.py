@@ -98,15 +98,6 @@ class Stratum(Result):
     implicit_accuracy: Estimate | None
 
 
-class LengthControl(Result):
-    """Comparisons of two models in which length does not count."""
-
-    controlled: Comparison
-    """By the part of the likelihood margin that the difference in length does not explain (`without_length`)."""
-    per_token: Comparison
-    """By the mean log-probability of a token."""
-
-
 class Length(Result):
     """Relation of a model's preferences to the length of responses."""
 
@@ -119,10 +110,8 @@ class Length(Result):
     lengths are constant are left out."""
     implicit_correlation: Estimate | None
     """The same for the implicit margin. A value above 0 means that DPO learned to prefer longer responses."""
-    controlled_accuracy: dict[str, Estimate] = Field({})
-    """Accuracy by the part of the likelihood margin that the difference in length does not explain, by stage."""
-    controls: dict[str, LengthControl] = Field({})
-    """By comparison, as in `comparisons`."""
+    per_token: dict[str, Comparison] = Field({})
+    """Comparisons by the mean log-probability of a token, so that length does not count; as in `comparisons`."""
 
 
 class Reliability(Result):

@@ -19,7 +19,6 @@ from posttrain.evaluation.figures import (
     Comparison,
     Histogram,
     Length,
-    LengthControl,
     SetFigures,
     Slice,
     StageFigures,
@@ -35,7 +34,7 @@ from posttrain.evaluation.intervals import (
     rank_correlation,
 )
 from posttrain.evaluation.labels import STRATA
-from posttrain.evaluation.length_control import STRATA_SIGNS, Scores, per_token_margins, without_length
+from posttrain.evaluation.length_control import STRATA_SIGNS, Scores, per_token_margins
 
 N_BINS = 40
 MAX_TURNS_TOLD_APART = 8
@@ -292,20 +291,14 @@ def _length(sample: _Sample, margins: Columns, implicit: np.ndarray | None, cont
             implicit_accuracy=part.share(correct(implicit[inside])) if some and implicit is not None else None,
         )
     correlations = {stage: rank_correlation(margin, longer, section, clusters) for stage, margin in margins.items()}
-    scores = {stage: _scores(sample.column, stage) for stage in margins}
-    controlled = {stage: correct(without_length(found)) for stage, found in scores.items()}
-    per_token = {stage: correct(per_token_margins(found)) for stage, found in scores.items()}
+    per_token = {stage: correct(per_token_margins(_scores(sample.column, stage))) for stage in margins}
     return Length(
         prefer_longer=sample.share(correct(longer)),
         strata=strata,
         margin_correlation={stage: found for stage, found in correlations.items() if found is not None},
         implicit_correlation=None if implicit is None else rank_correlation(implicit, longer, section, clusters),
-        controlled_accuracy={stage: sample.share(right) for stage, right in controlled.items()},
-        controls={
-            f"{newer}_vs_{older}": LengthControl(
-                controlled=compare(controlled[newer], controlled[older], section, clusters),
-                per_token=compare(per_token[newer], per_token[older], section, clusters),
-            )
+        per_token={
+            f"{newer}_vs_{older}": compare(per_token[newer], per_token[older], section, clusters)
             for newer, older in contests
         },
     )

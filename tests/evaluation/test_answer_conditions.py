@@ -11,6 +11,9 @@ from posttrain.evaluation.answer_figures import (
     figures_by_chart,
     summarise_answers,
 )
+from posttrain.evaluation.diagnosis.rules import RULES
+from posttrain.evaluation.figures import Finding
+from posttrain.evaluation.gate.answer_conditions import FINDINGS
 from posttrain.evaluation.gate.decision import decide
 from posttrain.evaluation.generations import Exchange, Generations
 from posttrain.evaluation.judge import Judgement, win_rate
@@ -155,12 +158,18 @@ def test_few_answers_are_not_judged():
 
 
 def test_findings_about_answers_block_by_the_settings_of_the_gate_alone():
-    from posttrain.evaluation.figures import Finding
-
     finding = Finding(
         rule="stop_rate_fell", severity="error", stage="dpo", title="t", evidence={}, threshold="", advice=""
     )
     assert decide(figures_of(table(), (finding,)), GateSection()).promoted
+
+
+def test_rules_about_answers_are_errors_with_the_limits_of_the_gate():
+    rules = {rule.name: rule for rule in RULES if rule.name in FINDINGS}
+    assert rules.keys() == FINDINGS
+    assert {rule.severity for rule in rules.values()} == {"error"}
+    gate = GateSection()
+    assert (rules["stop_rate_fell"].limit, rules["repetitive"].limit) == (gate.max_stop_loss, gate.max_repetition_gain)
 
 
 def test_win_rates_name_who_decided():

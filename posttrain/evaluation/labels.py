@@ -28,7 +28,7 @@ class Interval(Protocol):
         """Upper end."""
 
 
-class Sample(Protocol):
+class PairsOfPrompts(Protocol):
     """Pairs, and the prompts that they belong to."""
 
     @property
@@ -129,7 +129,7 @@ def comparison(name: str) -> str:
     return f"{STAGES[newer]} against {STAGES[older]}"
 
 
-def sample_size(sample: Sample, kind: str = "") -> str:
+def sample_size(sample: PairsOfPrompts, kind: str = "") -> str:
     """Return the number of pairs and of prompts: `400 test pairs of 80 prompts`, or `400 test pairs` where each has its own.
 
     Args:

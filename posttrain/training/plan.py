@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from posttrain.config import ModelSection, RunConfig, TrainSection
 from posttrain.data.sources import count_rows
+from posttrain.errors import UserError
 from posttrain.models.memory import Shape, activations_gib, loaded_gib, read_shape, weights_gib
 
 
@@ -44,6 +45,8 @@ def _n_train_pairs(config: RunConfig) -> int | None:
         counts = count_rows(source)
         if counts is None:
             return None
+        if not sum(counts.values()):
+            raise UserError(f"data.sources: {source.location} has no rows: add pairs, or remove the source")
         held_out = config.data.validation_size * ("validation" not in counts) + config.data.test_size * (
             "test" not in counts
         )

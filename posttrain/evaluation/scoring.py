@@ -18,6 +18,7 @@ from posttrain.config import EvaluationSection, LoraSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
+from posttrain.evaluation.clustered.clusters import conversation_key
 from posttrain.evaluation.diagnosis.evidence import TrainingLog, Written
 from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL
@@ -25,7 +26,7 @@ from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.forgetting import HeldOut, held_out_rows, measure_forgetting, of_chosen
 from posttrain.evaluation.label_check.noise import noise_of_test_pairs
-from posttrain.evaluation.statistics import summarise
+from posttrain.evaluation.statistics import CONVERSATION, summarise
 from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.base import resolve_base
 from posttrain.models.checkpoint import Base, Checkpoint
@@ -42,10 +43,10 @@ class Evaluation:
 
     figures: Figures
     pairs: pa.Table
-    """One row per test pair: id, source, true_margin, prompt, chosen, rejected (text), n_turns (by the user), n_prompt_tokens,
-    n_chosen_tokens, n_rejected_tokens, kl_nats_per_token (null where not measured), and for each stage
-    `STAGE_chosen_logps` and `STAGE_rejected_logps`, nats summed over completion tokens. A champion of another tokenizer
-    has its own `champion_n_chosen_tokens` and `champion_n_rejected_tokens`."""
+    """One row per test pair: id, source, true_margin, conversation (its key, as `conversation_key` gives it), prompt, chosen,
+    rejected (text), n_turns (by the user), n_prompt_tokens, n_chosen_tokens, n_rejected_tokens, kl_nats_per_token
+    (null where not measured), and for each stage `STAGE_chosen_logps` and `STAGE_rejected_logps`, nats summed over completion
+    tokens. A champion of another tokenizer has its own `champion_n_chosen_tokens` and `champion_n_rejected_tokens`."""
     sets: dict[str, pa.Table] = field(default_factory=dict)
     """The same for each set in `evaluation.sets`."""
 
@@ -261,6 +262,7 @@ class _Pairs:
             "id": pa.array([ids[i] for i in kept]),
             "source": pa.array(list(texts["source"]), pa.string()),
             "true_margin": pa.array(list(texts["true_margin"]), pa.float64()),
+            CONVERSATION: pa.array([conversation_key(prompt) for prompt in texts["prompt"]]),
             "prompt": pa.array([_prompt_text(prompt) for prompt in texts["prompt"]]),
             "chosen": pa.array([_response_text(response) for response in texts["chosen"]]),
             "rejected": pa.array([_response_text(response) for response in texts["rejected"]]),

@@ -11,7 +11,7 @@ from posttrain.evaluation.gate.length_conditions import length_conditions
 from posttrain.evaluation.gate.ranking_conditions import finding_conditions, ranking_conditions, slice_conditions
 from posttrain.evaluation.gate.regression_conditions import forgetting_conditions, set_conditions
 from posttrain.evaluation.generations import Generations
-from posttrain.evaluation.labels import NAMES, point_range
+from posttrain.evaluation.labels import NAMES, point_range, sample_size
 
 
 class Champion(BaseModel):
@@ -50,7 +50,7 @@ def decide(figures: Figures, gate: GateSection, generations: Generations | None 
     gain = comparison.gain
     evidence = (
         f"{NAMES[newer]} ranks {abs(100 * gain.value):.1f} points {'fewer' if gain.value < 0 else 'more'} test pairs correctly "
-        f"than {NAMES[older]} ({point_range(gain)}, p = {comparison.p_value:.2g}, {figures.n_pairs} pairs)"
+        f"than {NAMES[older]} ({point_range(gain)}, p = {comparison.p_value:.2g}, {sample_size(figures)})"
     )
     against = [
         *ranking_conditions(comparison, gate),

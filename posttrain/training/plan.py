@@ -30,9 +30,9 @@ def plan(config: RunConfig) -> dict[str, StagePlan]:
     stages = {}
     if config.finetuning_type in ("sft", "both"):
         n_rows = n_pairs
-        if config.sft.dataset is not None:
-            counts = count_rows(config.sft.dataset)
-            n_rows = counts.get("train") if counts else None
+        if config.sft.datasets:
+            counts = [count_rows(source) for source in config.sft.datasets]
+            n_rows = None if None in counts else sum(count.get("train", 0) for count in counts if count)
         stages["sft"] = _stage(config.sft, config.model, n_rows, shape, sequences_per_row=1)
     if config.finetuning_type in ("dpo", "both"):
         stages["dpo"] = _stage(config.dpo, config.model, n_pairs, shape, sequences_per_row=2)

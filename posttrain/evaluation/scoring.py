@@ -18,7 +18,7 @@ from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.evaluation.clustered.clusters import conversation_key
+from posttrain.evaluation.clustered.clusters import conversation_key, prompts_digest
 from posttrain.evaluation.diagnosis.evidence import TrainingLog, Written
 from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL
@@ -132,7 +132,11 @@ def _log_of(checkpoint: Checkpoint | None) -> TrainingLog:
 
 
 def _digests(models: EvaluatedModels, data: EvaluationData) -> dict[str, str]:
-    digests = {"preferences": data.preferences.digest, **models.digests}
+    digests = {
+        "preferences": data.preferences.digest,
+        "test_prompts": prompts_digest(data.preferences.test["prompt"]),
+        **models.digests,
+    }
     digests |= {f"set {name}": found.digest for name, found in (data.sets.sets if data.sets else {}).items()}
     return digests | ({"reference": data.reference.checkpoint} if data.reference else {})
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from posttrain.evaluation.diagnosis.evidence import Curves, Evidence, TrainingLog
+from posttrain.evaluation.diagnosis.rule_intervals import rate
 from posttrain.evaluation.diagnosis.rules import RULES
-from posttrain.evaluation.diagnosis.uncertainty import rate
 from posttrain.evaluation.intervals import Estimate, wilson
 
 PAGE = Path(__file__).parent.parent / "docs" / "verdict.md"

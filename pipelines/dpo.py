@@ -45,24 +45,27 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     """The steps that every pipeline begins with, up to the SFT checkpoint."""
     import materializers  # noqa: F401 (registers them)
     from posttrain.orchestration.dpo_start import start_of
+    from posttrain.training.preflight import needs_of
     from steps.import_checkpoint import import_checkpoint
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences
+    from steps.preflight import preflight
     from steps.resolve_base import resolve_base
     from steps.tokenise import tokenise
     from steps.train_sft import train_sft
 
     sft, dpo = config.sft, config.dpo
-    preferences, data_report = load_preferences(config.data)
     section, start = start_of(config)
     base, model, tokenizer = resolve_base(section)
+    base = preflight(base, model, needs_of(config, reads_base=start is None or start.kind != "full"))
+    preferences, data_report = load_preferences(config.data, after="preflight")  # a broken base is found first
     sft_checkpoint = instructions = None
     if start:
         sft_checkpoint = start.checkpoint
         if not sft_checkpoint or isinstance(sft_checkpoint, Path):
             sft_checkpoint = import_checkpoint(sft_checkpoint and str(sft_checkpoint), base, tokenizer)
-    elif sft.dataset:
-        instructions, _ = load_instructions(preferences, sft.dataset, config.data)
+    elif sft.datasets:
+        instructions, _ = load_instructions(preferences, sft.datasets, config.data)
     sft_max_length = sft.max_length if sft_checkpoint is None else None
     checks = {name: policy for name, policy in config.data.checks.items() if name in TOKEN_CHECKS}
     tokens, sft_tokens, _ = tokenise(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from support.paths import ROOT
 from posttrain.config import load_config
 from posttrain.data.sources import readers
 from posttrain.errors import UserError
-from posttrain.evaluation.generations import Generations
 from posttrain.feedback.ab import ab_score
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 
@@ -98,11 +98,12 @@ def test_any_manifest_is_read_or_refused(tmp_path: Path, data: st.DataObject) ->
 @SETTINGS
 @given(st.data())
 def test_any_file_of_choices_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    generations: Any = SimpleNamespace(exchanges=[])
     whole = {"answers": "0" * 64, "choices": {"a": "left", "b": "tie"}}
     path = tmp_path / "choices.json"
     content = json.dumps(whole).encode()
     path.write_bytes(data.draw(damaged(content) | changed(whole).map(lambda found: json.dumps(found).encode())))
-    read_or_refused(lambda: ab_score(Generations.model_construct(exchanges=[]), [path]))
+    read_or_refused(lambda: ab_score(generations, [path]))
 
 
 @SETTINGS

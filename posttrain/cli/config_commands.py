@@ -35,7 +35,9 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
         from posttrain.training.plan import plan
 
         model, start = _start_of(run)
-        stages = plan(run.model_copy(update={"model": model}))
+        run_of_start = run.model_copy(update={"model": model})
+        stages = plan(run_of_start)
+        tried = _preflight(run_of_start, reads_base=start is None or start.kind != "full")
     echo(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
     for name, stage in stages.items():
         rows = "rows: unknown until loaded" if stage.n_rows is None else f"about {stage.n_rows} rows"
@@ -46,10 +48,27 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
             else f"about {stage.memory_gib:.1f} GiB for model and batch"
         )
         echo(f"{name}: {rows}, effective batch size {stage.effective_batch_size}, {steps}, {memory}")
+    echo(f"model: {tried}")
     if start:
         echo(f"dpo starts from {start}, which is also its reference")
     if points := run.sweep_points():
         echo(f"sweep: dpo {len(points)} times: {'; '.join(point_label(values) for values, _ in points)}")
+
+
+def _preflight(run: RunConfig, *, reads_base: bool) -> str:
+    """Return what the preflight found, if the model is on this machine."""
+    from posttrain.models.memory import read_shape
+
+    if run.model.base == "demo" or read_shape(run.model) is None:
+        # The demo's model need not be built and tried for this: it is the same for everyone.
+        return f"{run.model.base} is checked when a run starts"
+    from posttrain.models.base import resolve_base
+    from posttrain.training.preflight import machine_problems, needs_of, preflight
+
+    needs = needs_of(run, reads_base=reads_base)
+    for problem in machine_problems(run.model, needs):
+        echo(f"On this machine: {problem}", err=True)
+    return preflight(resolve_base(run.model), run.model, needs, trains_here=False)
 
 
 @click.command()

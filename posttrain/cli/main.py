@@ -9,7 +9,8 @@ from posttrain.cli.ab_commands import ab
 from posttrain.cli.colours import disable_colours_in_files
 from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
-from posttrain.cli.model_commands import chat, export
+from posttrain.cli.label_command import label_check
+from posttrain.cli.model_commands import chat, export, serve
 from posttrain.cli.project_commands import init, run
 from posttrain.cli.prune_command import prune
 from posttrain.cli.report_commands import compare, report
@@ -31,11 +32,13 @@ for command in (
     import_config_command,
     check,
     data,
+    label_check,
     run,
     report,
     compare,
     export,
     chat,
+    serve,
     ab,
     stack,
     schedule,

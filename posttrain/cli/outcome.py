@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from posttrain.errors import UserError
-from posttrain.plain_text import plain_text, shown
+from posttrain.storage.plain_text import plain_text, shown
 
 
 @contextmanager

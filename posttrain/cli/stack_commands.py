@@ -32,7 +32,7 @@ def stack_check(name: str | None, config: Path | None) -> None:
 
         findings = []
         for finding in check_stack(name, steps_of(config)):
-            echo(finding)
+            echo(str(finding))
             findings.append(finding)
     if n := sum(finding.state == "FAILED" for finding in findings):
         raise click.ClickException(f"{n} of {len(findings)} parts cannot be used")

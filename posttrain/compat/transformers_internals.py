@@ -91,3 +91,15 @@ def attention_implementation(model: Any) -> str:
     Remove when: transformers has a public property for it.
     """
     return str(model.config._attn_implementation)
+
+
+def with_one_gpu(arguments: Any) -> Any:
+    """Return training arguments whose process trains on one GPU, even if it sees several.
+
+    Reason: Trainer would wrap the model in `nn.DataParallel`, and TRL refuses that. Several GPUs have one process each.
+    Read against: transformers 5.20 to 5.24 (`TrainingArguments._n_gpu`, which the property `n_gpu` returns).
+    Remove when: `nn.DataParallel` is removed from Trainer.
+    """
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments

@@ -6,11 +6,14 @@ import functools
 import inspect
 import types
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import trl.trainer.dpo_trainer
 import trl.trainer.utils
+from peft import PeftModel
 from torch import Tensor
 
 UNSCALED = {"logit_scale": 1.0, "temperature": 1.0, "cast_lm_head_to_fp32": False, "final_logit_softcapping": None}
@@ -37,6 +40,45 @@ def replace_forward(model: Any, forward: Callable[..., Any]) -> None:
     Remove when: TRL's trainers take a function that computes the log-probabilities.
     """
     model.forward = types.MethodType(forward, model)
+
+
+@contextmanager
+def own_forward_afterwards(model: Any) -> Iterator[None]:
+    """Put the model's `forward` back at the end, as it was before.
+
+    Reason: the replaced `forward` refers to the model, and the model to it. Such a cycle keeps gigabytes of weights in memory
+    until Python collects garbage.
+    Read against: TRL 1.15 and 1.16 (`trl.trainer.utils.add_fused_lm_head`).
+    Remove when: as for `replace_forward`.
+    """
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    before = vars(inner).get("forward")
+    try:
+        yield
+    finally:
+        vars(inner).pop("forward", None)
+        if before is not None:
+            inner.forward = before
+
+
+@contextmanager
+def without_model_hash() -> Iterator[None]:
+    """Keep `DPOTrainer` from hashing all weights when it is created, which takes 50 s for 8 billion.
+
+    Reason: the hash names TRL's cached reference log-probabilities, which `PreparedPairs` does not use.
+    Read against: TRL 1.15 and 1.16 (`trl.trainer.dpo_trainer.hash_module`, called in `DPOTrainer.__init__`).
+    Remove when: TRL hashes the model only where it computes the reference's log-probabilities.
+    """
+    module: Any = trl.trainer.dpo_trainer
+    before = getattr(module, "hash_module", None)
+    module.hash_module = lambda model: ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.hash_module
+        else:
+            module.hash_module = before
 
 
 class _TorchHead:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 REASONS = {
     "unparsable": "the line or its transcript cannot be parsed",
     "not_text": "a field that must be text or a list of messages is null or has another type",
-    "broken_encoding": "the text has invalid UTF-8: a lone surrogate or U+FFFD",
+    "broken_encoding": "the text has invalid UTF-8: a lone surrogate or U+FFFD; `encoding` of the source reads other files",
     "control_characters": "the text contains NUL, a carriage return or another control character",
     "unknown_role": "the role of a message is not system, developer, user, assistant, tool or one of their other names",
     "empty": "the prompt, a turn or a response is empty or only whitespace",

@@ -70,6 +70,13 @@ class ModelSection(Section):
         description="attention kernel; layout flat: sdpa or flex (auto: flex on a GPU, else sdpa); padded: any but flex (auto: "
         "transformers' default)",
     )
+    router_aux_loss_coef: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="mixture of experts: weight of the load-balancing loss; null: the model's own in SFT, 0 in DPO, "
+        "which then starts at ln 2",
+    )
     trust_remote_code: bool = Field(
         False, description="run Python code from the model repository; needs revision to be a commit"
     )

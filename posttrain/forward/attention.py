@@ -10,17 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+BY_SEGMENTS, BY_BLOCKS = "posttrain_segments", "posttrain_blocks"
+"""Names under which transformers knows the attention functions. With sdpa or flex in them, models without support would refuse."""
+KERNELS = {BY_SEGMENTS: "sdpa", BY_BLOCKS: "flex"}
 
 
 @dataclass(frozen=True)
 class Segments:
     """The parts of a flat row: for each group the length of its prefix, then the lengths of its branches, in order.
 
-    A token sees the earlier tokens of its own prefix or branch. A token of a branch also sees its group's prefix.
+    A token sees the earlier tokens of its own prefix or branch. A token of a branch also sees its group's prefix. In a layer with
+    a sliding window of w tokens it sees only those less than w positions before it, counted from the beginning of its prefix.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -30,17 +35,38 @@ class Segments:
         """Lengths of each prefix with its first branch, and of each further branch, in the order of the row."""
         return [n for prefix, first, *others in self.groups for n in (prefix + first, *others)]
 
-    def masks(self, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-        """Return a mask for each branch except a group's first: (branch, prefix + branch), 0 for a visible token, else -inf."""
-        made: list[Tensor] = self._once(
-            "masks",
-            lambda: [
-                torch.full((n, prefix + n), -torch.inf, dtype=dtype, device=device).triu(prefix + 1)
-                for prefix, _, *others in self.groups
-                for n in others
-            ],
+    def masks(self, dtype: torch.dtype, device: torch.device, window: int | None = None) -> list[Tensor | None]:
+        """Return a mask for each of `lengths`: (branch, prefix + branch), 0 for a visible token, else -inf.
+
+        None stands for the plain causal mask of a prefix with its first branch.
+        """
+
+        def make() -> list[Tensor | None]:
+            made: list[Tensor | None] = []
+            for prefix, first, *others in self.groups:
+                n = prefix + first
+                made.append(band(n, n, window, dtype, device) if window is not None and window < n else None)
+                made += [band(n, prefix + n, window, dtype, device) for n in others]
+            return made
+
+        kept: list[Tensor | None] = self._once(f"masks {window}", make)
+        return kept
+
+    @property
+    def windows(self) -> set[int]:
+        """The sliding windows of the layers that have used these segments."""
+        seen: set[int] = self._once("windows", set)
+        return seen
+
+    def positions(self) -> Tensor:
+        """Return the position of each of the N tokens, counted from the beginning of its group's prefix."""
+        return torch.cat(
+            [
+                torch.arange(n) + (prefix if i else 0)
+                for prefix, *branches in self.groups
+                for i, n in enumerate((prefix, *branches))
+            ]
         )
-        return made
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         """Return a value that all layers share, made by the first layer that asks for it."""
@@ -59,26 +85,36 @@ class Segments:
             branch_numbers.repeat_interleave(torch.tensor([n for group in self.groups for n in group])),
         )
 
-    def block_mask(self, device: torch.device) -> BlockMask:
+    def block_mask(self, device: torch.device, window: int | None = None) -> BlockMask:
         """Return the mask of the whole row for FlexAttention."""
 
         def make() -> BlockMask:
             group, branch = (labels.to(device) for labels in self.labels())
+            position = self.positions().to(device)
 
             def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
                 own = (branch[query] == branch[key]) | (branch[key] == 0)
-                return (group[query] == group[key]) & own & (query >= key)
+                near = True if window is None else position[query] - position[key] < window
+                return (group[query] == group[key]) & own & (query >= key) & near
 
             return create_block_mask(sees, None, None, len(group), len(group), device=str(device))
 
-        made: BlockMask = self._once("block_mask", make)
+        made: BlockMask = self._once(f"block_mask {window}", make)
         return made
+
+
+def band(n_queries: int, n_keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the mask of the last `n_queries` of `n_keys` tokens: 0 for the earlier tokens within the window, else -inf."""
+    first = n_keys - n_queries
+    hidden = torch.full((n_queries, n_keys), -torch.inf, dtype=dtype, device=device)
+    mask = hidden.triu(first + 1)
+    return mask if window is None else mask + hidden.tril(first - window)
 
 
 def attention_name(setting: str, device: torch.device) -> str:
     """Return the name of the attention for flat rows: as set, else FlexAttention on a GPU and SDPA on a CPU."""
     flex = setting == "flex" or (setting == "auto" and device.type == "cuda")
-    return "posttrain_flex" if flex else "posttrain_sdpa"
+    return BY_BLOCKS if flex else BY_SEGMENTS
 
 
 def no_mask(input_ids: Tensor) -> Tensor:
@@ -91,22 +127,80 @@ def _attends_in_fp32(query: Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
-def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, **options: Any) -> Tensor:
-    """Run SDPA for each prefix with its first branch, and for each further branch. Takes and returns (1, heads, N, width)."""
+@dataclass(frozen=True)
+class _Layer:
+    """How one layer attends."""
+
+    scale: float | None
+    dropout: float
+    window: int | None
+    sinks: Tensor | None
+    """(heads,) logits that take part in each softmax without a value (gpt-oss)."""
+    softcap: float | None
+    """Largest absolute score: scores s become softcap * tanh(s / softcap) (Gemma 2)."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether SDPA alone computes it."""
+        return self.sinks is None and self.softcap is None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: _Layer) -> Tensor:
+    """Run SDPA. Without a mask, each of the last tokens sees itself and all before it."""
+    options: dict[str, Any] = {"scale": layer.scale, "dropout_p": layer.dropout}
     options["enable_gqa"] = query.shape[1] != key.shape[1]
+    if layer.softcap is not None:
+        return _attend_capped(query, key, value, mask, layer)
+    if layer.sinks is None:
+        if mask is None:
+            return scaled_dot_product_attention(query, key, value, is_causal=True, **options)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
+    # A further key whose product with every query is the sink, and whose value is 0: one more component carries it.
+    options["scale"] = layer.scale if layer.scale is not None else query.shape[-1] ** -0.5
+    n_batch, n_heads, n_queries, _ = query.shape
+    if mask is None:
+        mask = band(n_queries, key.shape[2], None, query.dtype, query.device)
+    sink = (layer.sinks.to(query.dtype) / options["scale"]).view(1, n_heads, 1, 1).expand(n_batch, -1, n_queries, 1)
+    query = torch.cat((query, sink), dim=-1)
+    key = pad(key, (0, 1, 1, 0))
+    key = torch.cat((pad(key.new_ones(1), (key.shape[-1] - 1, 0)).expand_as(key[:, :, :1]), key[:, :, 1:]), dim=2)
+    seen: Any = True if mask.dtype == torch.bool else 0.0
+    mask = pad(mask, (1, 0), value=seen)
+    return scaled_dot_product_attention(query, key, pad(value, (0, 0, 1, 0)), attn_mask=mask, **options)
+
+
+def _attend_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: _Layer) -> Tensor:
+    """Attend in single operations, because no kernel caps scores on a CPU."""
+    assert layer.softcap is not None
+    n_shared = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(n_shared, dim=1) for tensor in (key, value))
+    scale = layer.scale if layer.scale is not None else query.shape[-1] ** -0.5
+    scores = layer.softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / layer.softcap))
+    if mask is None:
+        mask = band(query.shape[2], key.shape[2], None, query.dtype, query.device)
+    hidden = ~mask if mask.dtype == torch.bool else mask < 0
+    scores = scores.masked_fill(
+        hidden, torch.finfo(scores.dtype).min
+    )  # finite: padding sees nothing, and must not be NaN
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    return torch.nn.functional.dropout(weights, layer.dropout) @ value
+
+
+def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, layer: _Layer) -> Tensor:
+    """Run SDPA for each prefix with its first branch, and for each further branch. Takes and returns (1, heads, N, width)."""
     if _attends_in_fp32(query):
         with torch.autocast("cpu", enabled=False):
-            return _by_segment(query.float(), key.float(), value.float(), segments, **options).to(query.dtype)
+            return _by_segment(query.float(), key.float(), value.float(), segments, layer).to(query.dtype)
     parts = zip(*(tensor.split(segments.lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    masks = iter(segments.masks(query.dtype, query.device))
+    masks = iter(segments.masks(query.dtype, query.device, layer.window))
     outputs = []
     for prefix, _, *others in segments.groups:
         q, first_k, first_v = next(parts)
-        outputs.append(scaled_dot_product_attention(q, first_k, first_v, is_causal=True, **options))
+        outputs.append(_attend(q, first_k, first_v, next(masks), layer))
         for _ in others:
             q, k, v = next(parts)
             k, v = torch.cat((first_k[:, :, :prefix], k), dim=2), torch.cat((first_v[:, :, :prefix], v), dim=2)
-            outputs.append(scaled_dot_product_attention(q, k, v, attn_mask=next(masks), **options))
+            outputs.append(_attend(q, k, v, next(masks), layer))
     return torch.cat(outputs, dim=2)
 
 
@@ -115,11 +209,18 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def _flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None, **_: Any) -> Tensor:
+def _flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, layer: _Layer) -> Tensor:
     attend = _compiled_flex() if query.is_cuda else flex_attention
-    options = {"block_mask": segments.block_mask(query.device), "enable_gqa": query.shape[1] != key.shape[1]}
-    result: Tensor = attend(query, key, value, scale=scale, **options)
-    return result
+    mask = segments.block_mask(query.device, layer.window)
+    options: dict[str, Any] = {"block_mask": mask, "enable_gqa": query.shape[1] != key.shape[1], "scale": layer.scale}
+    if (softcap := layer.softcap) is not None:
+        options["score_mod"] = lambda score, *_: softcap * torch.tanh(score / softcap)
+    if layer.sinks is None:
+        result: Tensor = attend(query, key, value, **options)
+        return result
+    result, log_sum = attend(query, key, value, return_lse=True, **options)
+    # Softmax with one more logit s: the other weights shrink by exp(l) / (exp(l) + exp(s)) = sigmoid(l - s).
+    return result * torch.sigmoid(log_sum - layer.sinks.view(1, -1, 1))[..., None].to(result.dtype)
 
 
 def _interface(attend: Any) -> Any:
@@ -136,12 +237,19 @@ def _interface(attend: Any) -> Any:
         segments: Segments | None = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
-        if segments is None:
+        layer = _Layer(scaling, dropout, options.get("sliding_window"), options.get("s_aux"), options.get("softcap"))
+        if segments is None and layer.is_plain:
             output, _ = sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
             )
             return output, None
-        output = attend(query, key, value, segments, scale=scaling, dropout_p=dropout)
+        if segments is None:
+            seen = attention_mask if attention_mask is None else attention_mask[..., : key.shape[2]]
+            output = _attend(query, key, value, seen, layer)
+        else:
+            if layer.window is not None:
+                segments.windows.add(layer.window)
+            output = attend(query, key, value, segments, layer)
         return output.transpose(1, 2).contiguous(), None
 
     return forward
@@ -150,6 +258,6 @@ def _interface(attend: Any) -> Any:
 @functools.cache
 def register_attention() -> None:
     """Register the attention functions for flat rows with transformers, once per process."""
-    for name, attend in (("posttrain_sdpa", _by_segment), ("posttrain_flex", _flex)):
+    for name, attend in ((BY_SEGMENTS, _by_segment), (BY_BLOCKS, _flex)):
         AttentionInterface.register(name, _interface(attend))
         AttentionMaskInterface.register(name, sdpa_mask)

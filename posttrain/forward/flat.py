@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
@@ -30,90 +29,13 @@ from posttrain.compat.trl_internals import (
     score_positions,
 )
 from posttrain.config import ModelSection
+from posttrain.errors import UserError
 from posttrain.forward import lm_head
-from posttrain.forward.attention import Segments, attention_name, no_mask, register_attention
-
-PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
-"""Largest accepted difference, in nats, between the two forwards on the probe's few tokens."""
-
-
-@dataclass
-class _FlatRow:
-    """Tokens of a flat row that is being built."""
-
-    input_ids: list[int] = field(default_factory=list)
-    position_ids: list[int] = field(default_factory=list)
-    predicting: list[int] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
-
-    def append(self, sequence: list[int], start: int, end: int, n_prompt: int) -> list[int]:
-        """Append the tokens from start to end, and return the indices in `targets` of the response tokens they predict."""
-        offset = len(self.input_ids) - start
-        self.input_ids.extend(sequence[start:end])
-        self.position_ids.extend(range(start, end))
-        first = max(start, n_prompt - 1)
-        self.predicting.extend(range(offset + first, offset + end))
-        self.targets.extend(sequence[first + 1 : end + 1])
-        return list(range(len(self.targets) - max(0, end - first), len(self.targets)))
-
-    def append_group(
-        self, prompt: list[int], responses: Sequence[tuple[int, ...]]
-    ) -> tuple[tuple[int, ...], list[list[int]]]:
-        """Append a prompt and distinct responses to it.
-
-        Returns:
-            The lengths of the prefix and of each branch; and for each response the indices of its tokens in `targets`.
-        """
-        sequences = [[*prompt, *response] for response in responses]
-        n_prefix = 0 if len(sequences) == 1 else max(0, _n_common(sequences) - 1)
-        shared = self.append(sequences[0], 0, n_prefix, len(prompt))
-        indices = [shared + self.append(one, n_prefix, len(one) - 1, len(prompt)) for one in sequences]
-        return (n_prefix, *(len(one) - 1 - n_prefix for one in sequences)), indices
-
-
-def lay_out(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> dict[str, Any]:
-    """Lay out n responses, each after its prompt, as one flat row of N tokens without padding.
-
-    The last token of each sequence is not part of the row: it predicts nothing, and no other token sees it.
-
-    Returns:
-        input_ids, position_ids: (1, N).
-        segments: which of the N tokens see which.
-        predicting: (T,) positions whose next token belongs to a response.
-        targets: (T,) that next token.
-        rows: (n, longest response) index in `targets` of each response token; padded with 0.
-        mask: (n, longest response) False where `rows` is padding.
-    """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        groups.setdefault(tuple(prompt), []).append(i)
-    row, lengths = _FlatRow(), []
-    rows = torch.zeros(len(responses), max(map(len, responses)), dtype=torch.long)
-    mask = torch.zeros_like(rows, dtype=torch.bool)
-    for members in groups.values():
-        distinct = list(dict.fromkeys(tuple(responses[i]) for i in members))
-        group_lengths, indices = row.append_group(prompts[members[0]], distinct)
-        lengths.append(group_lengths)
-        of_response = dict(zip(distinct, indices, strict=True))
-        for i in members:
-            places = of_response[tuple(responses[i])]
-            rows[i, : len(places)] = torch.tensor(places)
-            mask[i, : len(places)] = True
-    return {
-        "input_ids": torch.tensor([row.input_ids]),
-        "position_ids": torch.tensor([row.position_ids]),
-        "segments": Segments(tuple(lengths)),
-        "predicting": torch.tensor(row.predicting),
-        "targets": torch.tensor(row.targets),
-        "rows": rows,
-        "mask": mask,
-    }
-
-
-def _n_common(sequences: list[list[int]]) -> int:
-    """Return the length of the sequences' longest common prefix."""
-    smallest, largest = min(sequences), max(sequences)  # all others lie between these two
-    return next((i for i, (a, b) in enumerate(zip(smallest, largest, strict=False)) if a != b), len(smallest))
+from posttrain.forward.attention import attention_name, no_mask, register_attention
+from posttrain.forward.flat_row import lay_out
+from posttrain.forward.layout_support import expected_windows, why_padded
+from posttrain.forward.probe import Probe
+from posttrain.forward.routers import balance_loss, stop_router_outputs
 
 
 @dataclass(frozen=True)
@@ -174,25 +96,53 @@ def use_flat_batches(model: PreTrainedModel | PeftModel, section: ModelSection) 
 
     Returns:
         None, or the reason why the model keeps TRL's padded batches.
+
+    Raises:
+        UserError: `model.layout: flat` or `model.attention: flex` is set for a model without flat batches; or the model's
+            log-probabilities are wrong in padded batches too.
     """
     register_attention()
     fused_head_kernel()
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not forward_accepts(inner, "fused_lm_head"):
         add_fused_lm_head(inner)
-    if reason := _why_padded(model, section):
+    stop_router_outputs(inner)
+    own = Probe.of(model)
+    reason = _try_flat(model, inner, section, own)
+    if reason is None:
+        return None
+    for name, setting, value in (("layout", section.layout, "flat"), ("attention", section.attention, "flex")):
+        if setting == value:
+            raise UserError(
+                f"model.{name}: {value} needs flat batches, which this model does not support: {reason}: set model.{name} to auto"
+            )
+    own.check_padded(model)
+    return reason
+
+
+def _try_flat(model: Any, inner: Any, section: ModelSection, own: Probe) -> str | None:
+    """Return None if the flat forward works and is in use, or why it does not."""
+    if reason := why_padded(model, section):
         return reason
-    if "posttrain" not in attention_implementation(inner):
+    before = attention_implementation(inner)
+    if "posttrain" not in before:
         inner.set_attn_implementation(attention_name(section.attention, inner.device))
     if not forward_accepts(inner, "flat"):
         _add_flat_forward(inner)
     try:
-        difference = _probe(model)
-    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        return f"the model cannot compute them ({type(error).__name__}: {str(error).splitlines()[0]})"
-    if not difference <= PROBE_TOLERANCE.get(inner.dtype, 1e-3):
-        return f"in a trial they differed from the model's own forward pass by {difference:.2g} nats"
-    return None
+        difference, windows = own.flat_difference(model)
+    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotImplementedError) as error:
+        reason = f"the model cannot compute them ({type(error).__name__}: {str(error).splitlines()[0]})"
+    else:
+        if not difference <= own.tolerance:
+            reason = f"in a trial they differed from the model's own forward pass by {difference:.2g} nats"
+        elif not (changed := own.difference(Probe.of(model))) <= own.tolerance:
+            reason = f"its attention by segments changes the model's own forward pass by {changed:.2g} nats"
+        elif missing := expected_windows(inner.config) - windows:
+            reason = f"the model does not pass its sliding window of {min(missing)} tokens to the attention"
+    if reason and "posttrain" not in before:
+        inner.set_attn_implementation(before)
+    return reason
 
 
 @functools.cache
@@ -208,22 +158,6 @@ def announce(reason: str | None) -> None:
         print(f"Batches: padded as in TRL, which is slower: {reason}")
 
 
-def _why_padded(model: Any, section: ModelSection) -> str | None:
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if section.layout == "padded":
-        return "model.layout is set to padded"
-    if section.attention in ("eager", "flash_attention_2"):
-        return f"model.attention {section.attention} does not support segments"
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        return "the adapter puts virtual tokens before the prompt"
-    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
-        return f"the model has layers without full attention ({', '.join(sorted(kinds)) or 'sliding window'})"
-    if hasattr(config, "output_router_logits"):
-        return "the load-balancing loss of a mixture of experts depends on the layout of the batch"
-    return None
-
-
 def _add_flat_forward(inner: Any) -> None:
     fused = inner.forward
     names = plain_head_fields(fused.__func__)
@@ -234,12 +168,14 @@ def _add_flat_forward(inner: Any) -> None:
     ) -> Any:
         if flat is None:
             return fused(*args, fused_lm_head=fused_lm_head, **options)
+        router = {"output_router_logits": True} if options.get("output_router_logits") else {}
         backbone = self.base_model(
             input_ids=flat["input_ids"],
             position_ids=flat["position_ids"],
             attention_mask=no_mask(flat["input_ids"]),
             segments=flat["segments"],
             use_cache=False,
+            **router,
         )
         hidden = backbone.last_hidden_state[:, flat["predicting"]]
         head = self.get_output_embeddings()
@@ -253,34 +189,9 @@ def _add_flat_forward(inner: Any) -> None:
             name: None if value is None else value[flat["rows"]].masked_fill(~flat["mask"], 0)
             for name, value in fields.items()
         }
-        return FusedCausalLMOutput(loss=-fields["log_probs"].mean(), label_mask=flat["mask"], **table)
+        aux_loss = balance_loss(self, backbone.router_logits) if router else None
+        return FusedCausalLMOutput(
+            loss=-fields["log_probs"].mean(), label_mask=flat["mask"], aux_loss=aux_loss, **table
+        )
 
     replace_forward(inner, flat_forward)
-
-
-@torch.no_grad()
-def _probe(model: Any) -> float:
-    """Return the largest difference, in nats per response, between the flat and the model's own forward on a small group."""
-    generator = torch.Generator().manual_seed(0)
-    n_vocabulary = model.config.get_text_config().vocab_size
-    prompt, *responses = (
-        torch.randint(n_vocabulary, (length,), generator=generator).tolist() for length in (7, 5, 3, 4)
-    )
-    flat = lay_out([prompt] * len(responses), responses)
-    where = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        found = model(flat=to_device(flat, where), fused_lm_head=True).log_probs.float().sum(dim=1)
-        for i, response in enumerate(responses):
-            logits = model(input_ids=torch.tensor([prompt + response], device=where), use_cache=False).logits[0].float()
-            logps = logits[len(prompt) - 1 : -1].log_softmax(dim=-1)
-            found[i] -= logps.gather(1, torch.tensor(response, device=where)[:, None]).sum()
-    finally:
-        model.train(was_training)
-    return float(found.abs().max())
-
-
-def to_device(flat: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return the batch with its tensors on a device."""
-    return {name: part.to(device) if isinstance(part, Tensor) else part for name, part in flat.items()}

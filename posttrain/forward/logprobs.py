@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
+from posttrain.compat.trl_internals import own_forward_afterwards
 from posttrain.config import ModelSection
-from posttrain.forward.flat import announce, lay_out, to_device, use_flat_batches
+from posttrain.forward.flat import announce, use_flat_batches
+from posttrain.forward.flat_row import lay_out, to_device
+from posttrain.forward.probe import evaluating
 from posttrain.models.loading import Model
 from posttrain.models.precision import autocast
 from posttrain.progress import progress_bar
@@ -62,6 +65,15 @@ class PairLogps:
 
 
 def score_pairs(model: Model, rows: Dataset, section: ModelSection, tokens_per_batch: int, label: str) -> PairLogps:
+    """Return the log-probabilities of every pair's responses in evaluation mode. See `score_as_it_is`.
+
+    The model has its own forward pass again at the end, so that its memory is freed when the last reference to it is gone.
+    """
+    with own_forward_afterwards(model), evaluating(model):
+        return score_as_it_is(model, rows, section, tokens_per_batch, label)
+
+
+def score_as_it_is(model: Model, rows: Dataset, section: ModelSection, tokens_per_batch: int, label: str) -> PairLogps:
     """Return the log-probabilities of every pair's responses, float32, in the order of the rows.
 
     Uses the same forward pass as training, so that policy and reference differ only by rounding. Each prompt is computed
@@ -79,8 +91,6 @@ def score_pairs(model: Model, rows: Dataset, section: ModelSection, tokens_per_b
     announce(padded)
     batches = batches_by_length if padded else batches_by_prompt
     where = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     with torch.no_grad(), autocast(section), progress_bar(len(responses), label, " responses") as progress:
         for batch in batches(prompts, responses, tokens_per_batch):
             make = _padded if padded else lay_out
@@ -89,7 +99,6 @@ def score_pairs(model: Model, rows: Dataset, section: ModelSection, tokens_per_b
             output = model(**inputs, fused_lm_head=True) if padded else model(flat=inputs, fused_lm_head=True)
             logps[batch] = output.log_probs.float().sum(dim=1).cpu().numpy()
             progress.update(len(batch))
-    model.train(was_training)
     counts = np.array([len(response) for response in responses], dtype=np.int32)
     n_pairs = len(rows)
     return PairLogps(logps[:n_pairs], logps[n_pairs:], counts[:n_pairs], counts[n_pairs:])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def resolve_base(section: ModelSection) -> Base:
             for file in folder.iterdir()
             if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt")
         )
+        _refuse_adapter(section.base, names, folder)
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
             raise UserError(
                 f"model.base: {section.base} does not contain config.json and *.safetensors: name the folder of a transformers "
@@ -51,6 +53,30 @@ def resolve_base(section: ModelSection) -> Base:
     template = Path(section.chat_template or "")
     template_digest = file_digest(template) if template.suffix == ".jinja" and template.is_file() else None
     return Base(id=name, revision=commit, digest=digest, template_digest=template_digest)
+
+
+def _refuse_adapter(base: str, names: Collection[str], folder: Path | None = None) -> None:
+    """Refuse a folder or repository with an adapter, which transformers would load without a word."""
+    if "adapter_config.json" not in names:
+        return
+    of = ""
+    if folder is not None:
+        with contextlib.suppress(ValueError, AttributeError):
+            of = (
+                json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+                or ""
+            )
+    if any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names):
+        raise UserError(
+            f"model.base: {base} has an adapter (adapter_config.json) beside the model's own weights, and which is meant is not "
+            "clear: move the adapter to another folder, or merge it into the weights "
+            "(`PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(NEW)`)"
+        )
+    raise UserError(
+        f"model.base: {base} is an adapter{f' of {of}' if of else ''}, not a model: merge it into its base and name the result "
+        "(`PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(NEW)`), or, if this project trained it, "
+        "name the base here and the adapter's checkpoint in dpo.start"
+    )
 
 
 def _local_base(section: ModelSection) -> Path | None:
@@ -74,16 +100,20 @@ def demo_folder() -> Path:
 def _commit_on_hub(section: ModelSection) -> str:
     """Return the commit of a Hub id and revision, from the Hub or else from the local cache."""
     try:
-        return str(HfApi().model_info(section.base, revision=section.revision, timeout=20).sha)
+        found = HfApi().model_info(section.base, revision=section.revision, timeout=20)
     except (HfHubHTTPError, HTTPError, OSError) as error:
         cached = try_to_load_from_cache(section.base, "config.json", revision=section.revision)
         if isinstance(cached, str):
-            return Path(cached).parent.name
+            folder = Path(cached).parent
+            _refuse_adapter(section.base, [file.name for file in folder.iterdir()], folder)
+            return folder.name
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model.base: {section.base} at revision {section.revision or 'main'} is not in the local cache, and the Hub did "
             f"not return it ({reason}): check the name, the network, and HF_TOKEN for a gated model"
         ) from error
+    _refuse_adapter(section.base, [file.rfilename for file in found.siblings or ()])
+    return str(found.sha)
 
 
 def base_source(base: Base, section: ModelSection) -> tuple[str, dict[str, Any]]:

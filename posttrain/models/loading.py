@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,9 +27,12 @@ from posttrain.compat.glibc import keep_freed_memory
 from posttrain.compat.peft_internals import leave_casts_to_autocast
 from posttrain.config import LoraSection, ModelSection
 from posttrain.errors import UserError
+from posttrain.models.adapters import with_adapter
 from posttrain.models.base import LOCAL_ONLY, base_source, without_its_code
+from posttrain.models.base_checks import missing_weights
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.precision import device, uses_bf16
+from posttrain.models.stored_settings import drop_unused_sampling
 from posttrain.progress import disable_library_bars
 
 Model: TypeAlias = PreTrainedModel | PeftModel
@@ -118,7 +124,7 @@ def load_model(
                 f"{checkpoint.path}, which has {own.r} and {own.lora_alpha:g}: remove the settings, or train SFT again"
             )
     elif trainable and section.method != "full":
-        model = _with_adapter(model, section)
+        model = with_adapter(model, section)
     if isinstance(model, PeftModel):
         leave_casts_to_autocast(model)
     return model if section.method == "qlora" else model.to(device())
@@ -128,7 +134,7 @@ def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -
     # An optimizer step is far smaller than the resolution of bf16, so trained weights stay in fp32.
     dtype = torch.bfloat16 if uses_bf16(section) and section.method != "full" else torch.float32
     options = {**options, "dtype": dtype, "use_safetensors": True}
-    if section.attention != "auto":
+    if section.attention not in ("auto", "flex"):  # flex is for flat rows, which choose it themselves
         options["attn_implementation"] = section.attention
     if section.method == "qlora":
         if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
@@ -140,32 +146,32 @@ def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
         options["device_map"] = {"": device()}
-    with without_its_code(source):
-        return AutoModelForCausalLM.from_pretrained(source, **options)
+    with without_its_code(source), _attention_supported(section):
+        model, info = AutoModelForCausalLM.from_pretrained(source, **options, output_loading_info=True)
+    if problem := missing_weights(source, info):
+        raise UserError(problem)
+    if unused := drop_unused_sampling(model):
+        _announce_unused(source, tuple(unused))
+    loaded: PreTrainedModel = model
+    return loaded
 
 
-def _with_adapter(model: PreTrainedModel, section: ModelSection) -> PeftModel:
-    if section.method == "qlora":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    lora = section.lora
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
+@functools.cache
+def _announce_unused(source: str, names: tuple[str, ...]) -> None:
+    print(
+        f"Generation settings: {', '.join(names)} of {source} are left out, because do_sample is false and they have no effect"
     )
+
+
+@contextlib.contextmanager
+def _attention_supported(section: ModelSection) -> Iterator[None]:
+    """Turn transformers' errors about an attention that the model or the machine lacks into a `UserError`."""
     try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        if "not found in the base model" not in str(error):  # PEFT 0.20 has no exception of its own
+        yield
+    except (ValueError, ImportError) as error:
+        if section.attention == "auto" or not any(word in str(error).lower() for word in ("attention", "attn")):
             raise
-        names = sorted(
-            {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-        )
         raise UserError(
-            f"model.lora.target_modules: no layer of the model matches {lora.target_modules}: name some of "
-            f"{', '.join(names)}, or use all-linear"
+            f"model.attention: {section.attention} does not work with this model on this machine "
+            f"({str(error).strip().splitlines()[0]}): set it to auto"
         ) from error
-    assert isinstance(adapted, PeftModel)
-    return adapted

@@ -31,7 +31,7 @@ from posttrain.orchestration.interruption import (
 from posttrain.orchestration.run_file import RunFile, read_run_file
 from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 from posttrain.orchestration.stacks.schedules import replacing
-from posttrain.plain_text import shown
+from posttrain.storage.plain_text import shown
 from posttrain.storage.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class CheckedPipeline(Pipeline):
         """
         self._make_steps_importable()
         close_dead_runs(self.name)
+        _print_other_store()
         damaged: set[str] = set()
         while True:
             try:
@@ -110,6 +111,14 @@ def _execution_mode() -> ExecutionMode:
     """Return the mode that stops at the first failure, or, where the orchestrator lacks it, skips the steps that depend on it."""
     supported = Client().active_stack.orchestrator.supported_execution_modes
     return ExecutionMode.FAIL_FAST if ExecutionMode.FAIL_FAST in supported else ExecutionMode.CONTINUE_ON_FAILURE
+
+
+def _print_other_store() -> None:
+    """Print a hint if earlier runs are probably in another ZenML store."""
+    from posttrain.orchestration.finished_runs import note_of_other_store
+
+    if note := note_of_other_store():
+        click.echo(note, err=True)
 
 
 def _print_outcome(run: PipelineRunResponse | None) -> None:

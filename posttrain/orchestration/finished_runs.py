@@ -110,14 +110,32 @@ def find_run(run: str | UUID | None) -> PipelineRunResponse:
 
 def _other_store() -> str:
     """Return which ZenML store was searched, and where the run may be instead: the store of `make` or of a plain `zenml`."""
-    searched = Path(GlobalConfiguration().config_directory).resolve()
-    text = f". The ZenML store that was searched is {searched}"
-    of_make = Path(".zenml").resolve()
-    if of_make.is_dir() and of_make != searched:
-        text += ". Runs that were started with `make` are in .zenml: set ZENML_CONFIG_PATH=" + shlex.quote(str(of_make))
+    text = f". The ZenML store that was searched is {_searched()}"
+    if made := _runs_of_make():
+        text += f". {made}"
     elif "ZENML_CONFIG_PATH" in os.environ:
         text += " (set by ZENML_CONFIG_PATH). Runs that were started without this variable are in another store"
     return text
+
+
+def note_of_other_store() -> str | None:
+    """Return where earlier runs may be, if the ZenML store has none: without them everything is trained again."""
+    made = _runs_of_make()
+    if made is None or Client().list_pipeline_runs(size=1).items:
+        return None
+    return f"The ZenML store {_searched()} has no runs yet, so nothing is taken from its cache. {made}"
+
+
+def _searched() -> Path:
+    return Path(GlobalConfiguration().config_directory).resolve()
+
+
+def _runs_of_make() -> str | None:
+    """Return how to find the runs that were started with `make` in this folder; None if that store is used, or there is none."""
+    of_make = Path(".zenml").resolve()
+    if not of_make.is_dir() or of_make == _searched():
+        return None
+    return f"Runs that were started with `make` are in .zenml: set ZENML_CONFIG_PATH={shlex.quote(str(of_make))}"
 
 
 def output(step: StepRunResponse, name: str | None = None) -> Any:

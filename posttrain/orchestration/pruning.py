@@ -126,8 +126,10 @@ def _kept_runs(runs: dict[UUID, PipelineRunResponse], keep: int, lasting: set[UU
 
 def _artifacts(run: PipelineRunResponse) -> Iterator[ArtifactVersionResponse]:
     for step in run.steps.values():
-        for artifacts in (*step.outputs.values(), *step.inputs.values()):
-            yield from artifacts
+        for made in step.outputs.values():
+            yield from made
+        for taken in step.inputs.values():
+            yield from taken
 
 
 def _delete_run(run: PipelineRunResponse, needed: set[UUID], result: Pruned, dry: bool) -> None:
@@ -141,7 +143,7 @@ def _delete_run(run: PipelineRunResponse, needed: set[UUID], result: Pruned, dry
         for artifact in artifacts
         if artifact.id not in needed
     }
-    logs = [uri for worked in (run, *run.steps.values()) for uri in _logs(worked)]
+    logs = [*_logs(run), *(uri for step in run.steps.values() for uri in _logs(step))]
     result.runs.append(run.name)
     result.n_artifacts += len(files)
     result.n_bytes += sum(map(_size, [*files.values(), *logs]))

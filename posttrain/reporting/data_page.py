@@ -17,7 +17,7 @@ from posttrain.reporting.html import Picture, Table, render
 ADVICE = {
     "unparsable": "Look at the first lines listed below. The download may be incomplete, or a file has another format.",
     "not_text": "Set `columns` to the right column names, or fill in the missing values.",
-    "broken_encoding": "Decode the original files with their real encoding (often cp1252) and save them as UTF-8.",
+    "broken_encoding": "If the files have another encoding than UTF-8 (often cp1252), set `encoding` of the source.",
     "control_characters": "Line breaks become line feeds and other control characters are removed. Fix the export that adds them.",
     "unknown_role": "Map the roles to system, user and assistant before you export the data.",
     "empty": "Responses without text are often refusals or failed generations. Check the source.",
@@ -25,6 +25,9 @@ ADVICE = {
     "prompt_differs": "Both responses of a pair must answer the same prompt. Check how the source joins its two columns.",
     "overlong": "Raise data.max_chars if the model should learn from such long texts.",
     "identical": "Equal responses express no preference. No action needed.",
+    "unread_content": "Remove the column if the text alone is what the model should learn from, or leave these rows out.",
+    "system_differs": "Remove the column `system`, or correct the system messages of these conversations.",
+    "score_against_choice": "Find out which of the two is right. `keep` trusts the choice.",
     "disputed": "Annotators disagree. `data.checks: {disputed: drop}` trains on fewer rows with clear labels.",
     "prompt_in_test": "The source has some test prompts in its training rows too. With them the test would be too easy.",
     "near_test": "With these rows the model would have seen test prompts. Raise data.near_threshold if they differ enough.",

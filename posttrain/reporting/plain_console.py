@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from posttrain.plain_text import plain_text
+from posttrain.storage.plain_text import plain_text
 
 
 class PlainConsole(Console):

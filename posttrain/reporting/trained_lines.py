@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from posttrain.chat.trained_text import TrainedRow
-from posttrain.plain_text import plain_text
+from posttrain.storage.plain_text import plain_text
 
 OPEN, CLOSE = "⟦", "⟧"
 """Around the tokens under the loss."""

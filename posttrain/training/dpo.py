@@ -10,18 +10,21 @@ from peft import PeftModel
 from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
-from posttrain.compat.trl_internals import PreparedPairs, weight_metrics
+from posttrain.compat.transformers_internals import with_one_gpu
+from posttrain.compat.trl_internals import PreparedPairs, weight_metrics, without_model_hash
 from posttrain.config import DpoSection, ModelSection
 from posttrain.errors import UserError
-from posttrain.forward.logprobs import dpo_loss, score_pairs
+from posttrain.forward.logprobs import dpo_loss, score_as_it_is
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model
 from posttrain.models.precision import uses_bf16
+from posttrain.models.stored_settings import StoredSettings, remove_randomness
+from posttrain.models.token_ids import check_token_ids
 from posttrain.training.launcher import on_processes
 from posttrain.training.reference import ReferenceLogps
 from posttrain.training.resume.resumable_trainer import ResumableTrainer
 from posttrain.training.stopping import stopping_callbacks
-from posttrain.training.trainer import TrainingJob, TrainingSetup, train_and_seal, training_arguments, use_flat_rows
+from posttrain.training.trainer import TrainingJob, TrainingSetup, prepare, train_and_seal, training_arguments
 
 N_START_PAIRS = 16
 """Number of pairs whose log-probabilities are compared with the reference before the first update."""
@@ -74,22 +77,27 @@ def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoin
             "or lower dpo.max_prompt_length"
         )
     policy = load_model(job.base, job.model, sft_checkpoint, trainable=True)
-    trainer = PairTrainer(
-        model=policy,
-        args=_dpo_config(dpo, training_arguments(dpo, job, policy, has_validation=len(validation) > 0)),
-        train_dataset=train,
-        eval_dataset=validation if len(validation) else None,
-        processing_class=chat.tokenizer,
-        callbacks=[*stopping_callbacks(dpo, has_validation=len(validation) > 0, start=job.start), *job.callbacks],
-    )
+    stored = StoredSettings.of(policy)
+    check_token_ids(train, policy)
+    if random := remove_randomness(policy):
+        print(f"DPO: {', '.join(random)} of the model are 0, so that training starts exactly at the reference")
+    with without_model_hash():
+        trainer = PairTrainer(
+            model=policy,
+            args=with_one_gpu(_dpo_config(dpo, training_arguments(dpo, job, policy, len(validation) > 0))),
+            train_dataset=train,
+            eval_dataset=validation if len(validation) else None,
+            processing_class=chat.tokenizer,
+            callbacks=[*stopping_callbacks(dpo, has_validation=len(validation) > 0, start=job.start), *job.callbacks],
+        )
     if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
         # TRL copies the adapter to use it as the reference. The stored log-probabilities take its place.
         policy.delete_adapter("ref")
-    batches = use_flat_rows(trainer, job.model)
+    batches = prepare(trainer, job.model)
     check_start(policy, reference, sft_checkpoint, job.model, dpo)
     cut = {f"n_{name}": count for name, count in reference.cut["train"].items()}
     counts = {"n_pairs": len(train), "n_validation": len(validation), **cut}
-    return train_and_seal(TrainingSetup(trainer, chat, job, "dpo", sft_checkpoint, counts, batches))
+    return train_and_seal(TrainingSetup(trainer, chat, job, "dpo", sft_checkpoint, counts, batches, stored))
 
 
 def _dpo_config(dpo: DpoSection, arguments: dict[str, Any]) -> DPOConfig:
@@ -123,7 +131,8 @@ def check_start(
     """
     train = reference.rows("train")
     pairs = train.select(range(min(N_START_PAIRS, len(train))))
-    scored = score_pairs(policy, pairs, model, 2 * dpo.batch_size * dpo.max_length, "start of DPO")  # as in training
+    policy.train()  # as in training: dropout that is left would move the start
+    scored = score_as_it_is(policy, pairs, model, 2 * dpo.batch_size * dpo.max_length, "start of DPO")
     found = torch.from_numpy(scored.chosen_logps), torch.from_numpy(scored.rejected_logps)
     stored = torch.tensor(list(pairs["ref_chosen_logps"])), torch.tensor(list(pairs["ref_rejected_logps"]))
     loss, margin = (float(values.mean()) for values in dpo_loss(*found, *stored, dpo.beta))

@@ -8,14 +8,17 @@ from trl import SFTConfig, SFTTrainer
 
 from posttrain.chat.template import Chat
 from posttrain.chat.tokens import SftTokens, check_chat
+from posttrain.compat.transformers_internals import with_one_gpu
 from posttrain.config import SftSection
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_chat, load_model
+from posttrain.models.stored_settings import StoredSettings
+from posttrain.models.token_ids import check_token_ids
 from posttrain.training.launcher import on_processes
 from posttrain.training.resume.resumable_trainer import ResumableTrainer
 from posttrain.training.stopping import stopping_callbacks
-from posttrain.training.trainer import TrainingJob, TrainingSetup, train_and_seal, training_arguments, use_flat_rows
+from posttrain.training.trainer import TrainingJob, TrainingSetup, prepare, train_and_seal, training_arguments
 
 N_CHECKED = 100
 """Number of rows whose stop token is checked before the first update."""
@@ -50,22 +53,24 @@ def _train(sft: SftSection, tokens: SftTokens, job: TrainingJob) -> Checkpoint:
     has_validation = len(validation) > 0
     model = load_model(job.base, job.model, trainable=True)
     arguments = training_arguments(sft, job, model, has_validation)
+    stored = StoredSettings.of(model)
+    check_token_ids(train, model)
     trainer = CompletionTrainer(
         model=model,
-        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+        args=with_one_gpu(SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})),
         train_dataset=train,
         eval_dataset=validation if has_validation else None,
         processing_class=chat.tokenizer,
         callbacks=[*stopping_callbacks(sft, has_validation=has_validation, start=job.start), *job.callbacks],
     )
-    batches = use_flat_rows(trainer, job.model)
+    batches = prepare(trainer, job.model)
     check_stop_tokens(chat, train.select(range(min(N_CHECKED, len(train)))), sft.max_length)
     counts = {
         "n_rows": len(train),
         "n_validation": len(validation),
         **{f"n_{name}": count for name, count in tokens.cut["train"].items()},
     }
-    return train_and_seal(TrainingSetup(trainer, chat, job, "sft", None, counts, batches))
+    return train_and_seal(TrainingSetup(trainer, chat, job, "sft", None, counts, batches, stored))
 
 
 def check_stop_tokens(chat: Chat, rows: Dataset, max_length: int) -> None:

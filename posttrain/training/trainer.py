@@ -17,13 +17,17 @@ from posttrain.chat.template import Chat
 from posttrain.compat.transformers_internals import attention_implementation
 from posttrain.config import DpoSection, ModelSection, TrainSection
 from posttrain.errors import UserError
+from posttrain.forward.attention import KERNELS
 from posttrain.forward.flat import FlatCollator, announce, use_flat_batches
+from posttrain.forward.routers import has_balance_loss
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.models.loading import Model
 from posttrain.models.memory import GIB, Shape, activations_gib, loaded_gib, weights_gib
 from posttrain.models.precision import free_gib, uses_bf16
+from posttrain.models.stored_settings import StoredSettings
 from posttrain.training.resume.resumable_trainer import ResumableTrainer, Resume
 from posttrain.training.resume.training_checkpoints import Resumption, TrainingCheckpoints
+from posttrain.training.saving import Trained, save_trained
 from posttrain.training.sharding import gather, keep_precision, sharding_arguments
 from posttrain.training.stopping import EarlyStopping
 from posttrain.training.training_progress import follow, silence_known_warnings
@@ -104,6 +108,7 @@ def training_arguments(section: TrainSection, job: TrainingJob, model: Model, ha
         "save_strategy": "no",
         "report_to": "none",
         "seed": job.seed,
+        "router_aux_loss_coef": _balance_weight(section, job.model, model),
         **sharding_arguments(section.sharding),
     }
 
@@ -136,14 +141,33 @@ def needs_checkpointing(section: TrainSection, model_section: ModelSection, mode
     return needs
 
 
-def use_flat_rows(trainer: Trainer, section: ModelSection) -> str:
-    """Give a trainer flat batches if its model supports them, and return which layout it has, in words."""
+def prepare(trainer: Trainer, section: ModelSection) -> str:
+    """Keep what a trainer trains in fp32, give it flat batches if its model supports them, and return the layout in words."""
+    # TRL casts adapters on a 4-bit base to bf16, in which most updates of DPO's size are rounded away.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
     padded = use_flat_batches(trainer.model, section)
     announce(padded)
     if padded:
         return f"padded: {padded}"
     trainer.data_collator = FlatCollator()
-    return f"flat, {attention_implementation(trainer.model).removeprefix('posttrain_')}"
+    return f"flat, {KERNELS[attention_implementation(trainer.model)]}"
+
+
+def _balance_weight(section: TrainSection, model_section: ModelSection, model: Model) -> float:
+    """Return the weight of the load-balancing loss: as set, else the model's own in SFT, and 0 in DPO, which starts at ln 2."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    weight = model_section.router_aux_loss_coef
+    if weight and not has_balance_loss(inner):
+        raise UserError(
+            f"model.router_aux_loss_coef is {weight:g}, but {inner.config.get_text_config().model_type} models have no "
+            "load-balancing loss: remove the setting"
+        )
+    if weight is not None:
+        return weight
+    own = getattr(inner.config.get_text_config(), "router_aux_loss_coef", 0.0) or 0.0
+    return 0.0 if isinstance(section, DpoSection) or not has_balance_loss(inner) else float(own)
 
 
 @dataclass(frozen=True)
@@ -159,7 +183,9 @@ class TrainingSetup:
     counts: dict[str, int]
     """Numbers of rows, kept with the checkpoint's metrics."""
     batches: str
-    """How batches are laid out, as `use_flat_rows` returned it."""
+    """How batches are laid out, as `prepare` returned it."""
+    stored: StoredSettings
+    """The settings of the model as it was loaded."""
 
 
 def train_and_seal(setup: TrainingSetup) -> Checkpoint:
@@ -182,8 +208,7 @@ def train_and_seal(setup: TrainingSetup) -> Checkpoint:
     if not trainer.is_world_process_zero():  # the first process writes for all
         trainer.accelerator.wait_for_everyone()
         return Checkpoint.load(job.dest)
-    kind = _save_model(setup)
-    setup.chat.tokenizer.save_pretrained(job.dest)
+    kind = save_trained(Trained(trainer.model, setup.chat, job.base, setup.parent, setup.stored), job.dest)
     history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
     sealed = seal(
         job.dest,
@@ -202,30 +227,6 @@ def train_and_seal(setup: TrainingSetup) -> Checkpoint:
     )
     trainer.accelerator.wait_for_everyone()
     return sealed
-
-
-def _save_model(setup: TrainingSetup) -> Literal["full", "adapter"]:
-    """Write the trained weights, and return whether they are all weights or an adapter."""
-    model: Any = setup.trainer.model
-    job, chat = setup.job, setup.chat
-    job.dest.mkdir(parents=True, exist_ok=True)
-    adapter = isinstance(model, PeftModel)
-    if adapter and setup.parent is not None and setup.parent.manifest.kind == "full":
-        # The adapter belongs to the parent's weights. Merged, the checkpoint depends on no other artifact.
-        model, adapter = model.merge_and_unload(), False
-    if not adapter:
-        model.generation_config.eos_token_id = chat.stop_ids
-        model.generation_config.pad_token_id = chat.tokenizer.pad_token_id
-        model.save_pretrained(job.dest)
-        return "full"
-    config = model.peft_config["default"]
-    config.base_model_name_or_path = job.base.id
-    if isinstance(config.target_modules, set):
-        # The order of a set differs between processes, and PEFT writes it: the same model would have several digests.
-        config.target_modules = sorted(config.target_modules)
-    model.save_pretrained(job.dest, selected_adapters=["default"])
-    (job.dest / "README.md").unlink(missing_ok=True)
-    return "adapter"
 
 
 def _train(setup: TrainingSetup) -> float:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.contracts import require
-from transformers import AutoModelForCausalLM, LlamaConfig, Trainer
+from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
 from trl import DPOTrainer, SFTTrainer
 
 from posttrain.compat.transformers_internals import (
@@ -16,6 +16,7 @@ from posttrain.compat.transformers_internals import (
     average_over_all_steps,
     read_loss,
     restore_loss,
+    with_one_gpu,
 )
 
 SIGNATURES = {
@@ -150,3 +151,10 @@ def test_attention_implementation_is_the_one_that_was_set(name):
         "set_attn_implementation sets config._attn_implementation",
         attention_implementation,
     )
+
+
+def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    arguments._n_gpu = 4  # as Trainer counts them
+    require(arguments.n_gpu == 4, "transformers", "TrainingArguments.n_gpu returns _n_gpu", with_one_gpu)
+    assert with_one_gpu(arguments).n_gpu == 1

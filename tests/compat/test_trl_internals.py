@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import trl.trainer.dpo_trainer
 from support.contracts import require
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, LlamaConfig
 from trl import DPOTrainer, SFTTrainer
@@ -15,12 +16,14 @@ from posttrain.compat.trl_internals import (
     _TorchHead,
     forward_accepts,
     fused_head_kernel,
+    own_forward_afterwards,
     plain_head_fields,
     read_metrics,
     replace_forward,
     restore_metrics,
     score_positions,
     weight_metrics,
+    without_model_hash,
 )
 from posttrain.forward.flat import FlatCollator
 from posttrain.forward.lm_head import score_targets
@@ -214,3 +217,29 @@ def test_trainers_count_tokens_by_the_attention_mask(trainer):
         f"{trainer.__name__} counts tokens by the attention mask",
         FlatCollator,
     )
+
+
+def test_the_model_is_not_hashed(monkeypatch):
+    """The name that DPOTrainer calls is the one that is replaced, and it is back afterwards."""
+    module = trl.trainer.dpo_trainer
+    require(
+        "hash_module" in inspect.getsource(DPOTrainer.__init__), "trl", "DPOTrainer hashes the model by hash_module",
+        without_model_hash,
+    )  # fmt: skip
+    before = module.hash_module
+    with without_model_hash():
+        assert module.hash_module(None) == ""
+    assert module.hash_module is before
+
+
+def test_the_models_own_forward_comes_back():
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
+    with own_forward_afterwards(model):
+        add_fused_lm_head(model)
+        assert "forward" in vars(model)
+    assert "forward" not in vars(model)
+    add_fused_lm_head(model)
+    fused = model.forward
+    with own_forward_afterwards(model):
+        replace_forward(model, lambda self: None)
+    assert model.forward == fused

@@ -128,7 +128,9 @@ def test_the_shipped_sweep_shares_all_before_dpo_with_the_demo() -> None:
 def point(
     beta: float, margins: list[float], drift: float = 1.0, reference: tuple[float, ...] = (1, -1, 1, -1)
 ) -> SweepPoint:
-    scores = ValidationScores(margins_nats=margins, reference_margins_nats=list(reference), drift_nats=drift)
+    scores = ValidationScores(
+        margins_nats=margins, reference_margins_nats=list(reference), prompts=[0, 1, 2, 3], drift_nats=drift
+    )
     return SweepPoint(values={"beta": beta}, scores=scores, failure=None)
 
 
@@ -315,7 +317,9 @@ def test_a_whole_sweep(tmp_path: Path, tiny_folder: Path, capsys: pytest.Capture
     always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
     judged = {"choose_point", "generate", "evaluate", "promote", "report"}
     first, worked = run({"weight_decay": [0.0, 1e30]})
-    assert worked == always | judged | {"tokenise", "train_sft", "score_reference", "train_point", "train_point_2"}
+    assert worked == always | judged | {
+        "preflight", "tokenise", "train_sft", "score_reference", "train_point", "train_point_2"
+    }  # fmt: skip
     assert [first.steps[name].config.extra for name in ("train_point", "train_point_2")] == [{"gpus": 1}] * 2
     report = read_report(first.id)
     assert report.sweep is not None

@@ -1,5 +1,6 @@
 """Flat batches: the layout as computed by hand; losses, log-probabilities and gradients equal to those of TRL alone."""
 
+import copy
 import random
 import typing
 from unittest.mock import Mock
@@ -29,9 +30,11 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from posttrain.compat.trl_internals import fused_head_kernel
 from posttrain.config import LossType, ModelSection
+from posttrain.errors import UserError
 from posttrain.forward import lm_head
-from posttrain.forward.attention import Segments, _by_segment
-from posttrain.forward.flat import FlatCollator, lay_out, use_flat_batches
+from posttrain.forward.attention import Segments, _by_segment, _Layer
+from posttrain.forward.flat import FlatCollator, use_flat_batches
+from posttrain.forward.flat_row import lay_out
 from posttrain.forward.logprobs import completion_logps
 from posttrain.models import loading
 from posttrain.models.loading import load_model
@@ -189,6 +192,9 @@ def alone(model, rows):
         LlamaConfig(**SHAPE),
         Qwen3Config(**SHAPE, head_dim=8),
         MistralConfig(**SHAPE, sliding_window=None),
+        MistralConfig(**SHAPE, sliding_window=8),
+        Gemma2Config(**SHAPE, head_dim=8, sliding_window=8, attn_logit_softcapping=0.5),
+        MixtralConfig(**SHAPE, num_local_experts=2),
         GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60),
         OPTConfig(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=60, dropout=0.0,
                   word_embed_proj_dim=32),
@@ -206,11 +212,79 @@ def test_architectures_share_prompts_or_return_a_reason(config, attention):
         expected = alone(model, rows)
         reason = use_flat_batches(model, ModelSection(attention=attention))
         print(config.model_type, reason)
-        if config.model_type in ("llama", "qwen3", "mistral", "gpt2", "granite", "phi"):
-            assert reason is None
-        if reason is None:
-            found = model(flat=FlatCollator()(rows)["flat"], fused_lm_head=True).log_probs.sum(dim=1)
-            assert found.tolist() == pytest.approx(expected, rel=1e-5)
+        assert reason is None
+        found = model(flat=FlatCollator()(rows)["flat"], fused_lm_head=True).log_probs.sum(dim=1)
+        assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_windows_go_by_position_within_the_branch():
+    """A window of 3 on the prefix 0 1 2 and the branches 3 4 and 3: the second branch's token at position 3 sees 1 and 2 of the
+    prefix and itself, but nothing of the first branch."""
+    segments = Segments(((3, 2, 1),))
+    assert segments.positions().tolist() == [0, 1, 2, 3, 4, 3]
+    first, second = segments.masks(torch.float32, torch.device("cpu"), 3)
+    assert (first == 0).tolist() == [
+        [True, False, False, False, False],
+        [True, True, False, False, False],
+        [True, True, True, False, False],
+        [False, True, True, True, False],
+        [False, False, True, True, True],
+    ]
+    assert (second == 0).tolist() == [[False, True, True, True]]
+    seen = segments.block_mask(torch.device("cpu"), 3).mask_mod(
+        torch.tensor(0), torch.tensor(0), torch.arange(6)[:, None], torch.arange(6)[None]
+    )
+    assert seen[5].tolist() == [False, True, True, False, False, True]
+    assert seen[:5, :5].tolist() == (first == 0).tolist()
+
+
+def test_a_model_that_does_not_pass_on_its_window_keeps_trls_batches():
+    """The probe's few tokens are shorter than any real window, so they cannot tell."""
+    model = AutoModelForCausalLM.from_config(MistralConfig(**SHAPE, sliding_window=None)).eval()
+    model.config = copy.deepcopy(model.config)  # the layers keep theirs
+    model.config.sliding_window = 4096
+    assert "does not pass its sliding window of 4096 tokens" in use_flat_batches(model, ModelSection())
+
+
+def test_sinks_take_part_in_the_softmax_without_a_value():
+    """One query, two keys with score 0 and a sink of ln 2: the weights are 1/4, 1/4 and 1/2, so values 4 and 8 give 3."""
+    q, k, v = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.tensor([4.0, 8.0]).view(1, 1, 2, 1)
+    layer = _Layer(scale=0.5, dropout=0.0, window=None, sinks=torch.tensor([2.0]).log(), softcap=None)
+    found = _by_segment(q, k, v, Segments(((0, 2),)), layer)
+    assert found.flatten().tolist() == pytest.approx([4 / 3, 3.0])
+
+
+@pytest.mark.parametrize(("setting", "value"), [("layout", "flat"), ("attention", "flex")])
+def test_flat_batches_that_a_model_cannot_have_are_an_error(setting, value):
+    model = AutoModelForCausalLM.from_config(
+        MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=60, state_size=4)
+    )
+    with pytest.raises(UserError, match=f"model.{setting}: {value} needs flat batches.*linear_attention"):
+        use_flat_batches(model, ModelSection(**{setting: value}))
+
+
+def test_a_wrong_padded_forward_is_refused():
+    """TRL multiplies this head by logit_scale; a family that does not would be trained as another model."""
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)).eval()
+    model.config.logit_scale = 3.0
+    with pytest.raises(UserError, match="llama models cannot be trained here: in a padded batch"):
+        use_flat_batches(model, ModelSection(layout="padded"))
+
+
+def test_the_balance_loss_of_a_flat_row_is_the_models_own():
+    """A single sequence of 9 tokens, of which the row has 8: the same loss as the model's own on those 8."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        MixtralConfig(**SHAPE, num_local_experts=4, router_aux_loss_coef=0.02)
+    ).eval()
+    ids = torch.randint(60, (9,)).tolist()
+    expected = model(input_ids=torch.tensor([ids[:8]]), output_router_logits=True).aux_loss
+    assert use_flat_batches(model, ModelSection()) is None
+    flat = lay_out([ids[:4]], [ids[4:]])
+    assert model(flat=flat, fused_lm_head=True, output_router_logits=True).aux_loss.item() == pytest.approx(
+        expected.item()
+    )
+    assert model(flat=flat, fused_lm_head=True).aux_loss is None
 
 
 @pytest.mark.parametrize("ours", [True, False])
@@ -228,9 +302,6 @@ def test_the_head_is_ours_on_a_cpu_and_otherwise_trls(ours, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (MistralConfig(**SHAPE, sliding_window=8), "without full attention"),
-        (Gemma2Config(**SHAPE, head_dim=8, sliding_window=8), "without full attention"),
-        (MixtralConfig(**SHAPE, num_local_experts=2), "mixture of experts"),
         (MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=60, state_size=4), "linear_attention"),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
@@ -285,9 +356,9 @@ def test_attention_in_bfloat16_is_computed_in_fp32_on_a_cpu():
     """The result equals the fp32 result of the same inputs, rounded once, also under autocast."""
     segments = Segments(((3, 4, 2), (0, 5)))
     inputs = [torch.randn(1, n, 14, 8, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (4, 2, 2)]
-    expected = _by_segment(*(part.float() for part in inputs), segments)  # type: ignore[call-arg]
+    expected = _by_segment(*(part.float() for part in inputs), segments, _Layer(None, 0.0, None, None, None))  # type: ignore[call-arg]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = _by_segment(*inputs, segments)  # type: ignore[call-arg]
+        found = _by_segment(*inputs, segments, _Layer(None, 0.0, None, None, None))  # type: ignore[call-arg]
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, expected.bfloat16())
 

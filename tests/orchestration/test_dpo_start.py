@@ -121,7 +121,7 @@ def test_a_run_on_an_instruct_model_and_one_on_the_model_in_production(
 ) -> None:
     monkeypatch.setattr(
         "posttrain.evaluation.gate.decision.decide",
-        lambda figures, _: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"]),
+        lambda figures, *_: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"]),
     )
 
     def run(start: str, **config: Any) -> Any:

@@ -4,13 +4,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from zenml.client import Client
 
 from posttrain.cli.main import main
 from posttrain.errors import UserError
-from posttrain.orchestration.finished_runs import _command, find_run
+from posttrain.orchestration.finished_runs import _command, find_run, note_of_other_store
 
 
 def test_the_error_names_the_store_that_make_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +24,19 @@ def test_the_error_names_the_store_that_make_uses(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match=r"started with `make` are in \.zenml: set ZENML_CONFIG_PATH=") as caught:
         find_run("nothing-of-the-kind")
     assert str(caught.value).endswith(f"ZENML_CONFIG_PATH={tmp_path.resolve() / '.zenml'}")
+
+
+def test_a_first_run_beside_the_store_of_make_is_pointed_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs: list[str] = []
+    monkeypatch.setattr(Client, "list_pipeline_runs", lambda *_, **__: SimpleNamespace(items=runs))
+    assert note_of_other_store() is None
+    (tmp_path / ".zenml").mkdir()
+    assert "has no runs yet, so nothing is taken from its cache. Runs that were started with `make`" in str(
+        note_of_other_store()
+    )
+    runs.append("a run")
+    assert note_of_other_store() is None
 
 
 @pytest.mark.parametrize("where", ["inside", "elsewhere"])

@@ -39,7 +39,7 @@ from posttrain.evaluation.gate.decision import Promotion
 from zenml.orchestrators.step_runner import StepRunner
 from zenml.models import PipelineRunResponse
 
-decision.decide = lambda figures, gate: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"])
+decision.decide = lambda figures, *_: Promotion(promoted=True, opponent=figures.opponent, reasons=["well done"])
 run = StepRunner.run
 
 def killed(self, *args, **kwargs):
@@ -105,7 +105,9 @@ def digest(run: PipelineRunResponse) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak)]
+)
 def test_a_stopped_training_is_saved_and_the_same_command_continues(
     tmp_path: Path, tiny_folder: Path, number: signal.Signals, code: int
 ) -> None:

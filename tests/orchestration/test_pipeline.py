@@ -114,7 +114,7 @@ def test_the_run_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [name for name in callers if not name.startswith("zenml.")] == ["posttrain.config.load"]
 
 
-BEGIN = "load_preferences resolve_base"
+BEGIN = "resolve_base preflight load_preferences"
 
 
 @pytest.mark.parametrize(
@@ -213,6 +213,7 @@ def test_nothing_is_trained_twice(
     always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
     first = run(TINY)
     assert worked(first) == always | {
+        "preflight",
         "tokenise",
         "train_sft",
         "score_reference",
@@ -237,7 +238,7 @@ def test_nothing_is_trained_twice(
 
     shorter = run({**TINY, "dpo": {**TINY["dpo"], "max_length": 64, "max_prompt_length": 32}})
     # SFT does not depend on DPO's lengths. No pair of the demo is cut by them, so the figures and the verdict stay.
-    assert worked(shorter) == always | {"tokenise", "score_reference", "train_dpo", "generate", "evaluate"}
+    assert worked(shorter) == always | {"preflight", "tokenise", "score_reference", "train_dpo", "generate", "evaluate"}
 
     renamed = run({**TINY, "tracking": {"experiment": "another"}})
     assert worked(renamed) == always
@@ -262,7 +263,15 @@ def test_nothing_is_trained_twice(
     version = first.steps["train_sft"].outputs["sft_checkpoint"][0].version
     from_sft = run({**without_sft, "finetuning_type": "dpo", "dpo": {**TINY["dpo"], "start": version}})
     # ZenML's cache key depends on where an input comes from; the same weights come out, so the verdict stands.
-    assert worked(from_sft) == always | {"tokenise", "score_reference", "train_dpo", "evaluate", "generate", "report"}
+    assert worked(from_sft) == always | {
+        "preflight",
+        "tokenise",
+        "score_reference",
+        "train_dpo",
+        "evaluate",
+        "generate",
+        "report",
+    }
 
     monkeypatch.setattr(_code, "step_digest", lambda module: f"{module} was edited")
     assert "train_sft" in worked(run({**TINY, "finetuning_type": "sft"}))
@@ -283,13 +292,13 @@ def test_a_challenger_is_compared_with_the_champion_only_once(tmp_path: Path, mo
         worked = {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
         return worked - {"load_preferences", "resolve_base", "find_champion", "conclude"}, read_report(done.id).figures
 
-    judging = {"evaluate", "promote", "report"}
+    judging = {"generate", "evaluate", "promote", "report"}
     _, first = run(0.15)
     assert first.opponent == "sft"
     assert run(0.15) == (set(), first)
 
     worked, second = run(0.35)
-    assert worked == judging | {"train_dpo", "generate"}
+    assert worked == judging | {"train_dpo"}
     assert second.opponent == "champion"
     assert second.digests["champion"] == first.digests["dpo"]
     assert run(0.35) == (set(), second)

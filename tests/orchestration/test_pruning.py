@@ -12,7 +12,8 @@ from zenml.models import PipelineRunResponse
 
 import materializers  # noqa: F401 (registers them)
 from posttrain.cli.main import main
-from posttrain.evaluation.gate.decision import Champion, Promotion
+from posttrain.evaluation.gate.champion import Champion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.orchestration import pruning
 from posttrain.orchestration.registry import JudgedModel, settle
@@ -59,6 +60,7 @@ def test_only_what_nothing_needs_is_deleted(tmp_path: Path, monkeypatch: pytest.
         about: dict[str, Any] = {"stage": "dpo", "kind": "full", "base": BASE, "parent": None, "template": ""}
         seal(folder, [], **about, stop_ids=[0], metrics={})
         done = prunable(str(folder), base)
+        assert done is not None
         tracker = Tracker(default_tracking_uri(), "pruning", str(done.id), done.name)
         with tracker.parent("make_checkpoint"):
             pass

@@ -29,13 +29,13 @@ def table(
     dpo_chosen=-10.0,
     kl=0.05,
 ) -> pa.Table:
-    """Rows of 200 pairs: SFT is right on 60 %, DPO on 75 %, lengths mean nothing; but for what is given."""
+    """Rows of 200 pairs: SFT is right on 60 %, DPO on 75 %, all lengths are equal; but for what is given."""
     sft = spread(0.6) if sft_margins is None else sft_margins
     dpo = spread(0.75) if dpo_margins is None else dpo_margins
     little = 0.1 * np.where(np.arange(N) % 10 < 7, 1.0, -1.0)  # or the implicit margin would be 0 on most pairs
     dpo = dpo + little if implicit is None else sft + implicit
     base = spread(0.5) if base_margins is None else base_margins
-    by_length = np.where(np.arange(N) // 2 % 2 == 0, 2, -2) if longer is None else longer
+    by_length = np.zeros(N) if longer is None else longer
     sources = np.array(["s"] * N)
     if source == "by_sft":  # a slice on which SFT is always right and DPO never, and one the other way round
         sources = np.where(np.arange(N) % 4 == 0, "good", "bad")
@@ -54,6 +54,7 @@ def table(
             "id": [str(i) for i in range(N)],
             "source": sources,
             "true_margin": pa.nulls(N, pa.float64()),
+            "conversation": [str(i) for i in range(N)],
             **{name: ["text"] * N for name in ("prompt", "chosen", "rejected")},
             "n_turns": pa.array([1] * N),
             "n_prompt_tokens": pa.array([10] * N),

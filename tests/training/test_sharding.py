@@ -27,7 +27,7 @@ from posttrain.training.sharding import (
     sharding_arguments,
     trained_weights,
 )
-from posttrain.training.stopping import EarlyStopping
+from posttrain.training.stopping import EarlyStopping, Goal
 from posttrain.training.trainer import TrainingJob
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
@@ -137,7 +137,7 @@ def best_weights_of_a_sharded_model(rank: int, store: str) -> None:
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=1, tie_word_embeddings=False))
     fully_shard(model.model.layers[0])
     fully_shard(model)
-    callback, control, state = EarlyStopping(2), TrainerControl(), TrainerState()
+    callback, control, state = EarlyStopping(Goal("DPO", 2)), TrainerControl(), TrainerState()
     for step, loss in enumerate((0.7, 0.5, 0.6, 0.55), start=1):
         state.global_step = step
         model.reshard()

@@ -10,7 +10,7 @@ from scipy.ndimage import median_filter
 from scipy.stats import norm
 
 from posttrain.evaluation.diagnosis.evidence import MIN_LOGS, Check, Curves, Evidence, Seen
-from posttrain.evaluation.diagnosis.uncertainty import difference, dispersion, rate
+from posttrain.evaluation.diagnosis.rule_intervals import difference, dispersion, rate
 
 LN_2 = math.log(2)
 SPIKE = 10.0

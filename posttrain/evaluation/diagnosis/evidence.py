@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from posttrain.evaluation.diagnosis.uncertainty import Sample
+from posttrain.evaluation.diagnosis.rule_intervals import Sample
 from posttrain.evaluation.figures import Figures, StageFigures
 from posttrain.evaluation.intervals import Estimate
 

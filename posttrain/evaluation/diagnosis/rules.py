@@ -208,19 +208,20 @@ RULES = (
         "check whether the data prefers long responses; use dpo.loss_type: sigmoid_norm, or raise dpo.beta", answers_grew,
     ),
     Rule(
-        "stop_rate_fell", "warning", "dpo", 0.1,
+        "stop_rate_fell", "error", "dpo", 0.1,
         "interval of the fall of the share of answers that end with a stop token, SFT to DPO, entirely above {limit:.0%}",
         "raise dpo.max_length, so that responses keep their stop token in training; raise dpo.beta or lower dpo.learning_rate",
         stop_rate_fell,
     ),
     Rule(
-        "repetitive", "warning", "dpo", 0.1,
+        "repetitive", "error", "dpo", 0.1,
         "interval of the rise of the share of repeated 4-grams in answers, SFT to DPO, entirely above {limit:.0%}",
         "lower dpo.learning_rate or raise dpo.beta; add an SFT term to the loss (dpo.loss_type: [sigmoid, sft])", repetitive,
     ),
     Rule(
         "slice_got_worse", "warning", "dpo", 0.0,
-        f"a slice of at least {MIN_SLICE_PAIRS} pairs whose interval of the gain over SFT lies entirely below {{limit:g}}",
+        f"a slice of at least {MIN_SLICE_PAIRS} pairs whose gain over SFT is surely below {{limit:g}}, with Holm's correction for "
+        "the number of slices",
         "read the wrongly ranked pairs of this slice; add similar training data, or raise dpo.beta", slice_worse,
     ),
     Rule(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.plain_text import plain_text
+from posttrain.storage.plain_text import plain_text
 
 
 @pytest.mark.parametrize(

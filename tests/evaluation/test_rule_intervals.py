@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from posttrain.evaluation.diagnosis.uncertainty import Sample, difference, dispersion, rate, ratio
+from posttrain.evaluation.diagnosis.rule_intervals import Sample, difference, dispersion, rate, ratio
 from posttrain.evaluation.intervals import Estimate, wilson
 
 

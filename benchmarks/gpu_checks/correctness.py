@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import importlib.util
 import itertools
@@ -106,7 +107,7 @@ def flex_gradients(scale: Scale) -> Iterator[Figure]:
             lambda *qkv, s=segments: attend(None, *qkv, None, segments=s)[0], (query, key, value), upstream
         )
         exact = _attention(
-            lambda *qkv, s=segments: _dense_attention(*qkv, s), tuple(t.double() for t in (query, key, value)), upstream
+            functools.partial(_dense_attention, segments), tuple(t.double() for t in (query, key, value)), upstream
         )
         errors.append(float((found[0] - exact[0]).abs().max()))
         gradient_errors += [float((a - b).abs().max()) for a, b in zip(found[1:], exact[1:], strict=True)]
@@ -121,14 +122,15 @@ def _attention(attend: Any, inputs: tuple[Tensor, ...], upstream: Tensor) -> tup
     return output.detach(), *torch.autograd.grad((output * upstream).sum(), leaves)
 
 
-def _dense_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
+def _dense_attention(segments: Segments, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     group, branch = (labels.to(query.device) for labels in segments.labels())
     place = torch.arange(query.shape[2], device=query.device)
     sees = (group[:, None] == group) & ((branch[:, None] == branch) | (branch == 0)) & (place[:, None] >= place)
     n_repeats = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(n_repeats, dim=1) for tensor in (key, value))
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    return (scores.masked_fill(~sees, -torch.inf).softmax(-1) @ value).transpose(1, 2)
+    attended: Tensor = scores.masked_fill(~sees, -torch.inf).softmax(-1) @ value
+    return attended.transpose(1, 2)
 
 
 def checkpointing(scale: Scale) -> Iterator[Figure]:

@@ -121,10 +121,8 @@ class Contest:
         layers = n_layers * (2 * width * width + 2 * width * key_width + 3 * width * inner)
         n_responses = sum(len(pair["chosen_ids"]) + len(pair["rejected_ids"]) for pair in self.pairs)
         n_tokens = n_responses + sum(len(pair["prompt_ids"]) for pair in self.pairs)
-        each = 6 if self.method == "full" else 4
-        return (
-            each * (n_tokens * layers + n_responses * width * shape["vocab_size"]) * self.batch_size / len(self.pairs)
-        )
+        weights_by_token = n_tokens * layers + n_responses * width * shape["vocab_size"]
+        return float((6 if self.method == "full" else 4) * weights_by_token * self.batch_size / len(self.pairs))
 
     def n_tokens_per_step(self) -> float:
         """Return the mean number of tokens of a step, each prompt counted once."""

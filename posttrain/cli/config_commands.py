@@ -93,7 +93,7 @@ def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
         tokens, trained = None, []
         try:
             model, start = _start_of(run)
-            chat = load_chat(resolve_base(model), model, start and start.load())
+            chat = load_chat(resolve_base(model), model, start.load() if start else None)
         except UserError as error:
             echo(f"Tokens are not counted, and the rows as trained are not shown: {error}", err=True)
         else:

@@ -9,7 +9,7 @@ from scipy.special import expit
 from scipy.stats import t as student
 
 from posttrain.config import EvaluationSection
-from posttrain.evaluation.clustered.clusters import Clusters
+from posttrain.evaluation.clusters import Clusters
 from posttrain.evaluation.figures import Calibration, Reliability
 from posttrain.evaluation.intervals import Estimate, bootstrap_mean, cluster_share
 

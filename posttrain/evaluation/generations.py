@@ -28,7 +28,7 @@ from posttrain.evaluation.answer_figures import (
     repetition,
     summarise_answers,
 )
-from posttrain.evaluation.clustered.clusters import conversation_key
+from posttrain.evaluation.clusters import conversation_key
 from posttrain.evaluation.evaluated_models import EvaluatedModels, section_of_champion
 from posttrain.evaluation.intervals import Result
 from posttrain.evaluation.judge import Contest, judge_contests

@@ -8,7 +8,7 @@ from scipy.stats import norm, rankdata, spearmanr
 from scipy.stats import t as student
 
 from posttrain.config import EvaluationSection
-from posttrain.evaluation.clustered.clusters import Clusters
+from posttrain.evaluation.clusters import Clusters
 
 RESAMPLED_AT_ONCE = 2**22
 """Indices drawn at once; bounds the memory of a bootstrap to about 100 MiB."""

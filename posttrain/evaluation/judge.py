@@ -27,8 +27,8 @@ from urllib3.util import Retry
 from posttrain.chat.template import Messages
 from posttrain.config import JudgeSection
 from posttrain.errors import UserError
-from posttrain.evaluation.clustered.clusters import Clusters, conversation_key
 from posttrain.evaluation.clustered.gains import paired_gain
+from posttrain.evaluation.clusters import Clusters, conversation_key
 from posttrain.evaluation.intervals import Estimate, Result
 from posttrain.storage.cache import cache_dir
 

@@ -18,7 +18,7 @@ from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
-from posttrain.evaluation.clustered.clusters import conversation_key, prompts_digest
+from posttrain.evaluation.clusters import conversation_key, prompts_digest
 from posttrain.evaluation.diagnosis.evidence import TrainingLog, Written
 from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL

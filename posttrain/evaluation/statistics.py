@@ -12,8 +12,8 @@ from scipy.special import expit
 
 from posttrain.config import EvaluationSection
 from posttrain.evaluation.calibration import calibrate
-from posttrain.evaluation.clustered.clusters import Clusters
 from posttrain.evaluation.clustered.gains import paired_gain
+from posttrain.evaluation.clusters import Clusters
 from posttrain.evaluation.figures import (
     STAGES,
     Comparison,

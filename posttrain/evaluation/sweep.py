@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import DpoSection, EvaluationSection, SweepSection, point_label
 from posttrain.errors import UserError
-from posttrain.evaluation.clustered.clusters import Clusters
+from posttrain.evaluation.clusters import Clusters
 from posttrain.evaluation.figures import Comparison
 from posttrain.evaluation.intervals import Estimate, cluster_share
 from posttrain.evaluation.labels import METRICS

@@ -38,15 +38,18 @@ class DpoStart:
         """Return the checkpoint; None for another model."""
         if isinstance(self.checkpoint, Path):
             return Checkpoint.load(self.checkpoint)
-        loaded: Checkpoint | None = self.checkpoint and self.checkpoint.load()
+        if self.checkpoint is None:
+            return None
+        loaded = self.checkpoint.load()
+        assert isinstance(loaded, Checkpoint)
         return loaded
 
     def __str__(self) -> str:
         if self.checkpoint is None:
             return f"the model {self.base}"
-        shown = self.checkpoint
-        if isinstance(shown, ArtifactVersionResponse):
-            shown = f"{shown.artifact.name}:{shown.version}"
+        shown = str(self.checkpoint)
+        if isinstance(self.checkpoint, ArtifactVersionResponse):
+            shown = f"{self.checkpoint.artifact.name}:{self.checkpoint.version}"
         kinds = {"full": "all weights", "adapter": "an adapter", "base": "the base itself"}
         return f"the checkpoint {shown} ({kinds.get(str(self.kind), self.kind)} of {self.base})"
 

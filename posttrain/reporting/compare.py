@@ -14,7 +14,7 @@ from rich.text import Text
 
 from posttrain.config import EvaluationSection
 from posttrain.config.flatten import flatten
-from posttrain.evaluation.clustered.clusters import Clusters
+from posttrain.evaluation.clusters import Clusters
 from posttrain.evaluation.figures import Comparison
 from posttrain.evaluation.labels import ABSENT, ACCURACIES, ANSWERS, METRICS, percent, plain, points
 from posttrain.evaluation.statistics import CONVERSATION, compare, correct

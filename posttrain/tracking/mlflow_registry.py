@@ -60,7 +60,7 @@ class ModelRegistry:
             created = self._client.create_model_version(
                 self._name,
                 _readable_elsewhere(registration.source.removesuffix(f"/{WEIGHTS}"), self._uri),
-                run_id=run and run.info.run_id,
+                run_id=run.info.run_id if run else None,
                 tags=tags,
                 description=registration.description,
                 await_creation_for=0,

@@ -5,8 +5,8 @@ from scipy.stats import norm
 from support.figures import figures_of, spread, table
 
 from posttrain.config import GateSection
-from posttrain.evaluation.clustered.clusters import prompts_digest
 from posttrain.evaluation.clustered.power import detectable_gain, pairs_needed
+from posttrain.evaluation.clusters import prompts_digest
 from posttrain.evaluation.gate.decision import decide
 from posttrain.evaluation.gate.looks import Look, look_level, shrunken_gain
 

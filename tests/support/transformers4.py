@@ -64,7 +64,7 @@ def transformers4(tmp_path_factory: pytest.TempPathFactory) -> Transformers4:
     python = cache / "bin" / "python"
     if not (cache / "complete").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", cache], check=True)
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, f"torch=={torch.__version__.partition('+')[0]}", "transformers==4.57.*"], check=True)
         (cache / "complete").touch()
     return Transformers4(python, tmp_path_factory.mktemp("transformers4"))

@@ -9,7 +9,7 @@ from scipy.signal import convolve
 from scipy.stats import binom, norm
 from scipy.stats import t as student
 
-from posttrain.evaluation.clustered.clusters import Clusters
+from posttrain.evaluation.clusters import Clusters
 from posttrain.evaluation.intervals import Estimate
 
 PER_PAIR = 60

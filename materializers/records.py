@@ -58,7 +58,7 @@ class RecordMaterializer(BaseMaterializer):
 
     def extract_metadata(self, data: Any) -> dict[str, MetadataType]:
         """Return every field that has a value."""
-        fields: dict[str, MetadataType] = data.model_dump(exclude_none=True)
+        fields: dict[str, MetadataType] = data.model_dump(mode="json", exclude_none=True)
         return fields
 
     def compute_content_hash(self, data: Any) -> str:

@@ -64,8 +64,8 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
         sft_checkpoint = start.checkpoint
         if not sft_checkpoint or isinstance(sft_checkpoint, Path):
             sft_checkpoint = import_checkpoint(sft_checkpoint and str(sft_checkpoint), base, tokenizer)
-    elif sft.dataset:
-        instructions, _ = load_instructions(preferences, sft.dataset, config.data)
+    elif sft.datasets:
+        instructions, _ = load_instructions(preferences, sft.datasets, config.data)
     sft_max_length = sft.max_length if sft_checkpoint is None else None
     checks = {name: policy for name, policy in config.data.checks.items() if name in TOKEN_CHECKS}
     tokens, sft_tokens, _ = tokenise(

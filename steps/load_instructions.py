@@ -1,4 +1,4 @@
-"""Load a separate instruction set for SFT."""
+"""Load separate instruction sets for SFT."""
 
 from typing import Annotated
 
@@ -11,11 +11,11 @@ from posttrain.orchestration.running_step.step import step
 
 @step(enable_cache=False)
 def load_instructions(
-    preferences: Preferences, dataset: Source, data: DataSection
+    preferences: Preferences, datasets: list[Source], data: DataSection
 ) -> tuple[
     Annotated[Instructions, "instructions"],
     Annotated[DataReport, "instructions_report"],
 ]:
     """Return the instructions whose prompts are not held out for evaluation. Never cached: the source may have changed."""
-    instructions, report = library.load_instructions(dataset, preferences, data)
+    instructions, report = library.load_instructions(datasets, preferences, data)
     return instructions, report  # two names: ZenML counts the outputs in the source code

@@ -7,6 +7,7 @@ from posttrain.data import loader as library
 from posttrain.data.preferences import Preferences
 from posttrain.data.report import DataReport
 from posttrain.orchestration.caching.cache_key import code_digest
+from posttrain.orchestration.running_step.run_figures import log_datasets
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked
 from posttrain.orchestration.stacks.overlap import leave_to_earlier_run
@@ -27,9 +28,7 @@ def load_preferences(
         preferences, report = library.load_preferences(data)
         run.log_params({"data": {"digest": preferences.digest}, "code": {"digest": code_digest()}})
         run.log_params({"versions": package_versions()})
-        for split, rows in preferences.splits().items():
-            sources = ", ".join(source.path for source in data.sources)
-            run.log_dataset(f"preferences/{split}", preferences.digest, len(rows), sources, context=split)
+        log_datasets(run, preferences, report)
         run.log_dict(report.model_dump(), "data_report.json")
         run.log_text(data_page(report), "data_report.html")
     return preferences, report  # two names: ZenML counts the outputs in the source code

@@ -31,8 +31,9 @@ from benchmarks.gpu_checks.models import (
 from posttrain.compat.torch_internals import n_compiled_graphs
 from posttrain.config import DpoSection, EvaluationSection, ModelSection
 from posttrain.evaluation.generations import Writer, complete
-from posttrain.forward.attention import Segments, register_attention
-from posttrain.forward.flat import lay_out, to_device, use_flat_batches
+from posttrain.forward.attention import BY_BLOCKS, Segments, register_attention
+from posttrain.forward.flat import use_flat_batches
+from posttrain.forward.flat_row import lay_out, to_device
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.loading import load_chat, load_model
 from posttrain.training.dpo import train_dpo
@@ -91,7 +92,7 @@ def flex_gradients(scale: Scale) -> Iterator[Figure]:
     if not scale.on_gpu:
         raise Skipped("FlexAttention has no backward on a CPU")
     register_attention()
-    attend = ALL_ATTENTION_FUNCTIONS["posttrain_flex"]
+    attend = ALL_ATTENTION_FUNCTIONS[BY_BLOCKS]
     generator = torch.Generator(device=scale.device).manual_seed(0)
     before, errors, gradient_errors = n_compiled_graphs(), [], []
     for i in range(30):

@@ -10,7 +10,7 @@ from posttrain.cli.colours import disable_colours_in_files
 from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
 from posttrain.cli.label_command import label_check
-from posttrain.cli.model_commands import chat, export
+from posttrain.cli.model_commands import chat, export, serve
 from posttrain.cli.project_commands import init, run
 from posttrain.cli.prune_command import prune
 from posttrain.cli.report_commands import compare, report
@@ -38,6 +38,7 @@ for command in (
     compare,
     export,
     chat,
+    serve,
     ab,
     stack,
     schedule,

@@ -1,7 +1,9 @@
-"""`posttrain export` and `chat`: use a trained model."""
+"""`posttrain export`, `chat` and `serve`: use a trained model."""
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import click
@@ -69,6 +71,45 @@ def chat(versions: tuple[str, ...], prompts: tuple[str, ...], max_new_tokens: in
         speakers = [load_speaker(version.name, version.checkpoint, version.model) for version in found]
         asked = prompts or iter(_read_prompt, None)
         converse(speakers, asked, PlainConsole(), max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+@click.command()
+@click.argument("version", required=False)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all of this machine's."
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
+@click.option(
+    "--follow", is_flag=True, help="Serve the model in production, and change to another one when it is promoted."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "transformers", "vllm"]),
+    default="auto",
+    show_default=True,
+    help="Server; auto: vLLM where it is installed, else transformers, which also runs on a CPU.",
+)
+def serve(version: str | None, host: str, port: int, follow: bool, engine: Any) -> None:
+    """Serve a model with OpenAI's API.
+
+    VERSION is named as for `export`, or is the folder of an export. Without it, the model in production is served. With
+    --follow, VERSION may only be a model (demo:production).
+    """
+    if follow and version is not None and not version.endswith(":production"):
+        raise click.UsageError(
+            f"--follow serves the model in production: name a model ({version.partition(':')[0]}:production)"
+        )
+    with clean_errors():
+        from posttrain.serving.endpoint import ModelServer
+        from posttrain.serving.endpoint import serve as serve_model
+
+        endpoint = ModelServer(host, port, engine)
+        endpoint.check()
+        from posttrain.orchestration.served_versions import ServedVersions
+
+        with tempfile.TemporaryDirectory(prefix="posttrain-served-") as scratch:
+            versions = ServedVersions(version, Path(scratch))
+            serve_model(versions.export(), endpoint, click.echo, versions.changed if follow else None)
 
 
 def _read_prompt() -> str | None:

@@ -18,7 +18,7 @@ class Source(Section):
 
     path: str = Field(
         min_length=1,
-        description="`demo`, a file, glob or folder (JSONL, JSON or CSV, also as .gz or .zst, or Parquet), the same on "
+        description="`demo`, a file, glob or folder (JSONL, JSON, CSV or TSV, also as .gz or .zst, Parquet or Arrow), the same on "
         "`s3://bucket/…`, a Hub dataset id, or hh-rlhf, oasst1, shp, "
         "ultrafeedback; `path:50000` reads at most 50000 rows",
     )
@@ -32,6 +32,9 @@ class Source(Section):
         {},
         description="meaning of the values of the label column, e.g. `{0: first, 1: second}`; `positive`, `negative` and `zero` "
         "stand for numbers; by default the values of the whole source decide, or the run stops",
+    )
+    encoding: str | None = Field(
+        None, description="encoding of text files, e.g. cp1252; null: UTF-8, or UTF-16 if a file begins like it"
     )
     revision: str | None = Field(None, description="Hub only: branch, tag or commit; the resolved commit is recorded")
     data_dir: str | None = Field(None, description="Hub only: folder inside the dataset repository")
@@ -75,6 +78,15 @@ class Source(Section):
     def validate_labels(cls, labels: Any) -> Any:
         return {str(label).lower(): answer for label, answer in labels.items()} if isinstance(labels, dict) else labels
 
+    @field_validator("encoding")
+    @classmethod
+    def validate_encoding(cls, encoding: str | None) -> str | None:
+        try:
+            "".encode(encoding or "utf-8")
+        except LookupError as error:
+            raise ValueError(f"{encoding!r} is not an encoding of Python, such as utf-8, cp1252 or utf-16") from error
+        return encoding
+
     @field_validator("columns")
     @classmethod
     def validate_columns(cls, columns: dict[str, str]) -> dict[str, str]:
@@ -106,6 +118,19 @@ class Source(Section):
 
 
 _PATH_AND_LIMIT = re.compile(r"(.+):([1-9]\d*)")
+
+
+def check_weights(sources: list[Source]) -> None:
+    """Check that every source has a weight, or none.
+
+    Raises:
+        ValueError: only some of them have one.
+    """
+    without = [source.path for source in sources if source.weight is None]
+    if 0 < len(without) < len(sources):
+        raise ValueError(
+            f"{', '.join(without)} has no weight, but other sources have one: set a weight for every source or for none"
+        )
 
 
 class DataSection(Section):
@@ -183,11 +208,7 @@ class DataSection(Section):
     @field_validator("sources")
     @classmethod
     def validate_weights(cls, sources: list[Source]) -> list[Source]:
-        without = [source.path for source in sources if source.weight is None]
-        if 0 < len(without) < len(sources):
-            raise ValueError(
-                f"{', '.join(without)} has no weight, but other sources have one: set a weight for every source or for none"
-            )
+        check_weights(sources)
         return sources
 
     @model_validator(mode="after")

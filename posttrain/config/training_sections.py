@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from posttrain.config.data_section import Source
+from posttrain.config.data_section import Source, check_weights
 from posttrain.config.layouts import INSTRUCTION_FORMATS
 from posttrain.config.section import Interval, Section
 
@@ -118,12 +118,19 @@ class TrainSection(Section):
         return self.batch_size * self.gradient_accumulation_steps
 
 
+def _as_list(dataset: Source | list[Source] | None) -> list[Source]:
+    if dataset is None:
+        return []
+    return dataset if isinstance(dataset, list) else [dataset]
+
+
 class SftSection(TrainSection):
     """Supervised fine-tuning with the loss on completion tokens only."""
 
-    dataset: Source | None = Field(
+    dataset: Source | list[Source] | None = Field(
         None,
-        description="instruction dataset to train on (alpaca, sharegpt, messages and others); null: the chosen responses",
+        description="instruction dataset to train on (alpaca, sharegpt, messages and others), or a list of them, with weights as "
+        "in data.sources; null: the chosen responses",
     )
     learning_rate: float = Field(3.0e-4, gt=0, le=1, description=LEARNING_RATE)
     loss_on: Literal["last", "all"] = Field(
@@ -133,14 +140,24 @@ class SftSection(TrainSection):
 
     @field_validator("dataset")
     @classmethod
-    def validate_dataset(cls, dataset: Source | None) -> Source | None:
-        if dataset and dataset.format not in ("auto", *INSTRUCTION_FORMATS):
-            raise ValueError(
-                f"format {dataset.format} contains pairs, not instructions: move the dataset to data.sources"
-            )
-        if dataset and dataset.weight is not None:
+    def validate_dataset(cls, dataset: Source | list[Source] | None) -> Source | list[Source] | None:
+        sources = _as_list(dataset)
+        for source in sources:
+            if source.format not in ("auto", *INSTRUCTION_FORMATS):
+                raise ValueError(
+                    f"format {source.format} contains pairs, not instructions: move the dataset to data.sources"
+                )
+        if isinstance(dataset, list) and not dataset:
+            raise ValueError("the list is empty: name a dataset, or set null to train on the chosen responses")
+        if len(sources) == 1 and sources[0].weight is not None:
             raise ValueError("weight has no meaning for a single dataset: use limit instead")
+        check_weights(sources)
         return dataset
+
+    @property
+    def datasets(self) -> list[Source]:
+        """The instruction datasets; empty to train on the chosen responses."""
+        return _as_list(self.dataset)
 
 
 class Lengths(Section):

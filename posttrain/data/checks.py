@@ -63,6 +63,8 @@ def _in_order(turns: list[Turn]) -> bool:
     roles = [turn["role"] for turn in turns]
     if roles[0] == "system":
         del roles[0]
+    if roles == ["user", "assistant"]:  # the usual case
+        return True
     if "tool" not in roles:
         return all(role == ("user", "assistant")[i % 2] for i, role in enumerate(roles))
     before = {"user": ("", "assistant"), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
@@ -97,4 +99,7 @@ _BAD_CHARACTERS = {"broken_encoding": _BROKEN, "control_characters": _CONTROL}
 
 
 def _stripped(turns: list[Turn]) -> list[tuple[str, ...]]:
-    return [(turn["role"], turn["content"].strip(), *(str(turn.get(key)) for key in EXTRA_KEYS)) for turn in turns]
+    return [
+        (turn["role"], turn["content"].strip(), *(map(str, map(turn.get, EXTRA_KEYS)) if len(turn) > 2 else ()))
+        for turn in turns
+    ]

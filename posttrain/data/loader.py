@@ -61,7 +61,7 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
         pool.mark_near_repeats(data.near_threshold)
         if pool.has_annotators:
             pool.mark_where("disputed", lambda row: _or(row["annotators_agree"], 1.0) < data.min_agreement)
-        _mark_not_sampled(pool, data)
+        _mark_not_sampled(pool, data.sources, data.seed)
         tables, figures = pool.sort()
     tally.check_policies()
     tally.check_share(data.max_drop_share)
@@ -73,39 +73,44 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
     return preferences, tally.report(n_rows, preferences.digest, figures, demo.ceiling(margins) if margins else None)
 
 
-def load_instructions(source: Source, held_out: Preferences, data: DataSection) -> tuple[Instructions, DataReport]:
-    """Load the training rows of an instruction set and return them with their report.
+def load_instructions(
+    sources: Source | list[Source], held_out: Preferences, data: DataSection
+) -> tuple[Instructions, DataReport]:
+    """Load the training rows of instruction sets and return them with their report.
 
     Args:
-        source: the instruction set; only its training split is read.
+        sources: an instruction set or several; only their training splits are read.
         held_out: preferences whose validation and test prompts are removed from the rows.
         data: its checks and limits apply here too.
 
     Raises:
-        UserError: the source is missing or has no known layout, or too many rows cannot be used.
+        UserError: a source is missing or has no known layout, or too many rows cannot be used.
     """
+    sources = sources if isinstance(sources, list) else [sources]
     tally = Tally(data.checks)
     evaluation_prompts = EvaluationPrompts(data.contamination) if data.contamination else None
     with _scratch_folder() as folder:
         pool = Pool(EXAMPLE_SCHEMA, ("prompt", "completion"), folder, tally)
         pool.hold_out(concatenate_datasets([held_out.validation, held_out.test]))
-        opened = open_source(source)
-        reading = SourceReading(source, opened, INSTRUCTION_LAYOUTS, train_only=True)
-        for record, values, example in read_source(reading, data, tally):
-            pool.add(_row(record, example, values), "train")
+        for source in sources:
+            reading = SourceReading(source, open_source(source), INSTRUCTION_LAYOUTS, train_only=True)
+            for record, values, example in read_source(reading, data, tally):
+                pool.add(_row(record, example, values), "train")
         pool.finish()
         pool.mark_leaks({TEST: "held_out"}, {TEST: "near_held_out"}, data.near_threshold)
         pool.mark_repeats()
         if evaluation_prompts:
             pool.mark_where("contaminated", lambda row: evaluation_prompts.are_in(_texts(row)))
         pool.mark_near_repeats(data.near_threshold)
+        _mark_not_sampled(pool, sources, data.seed)
         tables, figures = pool.sort()
     tally.check_policies()
     tally.check_share(data.max_drop_share)
     instructions = Instructions(_dataset(tables["train"]))
     if not len(instructions.rows):
         raise UserError(
-            f"{source.path}: none of {tally.n_read} rows is left for training: correct the rows or data.checks\n{tally.summary()}"
+            f"{', '.join(source.path for source in sources)}: none of {tally.n_read} rows is left for training: correct the "
+            f"rows or data.checks\n{tally.summary()}"
         )
     return instructions, tally.report({"train": len(instructions.rows)}, instructions.digest, figures)
 
@@ -160,12 +165,12 @@ def _scratch_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _mark_not_sampled(pool: Pool, data: DataSection) -> None:
-    """Mark the training pairs of each source that exceed the share given by its weight."""
-    weights = [source.weight for source in data.sources if source.weight is not None]
+def _mark_not_sampled(pool: Pool, sources: list[Source], seed: int) -> None:
+    """Mark the training rows of each source that exceed the share given by its weight."""
+    weights = [source.weight for source in sources if source.weight is not None]
     if weights:
-        staying, sources, identities = pool.staying_to_train()
-        left_out = find_left_out(sources, identities, weights, [source.path for source in data.sources], data.seed)
+        staying, indices, identities = pool.staying_to_train()
+        left_out = find_left_out(indices, identities, weights, [source.path for source in sources], seed)
         pool.mark([staying[place] for place in left_out], "not_sampled")
 
 

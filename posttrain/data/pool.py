@@ -232,10 +232,13 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _words(turns: list[Turn]) -> list[str]:
-    if all(len(turn) == 2 for turn in turns):  # the usual case, which is faster
-        return words(turn["content"] for turn in turns)
-    keys = ("content", "reasoning_content", "tool_calls")
-    return words(text for turn in turns for key in keys if (text := turn.get(key)) and isinstance(text, str))
+    return words([text for turn in turns for text in ([turn["content"]] if len(turn) == 2 else _texts(turn))])
+
+
+def _texts(turn: Turn) -> list[str]:
+    """Return the texts of a turn that has more than a role and a content."""
+    texts = (turn["content"], turn.get("reasoning_content"), turn.get("tool_calls"))
+    return [text for text in texts if text]
 
 
 def _identity(key: bytes, responses: Sequence[bytes]) -> bytes:

@@ -61,7 +61,7 @@ def read_source(
         for record in chain(head, records)
         for values in [None if record.values is None else _values(record.values, source, layout, labels)]
     )
-    with progress_bar(_count(reading), f"SourceReading {source.path}", " rows") as bar:
+    with progress_bar(_count(reading), f"Reading {source.path}", " rows") as bar:
         for (record, values), found in read_rows(source, layout, rows):
             tally.read_row()
             bar.update()

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from posttrain.config import EvaluationSection
-from posttrain.evaluation.intervals import Estimate, Result, bootstrap, bootstrap_mean, wilson
+from posttrain.evaluation.clustered.clusters import Clusters
+from posttrain.evaluation.clustered.gains import paired_gain
+from posttrain.evaluation.intervals import Estimate, Result, bootstrap_mean, bootstrap_ratio, wilson
 from posttrain.evaluation.judge import Judgement, WinRate, win_rate
 
 
@@ -105,17 +107,18 @@ def compare_answers(
 ) -> AnswerComparison:
     """Return the comparison of two models' answers to the same prompts, in the same order; there is at least one."""
 
-    def difference(name: str) -> Estimate:
-        values = [float(getattr(a, name)) - float(getattr(b, name)) for a, b in zip(newer, older, strict=True)]
-        return bootstrap_mean(np.array(values), section)
+    def share_difference(newer: Sequence[bool], older: Sequence[bool]) -> Estimate:
+        values = np.array(newer, dtype=float) - np.array(older, dtype=float)
+        gain = paired_gain(values, Clusters.single(len(values)), section.confidence)
+        return Estimate(value=gain.value, low=gain.low, high=gain.high)
 
-    lengths = [np.array([len(answer.text) + 1.0 for answer in answers]) for answers in (newer, older)]
-    empty = [float(not a.text) - float(not b.text) for a, b in zip(newer, older, strict=True)]
+    lengths, older_lengths = (np.array([len(answer.text) + 1.0 for answer in answers]) for answers in (newer, older))
+    repetition = [a.repetition - b.repetition for a, b in zip(newer, older, strict=True)]
     return AnswerComparison(
-        stop_rate=difference("stopped"),
-        repetition=difference("repetition"),
-        empty=bootstrap_mean(np.array(empty), section),
-        length_ratio=bootstrap(lambda a, b: a.sum(axis=1) / b.sum(axis=1), section, *lengths),
+        stop_rate=share_difference([a.stopped for a in newer], [a.stopped for a in older]),
+        repetition=bootstrap_mean(np.array(repetition), section),
+        empty=share_difference([not a.text for a in newer], [not a.text for a in older]),
+        length_ratio=bootstrap_ratio(lengths, older_lengths, section),
         by_true_reward=_by_true_reward(newer, older, section),
         by_judge=judgement,
     )

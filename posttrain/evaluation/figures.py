@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from posttrain.evaluation.clustered.gains import Gain, holm
 from posttrain.evaluation.intervals import Estimate, Result
 from posttrain.evaluation.label_check.noise import LabelNoise
 
@@ -59,14 +60,17 @@ class StageFigures(Result):
 class Comparison(Result):
     """Likelihood accuracy of two models on the same pairs."""
 
-    gain: Estimate
-    """Accuracy of the newer model minus that of the older one, with a paired bootstrap interval."""
+    gain: Gain
+    """Accuracy of the newer model minus that of the older one."""
     n_gained: int
     """Number of pairs that the newer model ranks better (wrong < tie < correct)."""
     n_lost: int
     """Number of pairs that the newer model ranks worse."""
-    p_value: float
-    """p-value of McNemar's exact two-sided test of n_gained against n_lost."""
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p-value of no difference, as in `Gain`."""
+        return self.gain.p_value
 
 
 class Slice(Result):
@@ -76,16 +80,19 @@ class Slice(Result):
     name: str
     """Value of the property, e.g. `hh-rlhf/harmless-base`, `3`, `65-128` or `chosen shorter`."""
     n_pairs: int
+    n_prompts: int
+    """Number of prompts, or of conversations where several pairs continue one."""
     accuracy: dict[str, Estimate]
     """Likelihood accuracy by stage."""
-    gains: dict[str, Estimate]
-    """Gain by comparison, as in `comparisons`. The newer model is worse if the interval lies entirely below 0."""
+    gains: dict[str, Gain]
+    """Gain by comparison, as in `comparisons`. One interval in twenty lies beside 0 by chance: see `Figures.worse_slices`."""
 
 
 class Stratum(Result):
     """Pairs whose chosen response has fewer tokens than the rejected one, as many, or more."""
 
     n_pairs: int
+    n_prompts: int
     accuracy: dict[str, Estimate]
     """Likelihood accuracy by stage; empty if there are no pairs."""
     implicit_accuracy: Estimate | None
@@ -126,8 +133,9 @@ class Calibration(Result):
     """
 
     bins: list[Reliability]
-    ece: float
-    """Expected calibration error: mean absolute difference of confidence and accuracy over the bins, weighted by pairs."""
+    ece: Estimate
+    """Expected calibration error: mean absolute difference of confidence and accuracy over the bins, weighted by pairs and
+    corrected for what noise adds to it."""
     brier: Estimate
     """Brier score: mean of (1 - probability)^2. A constant probability of one half scores 0.25."""
 
@@ -153,6 +161,8 @@ class SetFigures(Result):
     """All metrics of one set of pairs."""
 
     n_pairs: int
+    n_prompts: int
+    """Number of prompts, or of conversations where several pairs continue one: the unit of all intervals and tests."""
     stages: dict[str, StageFigures | None]
     """Metrics by `STAGES`; None if the run has no such model."""
     comparisons: dict[str, Comparison]
@@ -215,6 +225,25 @@ class Figures(SetFigures):
     seed: int
     digests: dict[str, str]
     """Digests of the test pairs (`preferences`), of each additional set and of each model (`base`, `sft`, `dpo`, `champion`)."""
+
+    def worse_slices(self, comparison: str, margin: float, min_pairs: int) -> list[Slice]:
+        """Return the slices in which the newer model loses more than a margin, the largest loss first.
+
+        All slices of at least `min_pairs` pairs are tested together: with Holm's correction, a slice is found among equal models in
+        at most one run in forty at the usual confidence of 95 %.
+
+        Args:
+            comparison: as in `comparisons`.
+            margin: loss of accuracy that is allowed, as a share.
+        """
+        tested = [part for part in self.slices if part.n_pairs >= min_pairs and comparison in part.gains]
+        adjusted = holm([part.gains[comparison].p_beyond(-margin) for part in tested])
+        worse = [
+            part
+            for part, p_value in zip(tested, adjusted, strict=True)
+            if part.gains[comparison].centre < -margin and p_value <= 1 - self.confidence
+        ]
+        return sorted(worse, key=lambda part: part.gains[comparison].value)
 
     @property
     def newest(self) -> str:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from posttrain.chat.tokens import SftTokens
 from posttrain.config import EvaluationSection
 from posttrain.evaluation.figures import STAGES, Forgetting
-from posttrain.evaluation.intervals import Estimate, bootstrap
+from posttrain.evaluation.intervals import Estimate, bootstrap_ratio
 
 LEAST_ROWS = 20
 """With fewer held-out rows of a separate SFT dataset, the chosen responses of the test pairs are measured."""
@@ -70,7 +70,7 @@ def measure_forgetting(held_out: HeldOut, section: EvaluationSection) -> Forgett
     logps, n_tokens = held_out.logps, held_out.n_tokens
 
     def per_token(values: np.ndarray) -> Estimate:
-        return bootstrap(lambda sums, n: sums.sum(axis=1) / n.sum(axis=1), section, values, n_tokens)
+        return bootstrap_ratio(values, n_tokens, section)
 
     newest = next(stage for stage in ("dpo", "sft", "base") if stage in logps)
     return Forgetting(

@@ -28,11 +28,11 @@ from posttrain.evaluation.answer_figures import (
     repetition,
     summarise_answers,
 )
-from posttrain.evaluation.evaluated_models import EvaluatedModels
+from posttrain.evaluation.clustered.clusters import conversation_key
+from posttrain.evaluation.evaluated_models import EvaluatedModels, section_of_champion
 from posttrain.evaluation.intervals import Result
 from posttrain.evaluation.judge import Contest, judge_contests
 from posttrain.evaluation.labels import ANSWERS
-from posttrain.evaluation.scoring import section_of_champion
 from posttrain.forward.probe import left_padding_is_exact
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model
@@ -160,11 +160,17 @@ def _writers(
 
 
 def choose_prompts(rows: Dataset, n: int) -> Dataset:
-    """Return at most `n` rows with different prompts. The choice depends on the prompts alone, not on order or responses."""
+    """Return at most `n` rows with prompts of different conversations.
+
+    The choice depends on the prompts alone, not on order or responses.
+    """
     keys: dict[str, int] = {}
     for i, prompt in enumerate(rows["prompt"]):
         keys.setdefault(hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest(), i)
-    return rows.select([keys[key] for key in sorted(keys)[:n]])
+    chosen: dict[str, int] = {}
+    for key in sorted(keys):
+        chosen.setdefault(conversation_key(rows[keys[key]]["prompt"]), keys[key])
+    return rows.select(list(chosen.values())[:n])
 
 
 def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> GenerationConfig:

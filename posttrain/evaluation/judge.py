@@ -19,15 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import requests
 from requests.adapters import HTTPAdapter
-from scipy.stats import binomtest
 from urllib3.util import Retry
 
 from posttrain.chat.template import Messages
 from posttrain.config import JudgeSection
 from posttrain.errors import UserError
-from posttrain.evaluation.intervals import Estimate, Result, wilson
+from posttrain.evaluation.clustered.clusters import Clusters, conversation_key
+from posttrain.evaluation.clustered.gains import paired_gain
+from posttrain.evaluation.intervals import Estimate, Result
 from posttrain.storage.cache import cache_dir
 
 Verdict = Literal["first", "second", "tie"]
@@ -82,12 +84,14 @@ class WinRate(Result):
     """Share of prompts for which the newer model's answer wins against the older model's; ties count half."""
 
     share: Estimate
-    """(wins + ties / 2) / all comparisons, with its Wilson interval."""
+    """(wins + ties / 2) / all comparisons. Its interval is that of the difference of wins and losses."""
+    n_prompts: int
+    """Number of prompts, or of conversations where several prompts continue one: the unit of the interval and the test."""
     n_wins: int
     n_ties: int
     n_losses: int
     p_value: float
-    """p-value of the exact two-sided sign test of wins against losses."""
+    """Two-sided p-value of a win rate of one half, as in `Gain`; without ties, the exact sign test's."""
 
 
 class Judgement(Result):
@@ -136,10 +140,12 @@ def judge_contests(contests: Sequence[Contest], section: JudgeSection, confidenc
         contest.id: "failed" if "failed" in pair else pair[0] if pair[0] == pair[1] else "tie"
         for contest, pair in zip(contests, answers, strict=True)
     }
-    scores = [{"newer": 1.0, "older": 0.0, "tie": 0.5}[verdict] for verdict in verdicts.values() if verdict != "failed"]
+    judged = [contest for contest in contests if verdicts[contest.id] != "failed"]
+    scores = [{"newer": 1.0, "older": 0.0, "tie": 0.5}[verdicts[contest.id]] for contest in judged]
+    clusters = Clusters.of([conversation_key(contest.prompt) for contest in judged])
     return Judgement(
         judge=section.function or f"{section.model} at {section.base_url}",
-        win_rate=win_rate(scores, confidence) if scores else None,
+        win_rate=win_rate(scores, confidence, clusters) if scores else None,
         n_disagreed=sum(set(pair) == {"older", "newer"} for pair in answers),
         n_failed=len(verdicts) - len(scores),
         failures=dict(failures.most_common()),
@@ -308,14 +314,20 @@ def _write(path: Path, text: str) -> None:
     Path(file.name).replace(path)
 
 
-def win_rate(scores: Sequence[float], confidence: float) -> WinRate:
-    """Return the win rate of at least one score: 1 for a win, 0 for a loss, values in between for a tie."""
-    n_wins, n_losses = sum(score > 0.5 for score in scores), sum(score < 0.5 for score in scores)
-    decided = n_wins + n_losses
+def win_rate(scores: Sequence[float], confidence: float, clusters: Clusters | None = None) -> WinRate:
+    """Return the win rate of at least one score: 1 for a win, 0 for a loss, one half for a tie, or the mean of opinions.
+
+    Args:
+        clusters: conversations of the scores; None if each has its own.
+    """
+    points = 2 * np.array(scores) - 1
+    found = paired_gain(points, clusters or Clusters.single(len(points)), confidence)
+    value, low, high = ((1 + end) / 2 for end in (found.value, found.low, found.high))
     return WinRate(
-        share=wilson(sum(scores), len(scores), confidence),
-        n_wins=n_wins,
-        n_ties=len(scores) - decided,
-        n_losses=n_losses,
-        p_value=float(binomtest(n_wins, decided).pvalue) if decided else 1.0,
+        share=Estimate(value=value, low=low, high=high),
+        n_prompts=found.n_prompts,
+        n_wins=int((points > 0).sum()),
+        n_ties=int((points == 0).sum()),
+        n_losses=int((points < 0).sum()),
+        p_value=found.p_value,
     )

@@ -29,7 +29,7 @@ def key_figures(figures: Figures) -> dict[str, float]:
         flat |= {f"gain/{name}": comparison.gain.value, f"p/{name}": comparison.p_value}
     flat["length/prefer_longer"] = figures.length.prefer_longer.value
     if figures.calibration:
-        flat |= {"cal/ece": figures.calibration.ece, "cal/brier": figures.calibration.brier.value}
+        flat |= {"cal/ece": figures.calibration.ece.value, "cal/brier": figures.calibration.brier.value}
     if figures.forgetting:
         flat |= {f"sftloss/{stage}": loss.value for stage, loss in figures.forgetting.losses.items()}
     for name, of_set in figures.sets.items():

@@ -28,6 +28,18 @@ class Interval(Protocol):
         """Upper end."""
 
 
+class PairsOfPrompts(Protocol):
+    """Pairs, and the prompts that they belong to."""
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of pairs."""
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of prompts."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """Names and explanation of a metric."""
@@ -98,9 +110,9 @@ STRATA = {"chosen_shorter": "chosen shorter", "same_length": "same length", "cho
 
 TERMS = {
     "ceiling": "highest preference accuracy to expect: how often the true reward itself agrees with the noisy labels (demo only)",
-    "interval": "range that contains the true value in {confidence:.0%} of such evaluations (Wilson for shares, else bootstrap)",
+    "interval": "range that contains the true value in {confidence:.0%} of such evaluations, with the prompts as the sample",
     "gain": "difference in preference accuracy on the same pairs, in percentage points",
-    "p": "probability of a difference this large if both models were equally good (McNemar's exact test)",
+    "p": "probability of a difference this large if both models were equally good (exact test that flips the signs of prompts)",
     "nats": "natural-logarithm units: +1 nat is a probability e = 2.72 times as high",
 }  # fmt: skip
 """Explanations of terms that are not metrics."""
@@ -115,6 +127,18 @@ def comparison(name: str) -> str:
     """Return a comparison such as `dpo_vs_sft` as words."""
     newer, older = name.split("_vs_")
     return f"{STAGES[newer]} against {STAGES[older]}"
+
+
+def sample_size(sample: PairsOfPrompts, kind: str = "") -> str:
+    """Return the number of pairs and of prompts: `400 test pairs of 80 prompts`, or `400 test pairs` where each has its own.
+
+    Args:
+        kind: of the pairs, such as `test `.
+    """
+    pairs = f"{sample.n_pairs} {kind}pair{'s' * (sample.n_pairs != 1)}"
+    if sample.n_prompts == sample.n_pairs:
+        return pairs
+    return f"{pairs} of {sample.n_prompts} prompt{'s' * (sample.n_prompts != 1)}"
 
 
 def percent(estimate: Interval | None, digits: int = 1) -> str:

@@ -9,33 +9,42 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 from scipy.special import expit
-from scipy.stats import binomtest, norm, spearmanr
 
 from posttrain.config import EvaluationSection
+from posttrain.evaluation.calibration import calibrate
+from posttrain.evaluation.clustered.clusters import Clusters
+from posttrain.evaluation.clustered.gains import paired_gain
 from posttrain.evaluation.figures import (
     STAGES,
-    Calibration,
     Comparison,
     Histogram,
     Length,
-    Reliability,
     SetFigures,
     Slice,
     StageFigures,
     Stratum,
     WrongPair,
 )
-from posttrain.evaluation.intervals import Estimate, bootstrap, bootstrap_mean, wilson
+from posttrain.evaluation.intervals import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_ratio,
+    cluster_share,
+    exponential,
+    rank_correlation,
+)
 from posttrain.evaluation.labels import STRATA
 from posttrain.evaluation.length_control import STRATA_SIGNS, Scores, per_token_margins
 
 N_BINS = 40
-N_CONFIDENCE_BINS = 10
 MAX_TURNS_TOLD_APART = 8
 SHORTEST_PROMPTS = 32
 """Upper bound of the first bucket of prompt lengths, in tokens. Each following bucket doubles it."""
 SHOWN_CHARS = 600
 """Maximum number of characters of each text of a wrong pair. The rows have the whole texts."""
+
+CONVERSATION = "conversation"
+"""Column with the key of each pair's conversation. Rows without it, of earlier versions, are grouped by prompt."""
 
 Columns = dict[str, np.ndarray]
 
@@ -51,7 +60,8 @@ def summarise(
         cut: number of pairs that were truncated or left out, by reason.
         beta: beta of DPO's loss; beta x implicit margin is the log-odds of the chosen response. None without DPO.
     """
-    column = {name: pairs[name].to_numpy(zero_copy_only=False) for name in pairs.column_names}
+    sample = _Sample.of(pairs, section)
+    column, clusters = sample.column, sample.clusters
     present = [stage for stage in STAGES if f"{stage}_chosen_logps" in column]
     margins = {stage: _difference(column, f"{stage}_chosen_logps", f"{stage}_rejected_logps") for stage in present}
     right = {stage: correct(margin) for stage, margin in margins.items()}
@@ -64,17 +74,21 @@ def summarise(
     edges = _edges(list(margins.values()))
     for stage in present:
         own = _Margins(margins[stage], implicit if stage == "dpo" else None, edges)
-        stages[stage] = _stage(stage, column, own, section)
+        stages[stage] = _stage(stage, sample, own)
     return SetFigures(
         n_pairs=pairs.num_rows,
+        n_prompts=clusters.n,
         stages=stages,
-        comparisons={f"{newer}_vs_{older}": compare(right[newer], right[older], section) for newer, older in contests},
-        perplexity_ratios={
-            f"{newer}_vs_{older}": perplexity_ratio(column, newer, older, section) for older, newer in pairwise(trained)
+        comparisons={
+            f"{newer}_vs_{older}": compare(right[newer], right[older], section, clusters) for newer, older in contests
         },
-        slices=list(_slices(column, right, contests, section)),
-        length=_length(column, margins, implicit, contests, section),
-        calibration=None if implicit is None or beta is None else calibrate(beta * implicit, section),
+        perplexity_ratios={
+            f"{newer}_vs_{older}": perplexity_ratio(column, newer, older, section, clusters)
+            for older, newer in pairwise(trained)
+        },
+        slices=list(_slices(sample, right, contests)),
+        length=_length(sample, margins, implicit, contests),
+        calibration=None if implicit is None or beta is None else calibrate(beta * implicit, section, clusters),
         wrong=_wrong(
             pairs, margins[trained[-1]] if implicit is None else implicit, implicit is not None, beta, section
         ),
@@ -88,80 +102,42 @@ def correct(margins: np.ndarray) -> np.ndarray:
     return halves
 
 
-def share(halves: np.ndarray, section: EvaluationSection) -> Estimate:
-    """Return the share of correct pairs, from the values that `correct` returns."""
-    return wilson(float(halves.sum()), len(halves), section.confidence)
-
-
-def compare(newer: np.ndarray, older: np.ndarray, section: EvaluationSection) -> Comparison:
+def compare(
+    newer: np.ndarray, older: np.ndarray, section: EvaluationSection, clusters: Clusters | None = None
+) -> Comparison:
     """Return the difference of two models on the same pairs.
 
     Args:
         newer, older: 1, 0 or one half for each pair, as `correct` returns.
-
-    Source: McNemar 1947, in its exact form: a sign test on the pairs on which the models differ.
+        clusters: prompts of the pairs; None if each pair has its own.
     """
     difference = newer - older
-    n_gained, n_lost = int((difference > 0).sum()), int((difference < 0).sum())
-    n_differing = n_gained + n_lost
     return Comparison(
-        gain=bootstrap_mean(difference, section),
-        n_gained=n_gained,
-        n_lost=n_lost,
-        p_value=float(binomtest(n_gained, n_differing).pvalue) if n_differing else 1.0,
+        gain=paired_gain(difference, clusters or Clusters.single(len(difference)), section.confidence),
+        n_gained=int((difference > 0).sum()),
+        n_lost=int((difference < 0).sum()),
     )
 
 
-def perplexity(logps: np.ndarray, n_tokens: np.ndarray, section: EvaluationSection) -> Estimate:
-    """Return the perplexity per token. The bootstrap resamples whole responses.
+def perplexity(
+    logps: np.ndarray, n_tokens: np.ndarray, section: EvaluationSection, clusters: Clusters | None = None
+) -> Estimate:
+    """Return the perplexity per token. The bootstrap resamples whole prompts.
 
     Args:
         logps: log-probability of each response, summed over its tokens, in nats.
         n_tokens: number of tokens of each response.
+        clusters: prompts of the responses; None if each has its own.
     """
-    return bootstrap(lambda s, n: np.exp(-s.sum(axis=1) / n.sum(axis=1)), section, logps, n_tokens)
+    return exponential(bootstrap_ratio(-logps, n_tokens, section, clusters))
 
 
-def perplexity_ratio(column: Columns, newer: str, older: str, section: EvaluationSection) -> Estimate:
+def perplexity_ratio(
+    column: Columns, newer: str, older: str, section: EvaluationSection, clusters: Clusters | None = None
+) -> Estimate:
     """Return the perplexity of one model on the chosen responses, divided by that of another on the same tokens."""
     lost = _difference(column, f"{older}_chosen_logps", f"{newer}_chosen_logps")
-    return bootstrap(
-        lambda s, n: np.exp(s.sum(axis=1) / n.sum(axis=1)), section, lost, column["n_chosen_tokens"].astype(float)
-    )
-
-
-def calibrate(log_odds: np.ndarray, section: EvaluationSection) -> Calibration:
-    """Return the calibration of the probabilities given by the log-odds of the chosen responses.
-
-    Source: Guo et al. 2017, equation 3, with bins of equal width; Brier 1950.
-    """
-    confidence = expit(np.abs(log_odds))
-    right = correct(log_odds)
-    edges = np.linspace(0.5, 1.0, N_CONFIDENCE_BINS + 1)
-    place = np.clip(np.digitize(confidence, edges) - 1, 0, N_CONFIDENCE_BINS - 1)
-    bins, ece = [], 0.0
-    for i, (low, high) in enumerate(pairwise(edges.tolist())):
-        inside = place == i
-        n = int(inside.sum())
-        mean = float(confidence[inside].mean()) if n else None
-        accuracy = share(right[inside], section) if n else None
-        if mean is not None and accuracy is not None:
-            ece += n / len(log_odds) * abs(mean - accuracy.value)
-        bins.append(Reliability(low=low, high=high, n_pairs=n, confidence=mean, accuracy=accuracy))
-    return Calibration(bins=bins, ece=ece, brier=bootstrap_mean((1 - expit(log_odds)) ** 2, section))
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray, section: EvaluationSection) -> Estimate | None:
-    """Return Spearman's rank correlation; None if one of the arrays is constant or there are fewer than 4 rows.
-
-    Source: Bonett and Wright 2000 for the interval: Fisher's z with variance (1 + r^2 / 2) / (n - 3).
-    """
-    if len(a) < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    r = float(spearmanr(a, b).statistic)
-    z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
-    half = float(norm.ppf((1 + section.confidence) / 2)) * np.sqrt((1 + r**2 / 2) / (len(a) - 3))
-    return Estimate(value=r, low=float(np.tanh(z - half)), high=float(np.tanh(z + half)))
+    return exponential(bootstrap_ratio(lost, column["n_chosen_tokens"].astype(float), section, clusters))
 
 
 class _Margins(NamedTuple):
@@ -174,23 +150,50 @@ class _Margins(NamedTuple):
     """Of the histogram of `likelihood`, the same for every model."""
 
 
-def _stage(stage: str, column: Columns, own: _Margins, section: EvaluationSection) -> StageFigures:
+class _Sample(NamedTuple):
+    """The rows of a set, and how they are grouped by prompt."""
+
+    column: Columns
+    clusters: Clusters
+    section: EvaluationSection
+
+    @classmethod
+    def of(cls, pairs: pa.Table, section: EvaluationSection) -> _Sample:
+        column = {name: pairs[name].to_numpy(zero_copy_only=False) for name in pairs.column_names}
+        return cls(column, Clusters.of(column[CONVERSATION if CONVERSATION in column else "prompt"]), section)
+
+    def where(self, inside: np.ndarray) -> _Sample:
+        return _Sample({}, self.clusters.where(inside), self.section)
+
+    def share(self, halves: np.ndarray) -> Estimate:
+        """Return the share of correct pairs, from the values that `correct` returns."""
+        return cluster_share(halves, self.clusters, self.section.confidence)
+
+    def mean(self, values: np.ndarray) -> Estimate:
+        return bootstrap_mean(values, self.section, self.clusters)
+
+
+def _stage(stage: str, sample: _Sample, own: _Margins) -> StageFigures:
+    column = sample.column
     margins, implicit, edges = own
     scores = _scores(column, stage)
     truth = column["true_margin"].astype(float)
     known = np.isfinite(truth) & (truth != 0)
-    kl = column["kl_nats_per_token"].astype(float) if stage == "dpo" and "kl_nats_per_token" in column else np.array([])
-    kl = kl[np.isfinite(kl)]
+    has_kl = stage == "dpo" and "kl_nats_per_token" in column
+    kl = column["kl_nats_per_token"].astype(float) if has_kl else np.full(len(margins), np.nan)
+    measured = np.isfinite(kl)
     return StageFigures(
-        likelihood_accuracy=share(correct(margins), section),
-        normalised_accuracy=share(correct(per_token_margins(scores)), section),
-        implicit_accuracy=None if implicit is None else share(correct(implicit), section),
-        true_agreement=share(correct(margins[known] * np.sign(truth[known])), section) if known.any() else None,
-        likelihood_margin_nats=bootstrap_mean(margins, section),
-        implicit_margin_nats=None if implicit is None else bootstrap_mean(implicit, section),
-        chosen_logps_nats=bootstrap_mean(scores.chosen, section),
-        chosen_perplexity=perplexity(scores.chosen, scores.n_chosen, section),
-        kl_nats_per_token=bootstrap_mean(kl, section) if len(kl) else None,
+        likelihood_accuracy=sample.share(correct(margins)),
+        normalised_accuracy=sample.share(correct(per_token_margins(scores))),
+        implicit_accuracy=None if implicit is None else sample.share(correct(implicit)),
+        true_agreement=sample.where(known).share(correct(margins[known] * np.sign(truth[known])))
+        if known.any()
+        else None,
+        likelihood_margin_nats=sample.mean(margins),
+        implicit_margin_nats=None if implicit is None else sample.mean(implicit),
+        chosen_logps_nats=sample.mean(scores.chosen),
+        chosen_perplexity=perplexity(scores.chosen, scores.n_chosen, sample.section, sample.clusters),
+        kl_nats_per_token=sample.where(measured).mean(kl[measured]) if measured.any() else None,
         margins=_histogram(margins, edges),
         implicit_margins=None if implicit is None else _histogram(implicit, _edges([implicit])),
     )
@@ -213,10 +216,9 @@ def _histogram(values: np.ndarray, edges: np.ndarray) -> Histogram:
     )
 
 
-def _slices(
-    column: Columns, right: Columns, contests: list[tuple[str, str]], section: EvaluationSection
-) -> Iterator[Slice]:
+def _slices(sample: _Sample, right: Columns, contests: list[tuple[str, str]]) -> Iterator[Slice]:
     """Yield the slices by each property that has at least two values."""
+    column = sample.column
     n_pairs = len(column["id"])
     subset = column["source"].astype(str)
     source = np.array([name.rpartition("/")[0] or name for name in subset.tolist()])
@@ -238,13 +240,17 @@ def _slices(
             continue
         for value in found:
             inside = values == value
+            part = sample.where(inside)
             yield Slice(
                 by=by,
                 name=name(value),
                 n_pairs=int(inside.sum()),
-                accuracy={stage: share(halves[inside], section) for stage, halves in right.items()},
+                n_prompts=part.clusters.n,
+                accuracy={stage: part.share(halves[inside]) for stage, halves in right.items()},
                 gains={
-                    f"{newer}_vs_{older}": bootstrap_mean(right[newer][inside] - right[older][inside], section)
+                    f"{newer}_vs_{older}": paired_gain(
+                        right[newer][inside] - right[older][inside], part.clusters, sample.section.confidence
+                    )
                     for newer, older in contests
                 },
             )
@@ -270,32 +276,30 @@ def _longer(column: Columns) -> np.ndarray:
     return longer
 
 
-def _length(
-    column: Columns,
-    margins: Columns,
-    implicit: np.ndarray | None,
-    contests: list[tuple[str, str]],
-    section: EvaluationSection,
-) -> Length:
-    longer = _longer(column)
+def _length(sample: _Sample, margins: Columns, implicit: np.ndarray | None, contests: list[tuple[str, str]]) -> Length:
+    section, clusters = sample.section, sample.clusters
+    longer = _longer(sample.column)
     strata = {}
     for sign, name in STRATA_SIGNS.items():
         inside = np.sign(longer) == sign
         some = bool(inside.any())
+        part = sample.where(inside)
         strata[name] = Stratum(
             n_pairs=int(inside.sum()),
-            accuracy={s: share(correct(m[inside]), section) for s, m in margins.items()} if some else {},
-            implicit_accuracy=share(correct(implicit[inside]), section) if some and implicit is not None else None,
+            n_prompts=part.clusters.n,
+            accuracy={s: part.share(correct(m[inside])) for s, m in margins.items()} if some else {},
+            implicit_accuracy=part.share(correct(implicit[inside])) if some and implicit is not None else None,
         )
-    correlations = {stage: rank_correlation(margin, longer, section) for stage, margin in margins.items()}
-    per_token = {stage: correct(per_token_margins(_scores(column, stage))) for stage in margins}
+    correlations = {stage: rank_correlation(margin, longer, section, clusters) for stage, margin in margins.items()}
+    per_token = {stage: correct(per_token_margins(_scores(sample.column, stage))) for stage in margins}
     return Length(
-        prefer_longer=share(correct(longer), section),
+        prefer_longer=sample.share(correct(longer)),
         strata=strata,
         margin_correlation={stage: found for stage, found in correlations.items() if found is not None},
-        implicit_correlation=None if implicit is None else rank_correlation(implicit, longer, section),
+        implicit_correlation=None if implicit is None else rank_correlation(implicit, longer, section, clusters),
         per_token={
-            f"{newer}_vs_{older}": compare(per_token[newer], per_token[older], section) for newer, older in contests
+            f"{newer}_vs_{older}": compare(per_token[newer], per_token[older], section, clusters)
+            for newer, older in contests
         },
     )
 

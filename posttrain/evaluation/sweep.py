@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import DpoSection, EvaluationSection, SweepSection, point_label
 from posttrain.errors import UserError
+from posttrain.evaluation.clustered.clusters import Clusters
 from posttrain.evaluation.figures import Comparison
-from posttrain.evaluation.intervals import Estimate, wilson
+from posttrain.evaluation.intervals import Estimate, cluster_share
 from posttrain.evaluation.labels import METRICS
 from posttrain.evaluation.statistics import compare, correct
 from posttrain.forward.logprobs import score_pairs
@@ -36,6 +37,8 @@ class ValidationScores(_Record):
     """log p(chosen) - log p(rejected), summed over completion tokens."""
     reference_margins_nats: list[float]
     """The same under the SFT checkpoint."""
+    prompts: list[int]
+    """Number of each pair's prompt."""
     drift_nats: float
     """Distance of the policy from SFT: mean of |log p(y) - log p_SFT(y)| over all responses y."""
 
@@ -87,6 +90,7 @@ class SweepOutcome(_Record):
     """Index of the chosen point."""
     chosen_by: str
     n_pairs: int
+    n_prompts: int
     confidence: float
     sft_accuracy: Estimate
     """Preference accuracy of the SFT checkpoint on the same pairs."""
@@ -165,6 +169,7 @@ def score_validation(
     return ValidationScores(
         margins_nats=(logps[0] - logps[1]).tolist(),
         reference_margins_nats=(reference_logps[0] - reference_logps[1]).tolist(),
+        prompts=Clusters.of([tuple(prompt) for prompt in rows["prompt_ids"]]).index.tolist(),
         drift_nats=float(np.abs(logps - reference_logps).mean()),
     )
 
@@ -184,10 +189,11 @@ def choose(points: list[SweepPoint], sweep: SweepSection, evaluation: Evaluation
     right = {i: correct(scores.margins(measure)) for i, scores in trained.items()}
     chosen, *others = sorted(trained, key=lambda i: (-right[i].sum(), trained[i].drift_nats, i))
     runner_up = others[0] if others else None
+    clusters = Clusters.of(trained[chosen].prompts)
     sft_right = correct(np.array(trained[chosen].reference_margins_nats))
 
     def share(right: np.ndarray) -> Estimate:
-        return wilson(float(right.sum()), len(right), evaluation.confidence)
+        return cluster_share(right, clusters, evaluation.confidence)
 
     def figures(point: SweepPoint) -> PointFigures:
         if point.scores is None:
@@ -200,8 +206,9 @@ def choose(points: list[SweepPoint], sweep: SweepSection, evaluation: Evaluation
         chosen=chosen,
         chosen_by=measure,
         n_pairs=len(sft_right),
+        n_prompts=clusters.n,
         confidence=evaluation.confidence,
         sft_accuracy=share(sft_right),
         runner_up=runner_up,
-        comparison=None if runner_up is None else compare(right[chosen], right[runner_up], evaluation),
+        comparison=None if runner_up is None else compare(right[chosen], right[runner_up], evaluation, clusters),
     )

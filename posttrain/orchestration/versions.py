@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from pydantic import ValidationError
 from zenml.client import Client
 from zenml.enums import ModelStages
 from zenml.models import ArtifactVersionResponse, ModelVersionResponse
@@ -112,13 +113,16 @@ def _of_model(version: ModelVersionResponse) -> ArtifactVersionResponse:
 
 
 def _report(artifact: ArtifactVersionResponse) -> RunReport | None:
-    """Return the report of the run that made an artifact, or None."""
+    """Return the report of the run that made an artifact; None if there is none, or another release of this project wrote it."""
     if artifact.producer_pipeline_run_id is None:
         return None
     steps = Client().get_pipeline_run(artifact.producer_pipeline_run_id).steps
     if "report" not in steps:
         return None
-    report: RunReport = output(first_run(steps["report"])).load()
+    try:
+        report: RunReport = output(first_run(steps["report"])).load()
+    except ValidationError:
+        return None
     return report if artifact.run_metadata.get("digest") in report.lineage.models.values() else None
 
 

@@ -50,8 +50,8 @@ def answers_view(generations: Generations) -> dict[str, Any]:
 def _won(versus: str, by: str, rate: WinRate) -> str:
     newer, older = versus.split("_vs_")
     return (
-        f"By {by}, {STAGES[newer]}'s answer beats {NAMES[older]}'s on {percent(rate.share)} % of the prompts: {rate.n_wins} won, "
-        f"{rate.n_ties} tied, {rate.n_losses} lost, p = {rate.p_value:.2g}."
+        f"By {by}, {STAGES[newer]}'s answer beats {NAMES[older]}'s on {percent(rate.share)} % of {rate.n_prompts} prompts: "
+        f"{rate.n_wins} won, {rate.n_ties} tied, {rate.n_losses} lost, p = {rate.p_value:.2g}."
     )
 
 

@@ -14,9 +14,10 @@ from rich.text import Text
 
 from posttrain.config import EvaluationSection
 from posttrain.config.flatten import flatten
+from posttrain.evaluation.clustered.clusters import Clusters
 from posttrain.evaluation.figures import Comparison
 from posttrain.evaluation.labels import ABSENT, ACCURACIES, ANSWERS, METRICS, percent, plain, points
-from posttrain.evaluation.statistics import compare, correct
+from posttrain.evaluation.statistics import CONVERSATION, compare, correct
 from posttrain.reporting.plain_console import PlainConsole
 from posttrain.reporting.run_report import RunReport
 
@@ -102,7 +103,8 @@ def print_difference(found: Difference, console: Console | None = None) -> None:
         console.print(
             Text(
                 f"Gain in preference accuracy of the second model over the first, on the same pairs: {points(contest.gain)} "
-                f"points; {contest.n_gained} pairs gained, {contest.n_lost} lost, p = {contest.p_value:.2g}"
+                f"points; {contest.n_gained} pairs gained, {contest.n_lost} lost, "
+                f"{contest.gain.n_prompts} prompts, p = {contest.p_value:.2g}"
             )
         )
 
@@ -120,7 +122,7 @@ def _answers(report: RunReport, name: str) -> str:
 
 
 def _contest(a: RunReport, a_pairs: pa.Table, b: RunReport, b_pairs: pa.Table) -> Comparison | None:
-    """Return McNemar's test of the two newest models, on the pairs that neither run left out for their length."""
+    """Return the comparison of the two newest models, on the pairs that neither run left out for their length."""
     if a.figures.digests["preferences"] != b.figures.digests["preferences"]:
         return None
     scored = [
@@ -132,7 +134,9 @@ def _contest(a: RunReport, a_pairs: pa.Table, b: RunReport, b_pairs: pa.Table) -
         return None
     section = EvaluationSection(confidence=b.figures.confidence, seed=b.figures.seed)
     older, newer = (np.array([scores[row] for row in shared]) for scores in scored)
-    return compare(newer, older, section)
+    column = CONVERSATION if CONVERSATION in b_pairs.column_names else "prompt"
+    keys = dict(zip(b_pairs["id"].to_pylist(), b_pairs[column].to_pylist(), strict=True))
+    return compare(newer, older, section, Clusters.of([keys[row] for row in shared]))
 
 
 def _margins(pairs: pa.Table, stage: str) -> np.ndarray:

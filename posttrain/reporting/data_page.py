@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from posttrain.chat.token_report import TokenReport
+from posttrain.chat.trained_text import TrainedRow
 from posttrain.config.check_policies import DELIBERATE, REASONS
 from posttrain.data.profile import CountHistogram
 from posttrain.data.report import DataReport
@@ -16,7 +17,7 @@ from posttrain.reporting.html import Picture, Table, render
 ADVICE = {
     "unparsable": "Look at the first lines listed below. The download may be incomplete, or a file has another format.",
     "not_text": "Set `columns` to the right column names, or fill in the missing values.",
-    "broken_encoding": "Decode the original files with their real encoding (often cp1252) and save them as UTF-8.",
+    "broken_encoding": "If the files have another encoding than UTF-8 (often cp1252), set `encoding` of the source.",
     "control_characters": "Line breaks become line feeds and other control characters are removed. Fix the export that adds them.",
     "unknown_role": "Map the roles to system, user and assistant before you export the data.",
     "empty": "Responses without text are often refusals or failed generations. Check the source.",
@@ -24,6 +25,9 @@ ADVICE = {
     "prompt_differs": "Both responses of a pair must answer the same prompt. Check how the source joins its two columns.",
     "overlong": "Raise data.max_chars if the model should learn from such long texts.",
     "identical": "Equal responses express no preference. No action needed.",
+    "unread_content": "Remove the column if the text alone is what the model should learn from, or leave these rows out.",
+    "system_differs": "Remove the column `system`, or correct the system messages of these conversations.",
+    "score_against_choice": "Find out which of the two is right. `keep` trusts the choice.",
     "disputed": "Annotators disagree. `data.checks: {disputed: drop}` trains on fewer rows with clear labels.",
     "prompt_in_test": "The source has some test prompts in its training rows too. With them the test would be too easy.",
     "near_test": "With these rows the model would have seen test prompts. Raise data.near_threshold if they differ enough.",
@@ -40,8 +44,17 @@ MANY_CUT = 0.05
 """The page gives advice if more than this share of the pairs is cut."""
 
 
-def data_page(report: DataReport, tokens: TokenReport | None = None, title: str = "Data report") -> str:
-    """Return the report as one self-contained HTML page."""
+def data_page(
+    report: DataReport,
+    tokens: TokenReport | None = None,
+    title: str = "Data report",
+    trained: Sequence[TrainedRow] = (),
+) -> str:
+    """Return the report as one self-contained HTML page.
+
+    Args:
+        trained: the first rows as they are trained.
+    """
     splits = ", ".join(f"{name} {n:,}" for name, n in report.splits.items())
     return render(
         "data.html.jinja",
@@ -58,6 +71,7 @@ def data_page(report: DataReport, tokens: TokenReport | None = None, title: str 
         ],
         kept=_kept(report),
         tokens=_tokens(tokens) if tokens else None,
+        trained=trained,
     )
 
 
@@ -87,6 +101,17 @@ def _token_advice(tokens: TokenReport) -> Iterator[str]:
         yield (
             f"Up to {_share(n_stops, n)} of the responses lose their end of turn at dpo.max_length {tokens.max_length}, so the "
             "model does not learn to stop there. Raise it, or drop long responses with data.max_chars."
+        )
+    yield from tokens.notes
+    for check, count in tokens.findings.items():
+        how = f", {tokens.dropped[check]:,} dropped" if tokens.dropped.get(check) else ""
+        yield f"{words(check)} ({count:,} rows{how}): {REASONS[check]}. For example {tokens.finding_examples[check][0]}."
+    if left_out := ", ".join(f"{name} in {count:,} rows" for name, count in tokens.left_out.items()):
+        yield f"The chat template leaves out: {left_out}."
+    if n_idle := tokens.earlier_answers.get("not trained", 0):
+        yield (
+            f"{n_idle:,} earlier answers in the conversations of SFT are not trained on. `sft.loss_on: all` trains on every "
+            "answer of the assistant."
         )
     if n_gone := tokens.cut.get("no_room", 0) + tokens.cut.get("identical_after_cut", 0):
         yield f"{n_gone:,} pairs are left out: there is no room for a response, or both responses are equal within dpo.max_length."

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from posttrain.data.report import DataReport
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.intervals import Estimate
-from posttrain.evaluation.labels import METRICS, STAGES, percent
+from posttrain.evaluation.labels import METRICS, STAGES, percent, sample_size
 from posttrain.models.checkpoint import Manifest
 from posttrain.reporting.html import render
 from posttrain.reporting.run_report import Lineage, RunReport
@@ -66,7 +66,7 @@ def _evaluation(figures: Figures) -> dict[str, Any]:
         for metric in CARD_METRICS
     ]
     return {
-        "intro": f"{figures.n_pairs} held-out preference pairs; accuracies in % with {figures.confidence:.0%} intervals.",
+        "intro": f"{sample_size(figures, 'held-out preference ')}; accuracies in % with {figures.confidence:.0%} intervals.",
         "stages": [STAGES[stage] for stage in present],
         "rows": rows,
     }

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from posttrain.evaluation.figures import Calibration, Figures, Length, Slice, StageFigures
 from posttrain.evaluation.intervals import Estimate
-from posttrain.evaluation.labels import ACCURACIES, METRICS, STAGES, STRATA, words
+from posttrain.evaluation.labels import ACCURACIES, METRICS, STAGES, STRATA, sample_size, words
 from posttrain.reporting.drawing import COLOURS, INK, OUTSIDE, WIDE, figure_svg, new_figure
 from posttrain.reporting.run_report import RunReport
 
@@ -37,7 +37,7 @@ REWARDS = "DPO: rewards of the chosen and the rejected responses"
 NOTES = {
     ACCURACY: "Lines are confidence intervals. Dotted: chance. Dashed: the ceiling (demo only).",
     MARGINS: "Pairs by log p(chosen) − log p(rejected). To the right of 0 the model prefers the chosen response.",
-    SLICES: "Lines are confidence intervals; in brackets the number of pairs. Left of 0 the newest model is worse.",
+    SLICES: "Lines are confidence intervals; in brackets the number of pairs and of prompts. Left of 0 the newest model is worse.",
     LENGTH: "Length in tokens. A model that has learnt length instead of quality is better where the chosen response is longer.",
     CALIBRATION: "Confidence is the probability that DPO gives to the response it prefers. Dotted: perfect calibration.",
     "SFT: loss": "Mean negative log-likelihood per response token.",
@@ -160,7 +160,7 @@ def slice_figure(slices: Sequence[Slice], comparison: str) -> Figure:
         colour = COLOURS[3] if gain.high < 0 else COLOURS[2] if gain.low > 0 else COLOURS[0]
         _interval(axes, y, gain, colour)
     axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
-    labels = [f"{words(part.by)} {part.name} ({part.n_pairs})" for part in slices]
+    labels = [f"{words(part.by)} {part.name} ({sample_size(part)})" for part in slices]
     axes.set_yticks(range(len(slices)), [label_text(label) for label in labels])
     axes.invert_yaxis()
     axes.set_xlabel("gain in accuracy, points")
@@ -185,7 +185,7 @@ def length_figure(length: Length) -> Figure:
                     label=STAGES[stage] if x == 0 else None,
                 )
     axes.axhline(50, color=INK, linewidth=0.8, linestyle=":")
-    axes.set_xticks(range(len(strata)), [f"{STRATA[name]}\n({part.n_pairs} pairs)" for name, part in strata.items()])
+    axes.set_xticks(range(len(strata)), [f"{STRATA[name]}\n({sample_size(part)})" for name, part in strata.items()])
     axes.set_ylabel("accuracy in %")
     axes.legend(**OUTSIDE)
     return figure

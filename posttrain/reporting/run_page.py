@@ -21,6 +21,7 @@ from posttrain.evaluation.labels import (
     percent,
     plain,
     points,
+    sample_size,
     words,
 )
 from posttrain.reporting.answers_view import answers_view
@@ -86,17 +87,17 @@ def _accuracy(report: RunReport, pictures: dict[str, Picture]) -> dict[str, Any]
         for name, found in figures.comparisons.items()
     ]
     sets = [
-        [name, found.n_pairs, *(percent(_accuracy_of(found, stage)) for stage in stages)]
+        [name, found.n_pairs, found.n_prompts, *(percent(_accuracy_of(found, stage)) for stage in stages)]
         for name, found in figures.sets.items()
     ]
     names = [STAGES[stage] for stage in stages]
     return {
-        "intro": f"{figures.n_pairs} held-out pairs. Accuracies are in % with {figures.confidence:.0%} intervals in brackets.",
+        "intro": f"{sample_size(figures, 'held-out ')}. Accuracies are in % with {figures.confidence:.0%} intervals in brackets.",
         "picture": pictures[ACCURACY],
         "figures": Table(["", *names], rows),
         "terms": terms,
-        "comparisons": Table(["", "gain, points", "pairs gained", "pairs lost", "p (McNemar, exact)"], gains),
-        "sets": Table(["set", "pairs", *names], sets) if sets else None,
+        "comparisons": Table(["", "gain, points", "pairs gained", "pairs lost", "p (exact)"], gains),
+        "sets": Table(["set", "pairs", "prompts", *names], sets) if sets else None,
     }
 
 
@@ -131,21 +132,21 @@ def _slices(figures: Figures, pictures: dict[str, Picture]) -> dict[str, Any]:
     name = contest(figures)
     stages = list(present(figures))
     worse = [
-        f"{words(part.by)} {part.name} got worse: {points(part.gains[name])} points on {part.n_pairs} pairs"
-        for part in figures.slices
-        if part.gains[name].high < 0
+        f"{words(part.by)} {part.name} got worse: {points(part.gains[name])} points on {sample_size(part)}"
+        for part in figures.worse_slices(name, 0.0, 1)
     ]
     rows = [
         [
             words(part.by),
             part.name,
             part.n_pairs,
+            part.n_prompts,
             *(percent(part.accuracy.get(stage)) for stage in stages),
             points(part.gains[name]),
         ]
         for part in figures.slices
     ]
-    header = ["by", "slice", "pairs", *(STAGES[stage] for stage in stages), "gain, points"]
+    header = ["by", "slice", "pairs", "prompts", *(STAGES[stage] for stage in stages), "gain, points"]
     return {"worse": worse, "picture": pictures[SLICES], "figures": Table(header, rows)}
 
 
@@ -155,6 +156,7 @@ def _length(figures: Figures, pictures: dict[str, Picture]) -> dict[str, Any]:
         [
             STRATA[name],
             part.n_pairs,
+            part.n_prompts,
             *(percent(part.accuracy.get(stage)) for stage in stages),
             percent(part.implicit_accuracy),
         ]
@@ -166,7 +168,9 @@ def _length(figures: Figures, pictures: dict[str, Picture]) -> dict[str, Any]:
     return {
         "intro": f"Always choosing the longer response has an accuracy of {percent(length.prefer_longer)} %.",
         "picture": pictures.get(LENGTH),
-        "figures": Table(["", "pairs", *(STAGES[stage] for stage in stages), METRICS["implicit_accuracy"].short], rows),
+        "figures": Table(
+            ["", "pairs", "prompts", *(STAGES[stage] for stage in stages), METRICS["implicit_accuracy"].short], rows
+        ),
         "correlations": f"Spearman correlation of margin and difference in length: {', '.join(correlations)}."
         if correlations
         else "",
@@ -177,7 +181,7 @@ def _calibration(figures: Figures, pictures: dict[str, Picture]) -> dict[str, An
     calibration = figures.calibration
     assert calibration is not None
     intro = (
-        f"Expected calibration error {100 * calibration.ece:.1f} %: the mean distance between confidence and accuracy. Brier score "
+        f"Expected calibration error {percent(calibration.ece)} %: the mean distance between confidence and accuracy. Brier score "
         f"{plain(calibration.brier)}: the mean squared error of the probability; always answering 50 % scores 0.25."
     )
     return {"intro": intro, "picture": pictures[CALIBRATION]}

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from posttrain.config import value_label
 from posttrain.evaluation.intervals import Estimate
-from posttrain.evaluation.labels import ABSENT, METRICS, STAGES, percent
+from posttrain.evaluation.labels import ABSENT, METRICS, STAGES, percent, sample_size
 from posttrain.evaluation.sweep import MEASURES, SweepOutcome
 from posttrain.reporting.drawing import COLOURS, INK, OUTSIDE, figure_svg, new_figure
 
@@ -34,7 +34,7 @@ def render_sweep(outcome: SweepOutcome) -> Group:
     """Return the table for a terminal, with what was chosen and what failed in words."""
     header, rows = sweep_rows(outcome)
     shown = f"in %, {outcome.confidence:.0%} intervals"
-    title = f"\n{len(outcome.points)} points, {outcome.n_pairs} validation pairs ({shown})"
+    title = f"\n{len(outcome.points)} points, {sample_size(outcome, 'validation ')} ({shown})"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for name in header:
         # Only the names wrap, so that two settings and their figures fit into 80 columns.
@@ -62,5 +62,5 @@ def sweep_picture(outcome: SweepOutcome) -> Markup:
     labels = [f"{point.label}{' (chosen)' if i == outcome.chosen else ''}" for i, point in enumerate(outcome.points)]
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlabel(f"{METRICS[outcome.chosen_by].name} on {outcome.n_pairs} validation pairs, in %")
+    axes.set_xlabel(f"{METRICS[outcome.chosen_by].name} on {sample_size(outcome, 'validation ')}, in %")
     return figure_svg(figure, "sweep")

@@ -17,7 +17,7 @@ from posttrain.evaluation.figures import STAGES as ALL_STAGES
 from posttrain.evaluation.figures import Figures, SetFigures, StageFigures
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.intervals import Estimate
-from posttrain.evaluation.labels import ABSENT, ACCURACIES, METRICS, STAGES, percent, words
+from posttrain.evaluation.labels import ABSENT, ACCURACIES, METRICS, STAGES, percent, sample_size, words
 from posttrain.evaluation.sweep import SweepOutcome
 from posttrain.reporting.plain_console import PlainConsole
 from posttrain.reporting.sweep_report import render_sweep
@@ -90,7 +90,7 @@ def _table(report: Report, console: Console) -> Table:
 
 def _formatted(report: Report, is_stacked: bool, digits: int) -> Table:
     figures = report.figures
-    title = f"\n{report.run}: {figures.n_pairs} held-out pairs"
+    title = f"\n{report.run}: {sample_size(figures, 'held-out ')}"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(f"in %, {figures.confidence:.0%} intervals", overflow="fold")
     shown = _shown(figures)
@@ -107,7 +107,7 @@ def _formatted(report: Report, is_stacked: bool, digits: int) -> Table:
         if any(cell != ABSENT for cell in row):
             table.add_row(f"{'  ' if name in INDENTED else ''}{METRICS[name].short}", *row)
     for name, of_set in figures.sets.items():
-        table.add_row(f"{name} ({of_set.n_pairs} pairs)", *cells(of_set, "likelihood_accuracy"))
+        table.add_row(f"{name} ({sample_size(of_set)})", *cells(of_set, "likelihood_accuracy"))
     return table
 
 
@@ -154,7 +154,7 @@ def _other_metrics(figures: Figures) -> str:
     if (dpo := figures.stages["dpo"]) and dpo.kl_nats_per_token:
         parts.append(f"KL to SFT {dpo.kl_nats_per_token.value:.2g} nats per token")
     if figures.calibration:
-        parts.append(f"calibration error {figures.calibration.ece:.1%}")
+        parts.append(f"calibration error {figures.calibration.ece.value:.1%}")
     parts.append(f"always choosing the longer response {figures.length.prefer_longer.value:.1%}")
     return "Other metrics: " + "; ".join(parts)
 

@@ -14,6 +14,7 @@ when the next stage opens on the same host. For steps on other hosts, `Tracker.e
 """
 
 from posttrain.tracking.connection import checked_uri, connect, reason
+from posttrain.tracking.dataset_origin import DatasetOrigin
 from posttrain.tracking.runs import PARENT_TAG, PIPELINE_RUN_TAG, STAGE_TAG, delete_runs
 from posttrain.tracking.tracked_stage import (
     OUTAGE_TAG,
@@ -33,6 +34,7 @@ __all__ = [
     "PIPELINE_RUN_TAG",
     "STAGE_TAG",
     "UI_PORT",
+    "DatasetOrigin",
     "TrackedStage",
     "Tracker",
     "checked_uri",

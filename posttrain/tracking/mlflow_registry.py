@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from posttrain.tracking import PARENT_TAG, PIPELINE_RUN_TAG, UI_PORT, Tracker, connect
+from posttrain.tracking.mlmodel import WEIGHTS
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 MODEL_VERSION_TAG = "zenml.model_version"
 
@@ -17,7 +23,7 @@ class Registration:
     version: str
     """Name of the version in ZenML's registry, unique within the model."""
     source: str
-    """URI of the checkpoint's files, which are not copied."""
+    """URI of the checkpoint's files, which are not copied. `MLmodel` lies beside their folder."""
     tags: dict[str, str]
     description: str
     experiment: str
@@ -48,14 +54,20 @@ class ModelRegistry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            self._client.create_model_version(
+            run = self._find_run(registration)
+            tags = {**registration.tags, MODEL_VERSION_TAG: registration.version}
+            model_id = run and self._log_model(registration.version, run, tags)
+            created = self._client.create_model_version(
                 self._name,
-                _readable_elsewhere(registration.source, self._uri),
-                run_id=self._find_run(registration),
-                tags={**registration.tags, MODEL_VERSION_TAG: registration.version},
+                _readable_elsewhere(registration.source.removesuffix(f"/{WEIGHTS}"), self._uri),
+                run_id=run and run.info.run_id,
+                tags=tags,
                 description=registration.description,
                 await_creation_for=0,
             )
+            if model_id:  # by this tag MLflow's pages link the model to the version
+                link = json.dumps([{"name": self._name, "version": created.version}])
+                self._client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
             known = self.numbers()
         return known[registration.version]
 
@@ -90,15 +102,34 @@ class ModelRegistry:
         uri = self._tracker.shown_uri
         return f"{uri.rstrip('/') if uri.startswith('http') else f'http://127.0.0.1:{UI_PORT}'}/#/models/{self._name}/versions/{number}"
 
-    def _find_run(self, registration: Registration) -> str | None:
-        """Return the id of the pipeline run's MLflow run, or None if this server does not have it."""
+    def _log_model(self, version: str, run: Run, tags: dict[str, str]) -> str:
+        """Return the id of the version's LoggedModel, which has the settings and final metrics of its run."""
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        experiment, run_id = run.info.experiment_id, run.info.run_id
+        found = self._client.search_logged_models([experiment], f"name = '{version}'")
+        known = [model for model in found if model.tags.get("zenml.model") == tags.get("zenml.model")]
+        if known:  # an earlier attempt made it
+            return str(known[0].model_id)
+        params = {key: value for key, value in run.data.params.items() if key.startswith(("model.", "sft.", "dpo."))}
+        model = self._client.create_logged_model(experiment, version, run_id, tags, params, model_type="transformers")
+        last = [self._client.get_metric_history(run_id, key)[-1] for key in run.data.metrics]
+        # With the same time and step, so that the run itself gets no second point.
+        of_model = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model.model_id, run_id=run_id) for m in last]
+        self._client.log_batch(run_id, metrics=of_model)
+        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        self._client.finalize_logged_model(model.model_id, "READY")
+        return str(model.model_id)
+
+    def _find_run(self, registration: Registration) -> Run | None:
+        """Return the pipeline run's MLflow run, or None if this server does not have it."""
         experiment = self._client.get_experiment_by_name(registration.experiment)
         if experiment is None:
             return None
         runs = self._client.search_runs(
             [experiment.experiment_id], f"tags.`{PIPELINE_RUN_TAG}` = '{registration.pipeline_run}'"
         )
-        return next((str(run.info.run_id) for run in runs if PARENT_TAG not in run.data.tags), None)
+        return next((run for run in runs if PARENT_TAG not in run.data.tags), None)
 
 
 def _readable_elsewhere(source: str, uri: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -16,15 +15,14 @@ from posttrain.errors import UserError
 from posttrain.storage.addresses import shown_address
 from posttrain.storage.processes import has_died, this_process
 from posttrain.tracking.connection import connect, sqlite_path
+from posttrain.tracking.dataset_origin import dataset_input
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Run
+    from mlflow.entities import Run
 
 
 logger = logging.getLogger(__name__)
-
-DIGEST_CHARS = 16  # of a dataset's digest, for display; MLflow allows 36, and the profile has the whole digest
 
 PIPELINE_RUN_TAG = "posttrain.pipeline_run"
 STAGE_TAG = "posttrain.stage"
@@ -122,7 +120,7 @@ class StepRun:
         elif kind == "tag":
             client.log_batch(run_id, tags=[RunTag(r.key, r.value) for r in batch])
         elif kind == "dataset":
-            client.log_inputs(run_id, [_dataset_input(r.key, **r.value) for r in batch])
+            client.log_inputs(run_id, [dataset_input(r.key, **r.value) for r in batch])
         elif kind == "metric":
             client.log_batch(run_id, metrics=[Metric(r.key, r.value, r.timestamp, r.step) for r in batch])
         elif kind == "status":
@@ -259,19 +257,6 @@ def delete_runs(uri: str, pipeline_runs: Collection[str]) -> int:
             client.delete_run(run.info.run_id)
             n_deleted += 1
     return n_deleted
-
-
-def _dataset_input(name: str, digest: str, n_rows: int, source: str, context: str) -> DatasetInput:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    dataset = Dataset(
-        name,
-        digest[:DIGEST_CHARS],
-        source_type="local",
-        source=json.dumps({"uri": source}),
-        profile=json.dumps({"num_rows": n_rows, "digest": digest}),
-    )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 def _running_here() -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config.flatten import flatten
 from posttrain.errors import UserError
 from posttrain.tracking.connection import checked_uri, reason
+from posttrain.tracking.dataset_origin import DatasetOrigin, as_record
 from posttrain.tracking.runs import STARTED_TAG, Record, RunIdentity, StepRun, untold
 
 if TYPE_CHECKING:
@@ -138,10 +139,9 @@ class TrackedStage:
         """Record plain values as the JSON artifact at `path`, e.g. `reports/data_report.json`."""
         self.log_text(json.dumps(values, indent=2, ensure_ascii=False, default=str), path)
 
-    def log_dataset(self, name: str, digest: str, n_rows: int, source: str, context: str) -> None:
+    def log_dataset(self, name: str, digest: str, n_rows: int, origin: DatasetOrigin, context: str) -> None:
         """Record a dataset as an input of the run. `context` is its purpose, e.g. `training`."""
-        dataset = {"digest": digest, "n_rows": n_rows, "source": source, "context": context}
-        self._add(Record("dataset", name, dataset))
+        self._add(Record("dataset", name, as_record(digest, n_rows, origin, context)))
 
     def fail(self, reason: str) -> None:
         """Mark the nested run as FAILED without failing the step and the parent run."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from posttrain.config import ModelSection, RunConfig, TrainSection
 from posttrain.data.sources import count_rows
+from posttrain.errors import UserError
 from posttrain.models.memory import Shape, activations_gib, loaded_gib, read_shape, weights_gib
 
 
@@ -29,9 +30,9 @@ def plan(config: RunConfig) -> dict[str, StagePlan]:
     stages = {}
     if config.finetuning_type in ("sft", "both"):
         n_rows = n_pairs
-        if config.sft.dataset is not None:
-            counts = count_rows(config.sft.dataset)
-            n_rows = counts.get("train") if counts else None
+        if config.sft.datasets:
+            counts = [count_rows(source) for source in config.sft.datasets]
+            n_rows = None if None in counts else sum(count.get("train", 0) for count in counts if count)
         stages["sft"] = _stage(config.sft, config.model, n_rows, shape, sequences_per_row=1)
     if config.finetuning_type in ("dpo", "both"):
         stages["dpo"] = _stage(config.dpo, config.model, n_pairs, shape, sequences_per_row=2)
@@ -44,6 +45,8 @@ def _n_train_pairs(config: RunConfig) -> int | None:
         counts = count_rows(source)
         if counts is None:
             return None
+        if not sum(counts.values()):
+            raise UserError(f"data.sources: {source.location} has no rows: add pairs, or remove the source")
         held_out = config.data.validation_size * ("validation" not in counts) + config.data.test_size * (
             "test" not in counts
         )

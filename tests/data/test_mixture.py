@@ -6,9 +6,10 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.data_files import write_rows
 
-from posttrain.config import DataSection, Source
-from posttrain.data.loader import load_preferences
+from posttrain.config import DataSection, SftSection, Source
+from posttrain.data.loader import load_instructions, load_preferences
 from posttrain.data.mixture import find_left_out
 from posttrain.errors import UserError
 
@@ -83,3 +84,50 @@ def test_left_out_pairs_of_a_mixture_are_counted(tmp_path):
     assert report.n_rows == report.n_read == 300 + 40 + 800
     assert report.n_read == report.n_kept + report.n_dropped
     assert report.dropped["not_sampled"] == 800 - n_second - (report.splits["test"] - 40)
+
+
+def test_instruction_sets_are_mixed_by_weight(tmp_path):
+    for name, n in (("a", 30), ("b", 60)):
+        rows = [{"instruction": f"{name} asks {i}", "output": f"{name} answers {i}"} for i in range(n)]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    data = DataSection(checks={"near_duplicate": "keep", "near_held_out": "keep"})
+    write_rows(
+        tmp_path / "p.jsonl", [{"prompt": f"{i} q", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
+    )
+    preferences, _ = load_preferences(
+        DataSection(
+            sources=[{"path": str(tmp_path / "p.jsonl")}],
+            test_size=0.3,
+            checks={"near_duplicate": "keep", "near_test": "keep", "near_validation": "keep"},
+        )
+    )
+    section = SftSection(
+        dataset=[{"path": f"{tmp_path}/a.jsonl", "weight": 1}, {"path": f"{tmp_path}/b.jsonl", "weight": 0.5}]
+    )
+    instructions, report = load_instructions(section.datasets, preferences, data)
+    assert report.dropped == {"not_sampled": 45}  # 30 of a, and so 15 of b
+    assert [source.n_kept for source in report.sources] == [30, 15]
+    assert len(instructions.rows) == 45
+    unweighted, report = load_instructions(
+        [source.model_copy(update={"weight": None}) for source in section.datasets], preferences, data
+    )
+    assert len(unweighted.rows) == 90
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ([{"path": "a", "weight": 1}, "b"], "b has no weight, but other sources have one"),
+        ([{"path": "a", "format": "explicit"}], "format explicit contains pairs"),
+        ([], "the list is empty"),
+        ({"path": "a", "weight": 1}, "weight has no meaning for a single dataset"),
+    ],
+)
+def test_lists_of_instruction_sets_are_checked(dataset, words):
+    with pytest.raises(ValueError, match=words):
+        SftSection(dataset=dataset)
+
+
+def test_one_instruction_set_is_a_list_of_one():
+    assert [source.path for source in SftSection(dataset="a").datasets] == ["a"]
+    assert SftSection().datasets == []

@@ -14,19 +14,12 @@ from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation import intervals, statistics
+from posttrain.evaluation.calibration import calibrate
 from posttrain.evaluation.divergence import NextTokenKL
 from posttrain.evaluation.evaluated_models import EvaluatedModels
-from posttrain.evaluation.intervals import bootstrap, bootstrap_mean, wilson
+from posttrain.evaluation.intervals import bootstrap_mean, bootstrap_ratio, rank_correlation, wilson
 from posttrain.evaluation.scoring import Evaluation, EvaluationData, evaluate
-from posttrain.evaluation.statistics import (
-    calibrate,
-    compare,
-    correct,
-    perplexity,
-    perplexity_ratio,
-    rank_correlation,
-    summarise,
-)
+from posttrain.evaluation.statistics import compare, correct, perplexity, perplexity_ratio, summarise
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_model
 from posttrain.training.dpo import train_dpo
@@ -116,20 +109,21 @@ def test_rank_correlation_by_hand():
 
 
 def test_calibration_by_hand():
-    """Odds of 4 to 1 are a confidence of 80 %. With 6 of 10 pairs right, the ECE is 0.2, all from one bin. The Brier score is
-    (6 x 0.04 + 4 x 0.64) / 10."""
+    """Odds of 4 to 1 are a confidence of 80 %. With 6 of 10 pairs right, the distance is 0.2, all from one bin. Its
+    variance is 0.24 / 9 = 0.0267, so sqrt(2 / pi) x (sqrt(0.04) - sqrt(0.04 - 0.0267)) = 0.0674 of it is noise. The interval is
+    +- 2.262 x sqrt(0.0267) = 0.369. The Brier score is (6 x 0.04 + 4 x 0.64) / 10."""
     log_odds = np.log(4.001) * np.array([1.0] * 6 + [-1.0] * 4)
     found = calibrate(log_odds, SECTION)
     (filled,) = (b for b in found.bins if b.n_pairs)
     assert (filled.low, filled.high, filled.n_pairs) == pytest.approx((0.8, 0.85, 10))
     assert filled.accuracy.value == 0.6
-    assert found.ece == pytest.approx(0.2, abs=1e-3)
+    assert (found.ece.value, found.ece.low, found.ece.high) == pytest.approx((0.1326, 0, 0.502), abs=1e-3)
     assert found.brier.value == pytest.approx((6 * 0.04 + 4 * 0.64) / 10, abs=1e-3)
 
 
 def test_a_well_calibrated_model_has_no_error():
     """A confidence of 80 % with 8 of 10 right has no ECE. A probability of one half has a Brier score of 0.25."""
-    assert calibrate(np.log(4) * np.array([1.0] * 8 + [-1.0] * 2), SECTION).ece == pytest.approx(0, abs=1e-12)
+    assert calibrate(np.log(4) * np.array([1.0] * 8 + [-1.0] * 2), SECTION).ece.value == pytest.approx(0, abs=1e-12)
     assert calibrate(np.zeros(4), SECTION).brier.value == 0.25
 
 
@@ -144,6 +138,7 @@ def rows():
             "id": ["1", "2", "3", "4"],
             "source": ["hh/a", "hh/a", "hh/b", "other/c"],
             "true_margin": pa.array([1.0, 2.0, 0.5, -1.0], pa.float64()),
+            "conversation": ["1", "2", "3", "4"],
             "prompt": ["p", "p", "p", "p4"],
             "chosen": ["c"] * 4,
             "rejected": ["r"] * 4,
@@ -444,12 +439,12 @@ def test_the_number_of_bootstraps_does_not_depend_on_the_number_of_pairs(monkeyp
     """Intervals of thousands of pairs must not cost more than scoring them."""
     n_rows = []
 
-    def counted(statistic, section, *columns):
-        n_rows.append(len(columns[0]))
-        return bootstrap(statistic, section, *columns)
+    def counted(numerator, denominator, section, clusters=None):
+        n_rows.append(len(numerator))
+        return bootstrap_ratio(numerator, denominator, section, clusters)
 
-    monkeypatch.setattr(intervals, "bootstrap", counted)
-    monkeypatch.setattr(statistics, "bootstrap", counted)
+    monkeypatch.setattr(intervals, "bootstrap_ratio", counted)
+    monkeypatch.setattr(statistics, "bootstrap_ratio", counted)
     generator, section = np.random.default_rng(0), EvaluationSection(n_bootstrap=100)
     logps = [f"{s}_{w}_logps" for s in ("base", "sft", "dpo", "champion") for w in ("chosen", "rejected")]
     counts = [f"n_{name}" for name in ("turns", "prompt_tokens", "chosen_tokens", "rejected_tokens")]
@@ -460,6 +455,7 @@ def test_the_number_of_bootstraps_does_not_depend_on_the_number_of_pairs(monkeyp
             "id": [str(i) for i in range(n)],
             "source": [f"s/{i % 4}" for i in range(n)],
             "true_margin": pa.nulls(n, pa.float64()),
+            "conversation": [str(i) for i in range(n)],
             **{name: ["x"] * n for name in ("prompt", "chosen", "rejected")},
             **{name: generator.integers(1, 20, n) for name in counts},
             **{name: -generator.exponential(50, n) for name in logps},

@@ -21,11 +21,12 @@ def finding(severity) -> Finding:
 
 
 def test_significant_gain_is_promoted():
+    """30 of 200 pairs gained, none lost: 30 / 202 = 14.9 points, +- 1.972 x sqrt((32 / 202 - 0.149^2) / 202)."""
     promotion = decide(figures_of(table()), GateSection())
     assert promotion.promoted
     assert promotion.opponent == "sft"
     assert len(promotion.reasons) == 1
-    assert "DPO ranks 15.0 points more test pairs correctly than SFT (+10." in promotion.reasons[0]
+    assert "DPO ranks 15.0 points more test pairs correctly than SFT (+9.7 to +20.0" in promotion.reasons[0]
 
 
 def test_lower_bound_of_the_gain_must_exceed_min_gain():
@@ -38,15 +39,17 @@ def test_lower_bound_of_the_gain_must_exceed_min_gain():
 
 
 def test_gain_with_a_high_p_value_is_refused():
-    """4 of 200 pairs gained, none lost: the bootstrap interval lies above 0, but McNemar's test gives p = 1/8."""
+    """4 of 200 pairs gained, none lost: McNemar's test gives p = 1/8, and the interval contains 0."""
     better = spread(0.6).copy()
     better[[60, 160, 61, 161]] = 1
     figures = figures_of(table(dpo_margins=better))
-    assert figures.comparisons["dpo_vs_sft"].gain.low > 0
+    assert figures.comparisons["dpo_vs_sft"].gain.low < 0
     promotion = decide(figures, GateSection())
     assert not promotion.promoted
-    assert "p = 0.12 is above gate.max_p_value 0.05" in promotion.reasons[1]
-    assert decide(figures, GateSection(max_p_value=0.2)).promoted
+    assert "p = 0.12 is above 0.0082, the level of each of 20 looks" in promotion.reasons[1]
+    once = decide(figures, GateSection(planned_looks=1)).reasons[1]
+    assert once == "the gain is not statistically significant: p = 0.12 is above 0.05; gate.max_p_value is 0.05"
+    assert decide(figures, GateSection(max_p_value=0.2, planned_looks=1)).promoted
 
 
 def test_a_loss_is_refused():

@@ -128,7 +128,9 @@ def test_the_shipped_sweep_shares_all_before_dpo_with_the_demo() -> None:
 def point(
     beta: float, margins: list[float], drift: float = 1.0, reference: tuple[float, ...] = (1, -1, 1, -1)
 ) -> SweepPoint:
-    scores = ValidationScores(margins_nats=margins, reference_margins_nats=list(reference), drift_nats=drift)
+    scores = ValidationScores(
+        margins_nats=margins, reference_margins_nats=list(reference), prompts=[0, 1, 2, 3], drift_nats=drift
+    )
     return SweepPoint(values={"beta": beta}, scores=scores, failure=None)
 
 

@@ -3,22 +3,27 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from support.families import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.chat.template import TEMPLATES
 from posttrain.config import ModelSection, RunConfig, TrainSection
 from posttrain.errors import UserError
+from posttrain.forward.probe import left_padding_is_exact
 from posttrain.models.base import resolve_base
 from posttrain.models.checkpoint import Base
 from posttrain.models.loading import load_model
+from posttrain.orchestration.running_step import training_machine
 from posttrain.training import preflight as library
 from posttrain.training import trial
+from posttrain.training.plan import plan
 from posttrain.training.preflight import Needs, machine_problems, needs_of, preflight
 
 
@@ -225,3 +230,64 @@ def test_a_run_needs_the_lengths_of_its_stages_and_answers() -> None:
     }  # fmt: skip
     assert list(needs.stages) == ["dpo"]
     assert not needs.reads_weights
+
+
+@pytest.mark.parametrize(("operator", "expected"), [(None, True), ("gpu", False)])
+def test_a_run_that_trains_elsewhere_is_seen(
+    operator: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(operator: str | None) -> SimpleNamespace:
+        return SimpleNamespace(config=SimpleNamespace(step_operator=operator, settings={}))
+
+    steps = {"preflight": step(None), "train_sft": step(operator), "train_dpo": step(operator), "evaluate": step("gpu")}
+    context = SimpleNamespace(
+        step_name="preflight", pipeline_run=SimpleNamespace(snapshot=SimpleNamespace(step_configurations=steps))
+    )
+    monkeypatch.setattr(training_machine, "get_step_context", lambda: context)
+    assert training_machine.trains_here() is expected
+
+
+def test_an_empty_data_file_is_an_error_before_the_run(tmp_path: Path, base: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    section = {"model": {"base": str(base)}, "data": {"sources": [{"path": str(tmp_path / "empty.jsonl")}]}}
+    with pytest.raises(UserError, match=r"data\.sources: .*empty\.jsonl has no rows"):
+        plan(RunConfig.model_validate(section))
+
+
+@pytest.mark.parametrize(("family", "expected"), [("llama", True), ("rwkv", False)])
+def test_models_that_read_the_padding_are_seen(family: str, expected: bool) -> None:
+    """Their answers in a batch would differ, so they answer one prompt at a time."""
+    assert left_padding_is_exact(tiny_model(family), 0) is expected
+
+
+def test_a_random_router_cannot_start_dpo(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no setting turns off: here a model whose logits are noisy in training mode."""
+
+    def noisy(*args: Any, **kwargs: Any) -> Any:
+        model: Any = load_model(*args, **kwargs)
+        model.lm_head.register_forward_hook(
+            lambda module, _, output: output + torch.rand_like(output) if module.training else output
+        )
+        return model
+
+    monkeypatch.setattr(trial, "load_model", noisy)
+    section = ModelSection(base=str(base), precision="fp32")
+    with pytest.raises(UserError, match="llama models compute at random in training"):
+        trial.try_out(resolve_base(section), section)
+
+
+def test_a_save_that_loses_weights_is_found(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a save that writes the base instead of what was trained."""
+    section = ModelSection(base=str(base), precision="fp32")
+    monkeypatch.setattr(trial, "train_one_step", lambda model, **_: model.lm_head.weight.data.add_(1.0))
+    save = trial.save_trained
+
+    def stale(trained: Any, folder: Path) -> Any:
+        trained.model.lm_head.weight.data.sub_(1.0)
+        kind = save(trained, folder)
+        trained.model.lm_head.weight.data.add_(1.0)
+        return kind
+
+    monkeypatch.setattr(trial, "save_trained", stale)
+    with pytest.raises(UserError, match="saving and reloading changes 2 weights"):
+        trial.try_out(resolve_base(section), section)

@@ -347,3 +347,9 @@ def test_the_key_does_not_depend_on_folder_or_path(
     assert run(lambda name: os.path.relpath(project / name)) == set()
     project = project.rename(tmp_path / "elsewhere")
     assert run(lambda name: str(project / name)) == set()
+
+
+def test_the_metadata_of_settings_has_types_that_zenml_stores() -> None:
+    """A date is none of them, and ZenML then refuses the whole artifact."""
+    fields = ModelSettingsMaterializer("x").extract_metadata(ModelSection(template_date="2024-07-26"))
+    assert fields["template_date"] == "2024-07-26"

@@ -105,7 +105,9 @@ def digest(run: PipelineRunResponse) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak)]
+)
 def test_a_stopped_training_is_saved_and_the_same_command_continues(
     tmp_path: Path, tiny_folder: Path, number: signal.Signals, code: int
 ) -> None:

@@ -16,7 +16,8 @@ from zenml.enums import ModelStages
 
 import materializers  # noqa: F401 (registers them)
 from posttrain.errors import UserError
-from posttrain.evaluation.gate.decision import Champion, Promotion
+from posttrain.evaluation.gate.champion import Champion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.orchestration import registry as _registry
 from posttrain.orchestration.registry import JudgedModel, digest_of, reconcile, settle, sole_champion, standing_champion
@@ -114,7 +115,7 @@ def test_a_promoted_model_is_the_champion_in_both_registries_with_links_both_way
     assert f"/models/{place.name}/versions/{theirs.version}" in ours["mlflow_model"]
     assert theirs.tags["zenml.model_version_id"] == str(place.version("first").id)
     assert theirs.tags["posttrain.digest"] == ours["judgement"]["digest"]
-    assert theirs.source == f"{place.candidates['first'].uri}/files"
+    assert theirs.source == place.candidates["first"].uri  # with MLmodel, beside the folder of the weights
     run = MlflowClient(place.uri).get_run(theirs.run_id)
     assert run.data.tags["posttrain.pipeline_run"] == str(place.run.id)
     linked = Client().list_model_version_artifact_links(model_version_id=place.version("first").id)
@@ -247,9 +248,10 @@ def killed_at_commit(number: int) -> Iterator[list[int]]:
     """Inside, every database of this process is lost at a commit, before it takes effect. The list counts the commits."""
     commits: list[int] = []
 
-    def commit(_: Any) -> None:
+    def commit(connection: Any) -> None:
         commits.append(len(commits))
         if len(commits) >= number:  # nor does anything that the dying process attempts
+            connection.connection.rollback()  # its locks end with the process
             raise Cut
 
     event.listen(Engine, "commit", commit)

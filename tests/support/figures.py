@@ -54,6 +54,7 @@ def table(
             "id": [str(i) for i in range(N)],
             "source": sources,
             "true_margin": pa.nulls(N, pa.float64()),
+            "conversation": [str(i) for i in range(N)],
             **{name: ["text"] * N for name in ("prompt", "chosen", "rejected")},
             "n_turns": pa.array([1] * N),
             "n_prompt_tokens": pa.array([10] * N),

@@ -31,6 +31,7 @@ def make_pairs(gain: float = 2.0, source: str = "here/one", text: str = "some te
             "id": ids,
             "source": [source if i % 2 else "there/two" for i in range(N)],
             "true_margin": pa.nulls(N, pa.float64()),
+            "conversation": ids,
             **{name: [text] * N for name in ("prompt", "chosen", "rejected")},
             "n_turns": [1] * N,
             "n_prompt_tokens": [8] * N,

@@ -21,7 +21,7 @@ from support.servers import Server
 from posttrain import tracking
 from posttrain.config.flatten import flatten
 from posttrain.errors import UserError
-from posttrain.tracking import STAGE_TAG, Tracker, published_metrics, tracked_stage
+from posttrain.tracking import STAGE_TAG, DatasetOrigin, Tracker, published_metrics, tracked_stage
 from posttrain.tracking.mlflow_registry import ModelRegistry, registry_error
 from posttrain.tracking.runs import StepRun
 
@@ -237,7 +237,8 @@ def test_datasets_artifacts_and_tags_arrive(tracker: Tracker, tmp_path: Path) ->
     from mlflow import MlflowClient
 
     with tracker.parent("load_preferences") as stage:
-        stage.log_dataset("preferences", digest="ab" * 32, n_rows=100, source="demo", context="training")
+        origin = DatasetOrigin("demo")
+        stage.log_dataset("preferences", digest="ab" * 32, n_rows=100, origin=origin, context="training")
         stage.log_dict({"n_kept": 100}, "reports/data_report.json")
         stage.set_tags({"posttrain.code": "1a2b"})
 
@@ -248,6 +249,40 @@ def test_datasets_artifacts_and_tags_arrive(tracker: Tracker, tmp_path: Path) ->
     assert run.data.tags["posttrain.code"] == "1a2b"
     report = MlflowClient(tracker.uri).download_artifacts(run.info.run_id, "reports/data_report.json", str(tmp_path))
     assert json.loads(Path(report).read_text(encoding="utf-8")) == {"n_kept": 100}
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        (
+            DatasetOrigin("org/pairs", commit="c" * 40),
+            {"path": "org/pairs", "revision": "c" * 40},
+        ),
+        (DatasetOrigin("data/pairs.jsonl", digest="d" * 64), {"uri": "data/pairs.jsonl"}),
+        (
+            DatasetOrigin("s3://bucket/pairs-*.jsonl", objects={"s3://bucket/pairs-1.jsonl": "v1"}),
+            {"uri": "s3://bucket/pairs-1.jsonl"},
+        ),
+        (
+            DatasetOrigin("s3://bucket/p*", objects={"s3://bucket/p1": "v1", "s3://bucket/p2": "v2"}),
+            {"uri": "s3://bucket/p*"},
+        ),
+    ],
+)
+def test_a_dataset_names_its_real_source(tracker: Tracker, origin: DatasetOrigin, expected: dict[str, str]) -> None:
+    """As MLflow itself reads it back."""
+    import mlflow
+
+    with tracker.parent("load_preferences") as stage:
+        stage.log_dataset("preferences", digest="ab" * 32, n_rows=7, origin=origin, context="training")
+    [found] = runs(tracker)["demo-run"].inputs.dataset_inputs
+    source = mlflow.data.get_source(found)
+    kind = {"org/pairs": "hugging_face", "data/pairs.jsonl": "local"}.get(origin.path, "s3")
+    assert found.dataset.source_type == source._get_source_type() == kind
+    assert expected.items() <= source.to_dict().items()
+    profile = json.loads(found.dataset.profile)
+    assert profile.get("source_objects", {}) == origin.objects
+    assert profile.get("source_digest") == origin.digest
 
 
 def test_artifact_store_outage_does_not_delay_metrics_and_state(tracker: Tracker, tmp_path: Path) -> None:

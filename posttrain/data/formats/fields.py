@@ -56,13 +56,16 @@ class Fields:
         Raises:
             Unusable: the prompt has another system message than the column.
         """
-        names = values.keys() - self._known
-        if names and (names := {name for name in names & _CONTENT if holds(values[name])}):
+        if not self._known.issuperset(values) and (names := self._content(values)):
             prompt = list(parsed.prompt)
             for name in sorted(names):
                 has_media |= not _add(prompt, name, values[name])
             parsed = parsed._replace(prompt=prompt)
         return Unusable("unread_content", parsed) if has_media else parsed
+
+    def _content(self, values: Values) -> set[str]:
+        """Return the columns that change what the model should say, and that the layout does not read."""
+        return {name for name in (values.keys() & _CONTENT) - self._known if holds(values[name])}
 
     def count(self, values: Values) -> bool:
         """Count the columns of a row, and the keys of its messages, that nothing reads.
@@ -70,11 +73,10 @@ class Fields:
         Returns:
             Whether a message holds images, videos or audio.
         """
-        for name in values.keys() - self._known:
-            if name not in CONTEXT_COLUMNS and not _is_used(name, values) and holds(values[name]):
-                self.unread[name] += 1
         has_media = False
         for name, value in values.items():
+            if name not in self._known and name not in CONTEXT_COLUMNS and holds(value) and not _is_used(name, values):
+                self.unread[name] += 1
             if type(value) is list and (keys := _unread_keys(value)):
                 self.unread.update(f"{name}[].{key}" for key in keys)
                 has_media |= not keys.isdisjoint(_MEDIA)

@@ -25,7 +25,7 @@ MAX_SHOWN = 8
 
 
 def label_text(value: Any) -> str | None:
-    """Return a label as text, the same for 1, 1.0, `1` and `1.0`; None if it is missing."""
+    """Return a label as text, the same for 1, 1.0, `1` and `1.0`; None if it is no label."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -38,13 +38,13 @@ def label_text(value: Any) -> str | None:
         return str(value)
     if isinstance(value, float):
         return _number_text(value)
-    return None if value is None else "(another type)"
+    return None
 
 
 def _number_text(number: float) -> str | None:
-    if math.isnan(number):
+    if not math.isfinite(number):
         return None
-    return str(int(number)) if math.isfinite(number) and number == int(number) else repr(number)
+    return str(int(number)) if number == int(number) else repr(number)
 
 
 class Labels:

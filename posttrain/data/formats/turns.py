@@ -43,27 +43,27 @@ def as_text(value: Any) -> str:
 
 def as_turns(value: Any, role: str) -> list[Turn]:
     """Return the turns in a value: those of a list of messages, of a single message, or one turn of `role` for plain text."""
-    if isinstance(value, list):
-        return [_as_turn(message) for message in value]
+    if isinstance(value, str):
+        messages = serialised_messages(value)
+        return [{"role": role, "content": value}] if messages is None else list(map(_as_turn, messages))
+    if isinstance(value, Mapping) and isinstance(value.get("messages"), list) and not is_message(value):
+        if value.get("tools"):  # only the layout of OpenAI passes them on
+            raise Unusable("unread_content")
+        value = value["messages"]
     if isinstance(value, Mapping):
-        if isinstance(value.get("messages"), list) and not is_message(value):
-            if value.get("tools"):  # only the layout of OpenAI passes them on
-                raise Unusable("unread_content")
-            value = value["messages"]
-        return [_as_turn(message) for message in (value if isinstance(value, list) else [value])]
-    messages = serialised_messages(value)
-    return (
-        [{"role": role, "content": as_text(value)}] if messages is None else [_as_turn(message) for message in messages]
-    )
+        return [_as_turn(value)]
+    if not isinstance(value, list):
+        raise Unusable("not_text")
+    return list(map(_as_turn, value))
 
 
-def serialised_messages(value: Any) -> list[Any] | None:
-    """Return the messages in a text that is JSON or Python source of messages; None for any other value.
+def serialised_messages(value: str) -> list[Any] | None:
+    """Return the messages in a text that is JSON or Python source of messages; None for any other text.
 
     Raises:
         Unusable: the text begins like messages and cannot be parsed.
     """
-    if not is_serialised(value):
+    if value[:1] not in _STARTS or not is_serialised(value):
         return None
     for parse in (json.loads, ast.literal_eval):
         try:
@@ -80,6 +80,8 @@ def is_serialised(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip()[:1] in ("[", "{", "a") and _SERIALISED.match(value) is not None
 
 
+_STARTS = frozenset("[{a \t\r\n")
+"""First characters of such texts."""
 _SERIALISED = re.compile(
     r"""\s*(?:\[?array\()?\[?\s*\{(?=\s*["'](?:role|from|content|value)["']\s*:).*?["'](?:role|from)["']\s*:\s*"""
     rf"""["'](?:{"|".join([*_ROLES, *_CALL_ROLES])})["']""",

@@ -17,6 +17,9 @@ from posttrain.data.sources.readers import SUFFIX, SUFFIXES
 from posttrain.data.sources.records import OpenSource, SourceRecord, split_names
 from posttrain.errors import UserError
 
+_SHARD = re.compile(r"data-\d+-of-\d+\.arrow")
+"""Names of the files that `save_to_disk` of `datasets` writes."""
+
 
 @dataclass(frozen=True)
 class DataFile:
@@ -69,7 +72,8 @@ def count_rows(source: Source) -> dict[str, int]:
     """Return the number of rows in each split, ignoring the limit."""
     by_split = _by_split(source, find_files(source.location))
     return {
-        split: sum(readers.count_rows(file.local, file.shown) for file in files) for split, files in by_split.items()
+        split: sum(readers.count_rows(file.local, file.shown, source.encoding) for file in files)
+        for split, files in by_split.items()
     }
 
 
@@ -86,7 +90,7 @@ def find_files(location: str) -> list[DataFile]:
         return [DataFile(str(root), _absolute(root), PurePath(root.name), root)]
     candidates = root.rglob("*") if root.is_dir() else map(Path, glob.iglob(str(root), recursive=True))
     files = sorted(
-        file for file in candidates if SUFFIX.search(file.name) and file.is_file() and not _is_hidden(file, root)
+        file for file in candidates if readers.is_data(file.name) and file.is_file() and not _is_hidden(file, root)
     )
     if not files:
         raise UserError(f"{location}: no data file found (supported suffixes: {SUFFIXES}): correct the path")
@@ -108,7 +112,7 @@ def _is_hidden(file: Path, root: Path) -> bool:
 def _records(files: list[DataFile], split: str, source: Source) -> Iterator[SourceRecord]:
     for file in files:
         label = _label(file.path, source)
-        for where, values in readers.read_rows(file.local, file.shown):
+        for where, values in readers.read_rows(file.local, file.shown, source.encoding):
             yield SourceRecord(label, split, f"{file.shown}:{where}", values)
 
 
@@ -152,12 +156,14 @@ def _as_word(name: str) -> re.Pattern[str]:
 
 
 def _label(path: PurePath, source: Source) -> str:
-    """Return the last two parts of a path without suffix. A file name that is only a split name is left out.
+    """Return the last two parts of a path without suffix. Names that tell only the split or the shard are left out.
 
     Examples: `hh-rlhf/harmless-base/train.jsonl.gz` is `hh-rlhf/harmless-base`, `/home/me/data/pairs.jsonl` is `data/pairs`.
     """
     stem = SUFFIX.sub("", path.name)
     folders = [part for part in path.parts[:-1] if part not in ("/", "..", ".")]
+    if _SHARD.fullmatch(path.name):
+        folders, stem = folders[:-1], folders[-1] if folders else stem
     tells_split_only = any(_as_word(name).match(stem) for name in split_names(source))
     return "/".join((folders if tells_split_only and folders else [*folders, stem])[-2:])
 

@@ -1,7 +1,8 @@
-"""Readers of one file: JSON, JSON Lines, CSV (each also compressed) or Parquet."""
+"""Readers of one file: JSON, JSON Lines, CSV (each also compressed), Parquet or Arrow."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -11,14 +12,21 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
 from posttrain.errors import UserError
 
-SUFFIX = re.compile(r"\.(?:(jsonl|ndjson|json|csv)(\.gz|\.zst)?|(parquet))$", re.IGNORECASE)
+SUFFIX = re.compile(r"\.(?:(jsonl|ndjson|json|csv|tsv)(\.gz|\.zst)?|(parquet|arrow))$", re.IGNORECASE)
 """Matches the suffix of a data file."""
-SUFFIXES = ".jsonl, .ndjson, .json, .csv (.gz or .zst may follow) or .parquet"
+SUFFIXES = ".jsonl, .ndjson, .json, .csv, .tsv (.gz or .zst may follow), .parquet or .arrow"
+_ABOUT = re.compile(
+    r"(dataset_infos?|dataset_dict|state|metadata|croissant|config|package|tsconfig)\.json|cache-[^/]*\.arrow",
+    re.IGNORECASE,
+)
+"""Names of files that describe or cache a dataset, as `save_to_disk` and the Hub write them."""
+_BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 _MISSING_CELLS = ("nan", "NaN")
 
@@ -41,38 +49,44 @@ def reading(shown: str) -> Iterator[None]:
         raise UserError(f"{shown}: cannot be read completely ({why}): copy or download it again") from error
 
 
-def read_rows(file: Path, shown: str) -> Iterator[Row]:
+def is_data(name: str) -> bool:
+    """Return whether a file in a folder is a data file, judged by its name."""
+    return SUFFIX.search(name) is not None and _ABOUT.fullmatch(name) is None
+
+
+def read_rows(file: Path, shown: str, encoding: str | None = None) -> Iterator[Row]:
     """Yield the rows of a file.
 
     Args:
         file: the file.
         shown: its name in error messages.
+        encoding: of a text file; None: UTF-8, or UTF-16 if the file begins like it.
 
     Raises:
         UserError: the file cannot be read completely, or its columns are not unique.
     """
     kind = _kind(file)
-    if kind == "parquet":
-        yield from _parquet_rows(file, shown)
+    if kind in ("parquet", "arrow"):
+        yield from _table_rows(file, kind, shown)
         return
-    with reading(shown), _open_text(file) as text:
-        if kind == "csv":
+    with reading(shown), _open_text(file, encoding) as text:
+        if kind in ("csv", "tsv"):
             yield from _csv_rows(text, shown)
-        elif kind == "json" and _begins_array(file):
+        elif kind == "json" and _begins_array(file, encoding):
             yield from _json_array_rows(text, shown)
         else:
             yield from _json_line_rows(text, shown)
 
 
-def count_rows(file: Path, shown: str) -> int:
+def count_rows(file: Path, shown: str, encoding: str | None = None) -> int:
     """Return the number of rows that `read_rows` yields, without parsing them where possible."""
     kind = _kind(file)
     if kind == "parquet":
         return int(_parquet_file(file, shown).metadata.num_rows)
     if kind in ("jsonl", "ndjson"):
-        with reading(shown), _open_text(file) as text:
+        with reading(shown), _open_text(file, encoding) as text:
             return sum(1 for line in _lines(text, shown) if not line.isspace())
-    return sum(1 for _ in read_rows(file, shown))
+    return sum(1 for _ in read_rows(file, shown, encoding))
 
 
 def _kind(file: Path) -> str:
@@ -81,8 +95,8 @@ def _kind(file: Path) -> str:
     return (match.group(1) or match.group(3)).lower()
 
 
-def _open_text(file: Path) -> TextIO:
-    """Open a file as text. Invalid UTF-8 becomes lone surrogates, which the check `broken_encoding` finds."""
+def _open_text(file: Path, encoding: str | None) -> TextIO:
+    """Open a file as text. Invalid bytes become lone surrogates or U+FFFD, which the check `broken_encoding` finds."""
     suffix = file.suffix.lower()
     binary: Any
     if suffix == ".zst":
@@ -91,7 +105,18 @@ def _open_text(file: Path) -> TextIO:
         binary = io.BufferedReader(_ArrowBytes(pa.input_stream(str(file), compression="zstd")))
     else:
         binary = gzip.open(file) if suffix == ".gz" else file.open("rb")  # noqa: SIM115 (closed with the text)
-    return io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    found = _encoding(binary.peek(4)[:4]) if encoding is None else encoding
+    errors = "replace" if codecs.lookup(found).name.startswith(("utf-16", "utf-32")) else "surrogateescape"
+    return io.TextIOWrapper(binary, encoding=found, errors=errors, newline="")
+
+
+def _encoding(start: bytes) -> str:
+    """Return the encoding of a text that begins with these bytes: UTF-16 has a byte order mark, or a null in its first two."""
+    if mark := next((mark for mark in _BYTE_ORDER_MARKS if start.startswith(mark)), None):
+        return _BYTE_ORDER_MARKS[mark]
+    if len(start) > 1 and 0 in start[:2] and start[:2] != b"\0\0":
+        return "utf-16-le" if start[1] == 0 else "utf-16-be"
+    return "utf-8-sig"
 
 
 class _ArrowBytes(io.RawIOBase):
@@ -151,8 +176,8 @@ def _json_array_rows(text: TextIO, shown: str) -> Iterator[Row]:
         yield f"[{n}]", _as_values(row)
 
 
-def _begins_array(file: Path) -> bool:
-    with _open_text(file) as text:
+def _begins_array(file: Path, encoding: str | None) -> bool:
+    with _open_text(file, encoding) as text:
         return text.read(4096).lstrip().startswith("[")
 
 
@@ -171,7 +196,9 @@ def _as_values(value: Any) -> dict[str, Any] | None:
 def _csv_rows(text: TextIO, shown: str) -> Iterator[Row]:
     """Yield the rows below the header. Cells that pandas writes for missing values become None."""
     csv.field_size_limit(LINE_AT_MOST)
-    reader = csv.reader(_lines(text, shown), strict=True)
+    lines = _lines(text, shown)
+    first = next(lines, "")
+    reader = csv.reader(chain([first], lines), strict=True, delimiter=_delimiter(first))
     try:
         header = next(reader, [])
     except csv.Error as error:
@@ -201,6 +228,13 @@ def _csv_rows(text: TextIO, shown: str) -> Iterator[Row]:
             )
 
 
+def _delimiter(header: str) -> str:
+    """Return the separator of columns: the most frequent of semicolons, tabs and bars if the header has no comma."""
+    names = re.sub(r'"[^"]*"', "", header)
+    separator = max(";\t|", key=names.count)
+    return separator if "," not in names and separator in names else ","
+
+
 def _parquet_file(file: Path, shown: str) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -211,15 +245,39 @@ def _parquet_file(file: Path, shown: str) -> Any:
         raise UserError(f"{shown}: is not a valid Parquet file ({error}): copy or download it again") from error
 
 
-def _parquet_rows(file: Path, shown: str) -> Iterator[Row]:
+def _batches(file: Path, kind: str, shown: str) -> Iterator[Any]:
+    """Yield the rows of a Parquet or Arrow file in batches. `datasets` writes Arrow files as streams."""
     import pyarrow as pa
 
-    parquet, n = _parquet_file(file, shown), 0
-    names = parquet.schema_arrow.names
+    if kind == "parquet":
+        parquet = _parquet_file(file, shown)
+        _check_names(parquet.schema_arrow.names, shown)
+        yield from parquet.iter_batches(batch_size=1024)
+        return
+    with pa.OSFile(str(file)) as opened:
+        try:
+            batches = iter(pa.ipc.open_stream(opened))
+        except pa.ArrowInvalid:
+            opened.seek(0)
+            arrow = pa.ipc.open_file(opened)
+            batches = map(arrow.get_batch, range(arrow.num_record_batches))
+        for batch in batches:
+            _check_names(batch.schema.names, shown)
+            for start in range(0, batch.num_rows, 1024):
+                yield batch.slice(start, 1024)
+
+
+def _check_names(names: list[str], shown: str) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"{shown}: two columns have the same name: rename or remove one of them")
+
+
+def _table_rows(file: Path, kind: str, shown: str) -> Iterator[Row]:
+    import pyarrow as pa
+
+    n = 0
     try:
-        for batch in parquet.iter_batches(batch_size=1024):
+        for batch in _batches(file, kind, shown):
             for row in batch.to_pylist():
                 n += 1
                 yield str(n), row

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from posttrain.config import Source
 from posttrain.data.sources.files import DataFile, open_found
-from posttrain.data.sources.readers import SUFFIX, SUFFIXES
+from posttrain.data.sources.readers import SUFFIX, SUFFIXES, is_data
 from posttrain.data.sources.records import OpenSource
 from posttrain.errors import UserError
 
@@ -44,4 +44,5 @@ def open_objects(source: Source) -> OpenSource:
 
 def _is_data(below: str) -> bool:
     """Return whether an object is a data file and not hidden, such as `.cache/x.json`."""
-    return SUFFIX.search(below) is not None and not any(part.startswith(".") for part in PurePosixPath(below).parts)
+    path = PurePosixPath(below)
+    return is_data(path.name) and not any(part.startswith(".") for part in path.parts)

@@ -117,12 +117,10 @@ def length_says_as_much(evidence: Evidence, limit: float) -> Seen:
 def slice_worse(evidence: Evidence, limit: float) -> Seen:
     worse = [
         (part.gains["dpo_vs_sft"], f"{part.by} {part.name}")
-        for part in evidence.figures.slices
-        if part.n_pairs >= MIN_SLICE_PAIRS and "dpo_vs_sft" in part.gains and part.gains["dpo_vs_sft"].high < limit
+        for part in evidence.figures.worse_slices("dpo_vs_sft", -limit, MIN_SLICE_PAIRS)
     ]
     if not worse:
         return None
-    worse.sort(key=lambda found: found[0].value)
     gain, label = worse[0]
     others = f", and on {len(worse) - 1} other slices" if len(worse) > 1 else ""
     return (

@@ -220,7 +220,8 @@ RULES = (
     ),
     Rule(
         "slice_got_worse", "warning", "dpo", 0.0,
-        f"a slice of at least {MIN_SLICE_PAIRS} pairs whose interval of the gain over SFT lies entirely below {{limit:g}}",
+        f"a slice of at least {MIN_SLICE_PAIRS} pairs whose gain over SFT is surely below {{limit:g}}, with Holm's correction for "
+        "the number of slices",
         "read the wrongly ranked pairs of this slice; add similar training data, or raise dpo.beta", slice_worse,
     ),
     Rule(

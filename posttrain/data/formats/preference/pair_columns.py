@@ -74,7 +74,7 @@ class PairColumns:
 
 def as_prompt(value: object) -> list[Turn]:
     """Return the turns of a prompt: text, a transcript that ends where the assistant speaks, or messages."""
-    if not isinstance(value, str) or not is_transcript(value):
+    if not isinstance(value, str) or value[:1] not in "\nH \t" or not is_transcript(value):
         return as_turns(value, "user")
     turns = transcript_turns(value)
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns

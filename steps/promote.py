@@ -7,9 +7,11 @@ from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain.config import GateSection
 from posttrain.evaluation.gate import decision as library
-from posttrain.evaluation.gate.decision import Champion, Promotion
+from posttrain.evaluation.gate.champion import Champion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.scoring import Evaluation
+from posttrain.orchestration.gate_ledger import take_look
 from posttrain.orchestration.registry import JudgedModel, result_name, settle
 from posttrain.orchestration.running_step.run_figures import log_promotion
 from posttrain.orchestration.running_step.step import step
@@ -27,10 +29,11 @@ def promote(
 ) -> Annotated[Promotion, "promotion"]:
     """Return whether the model is promoted, and why. In either case it is registered as a version of the model."""
     with tracked(nested=False) as run:
+        look = take_look(name, evaluation.figures, gate)
         judged = JudgedModel(
             name=name,
             version=result_name(evaluation.figures, gate.model_dump() | {"answers": generations.answers_digest}),
-            promotion=library.decide(evaluation.figures, gate, generations),
+            promotion=library.decide(evaluation.figures, gate, generations, look),
             opponent=champion,
             candidate=candidate,
         )

@@ -16,14 +16,25 @@ class GateSection(Section):
         0.0,
         ge=0,
         lt=1,
-        description="lower bound of the accuracy gain's interval, at the level 1 - max_p_value, must exceed this; the gain is over "
+        description="lower bound of the accuracy gain's interval, at the level of the look, must exceed this; the gain is over "
         "the champion, or, if there is none, of DPO over SFT or of SFT over the base",
     )
     max_p_value: float = Field(
         0.05,
         gt=0,
         lt=1,
-        description="maximum p-value of the gain (exact sign-flip test by prompt, two-sided); lower is stricter",
+        description="probability that any of the planned looks promotes a model that is no better than the champion, and maximum "
+        "p-value of a single look (exact sign-flip test by prompt, two-sided); lower is stricter",
+    )
+    planned_looks: int = Field(
+        20,
+        ge=1,
+        le=100_000,
+        description="number of models that will be judged on the same test prompts; more make each decision stricter; after them "
+        "the gate refuses until there are fresh test prompts; for a nightly schedule: 365",
+    )
+    min_prompts: int = Field(
+        20, ge=1, description="minimum number of test prompts; with fewer the verdict is that there are too few to tell"
     )
     max_slice_loss: float = Field(
         0.05,

@@ -46,8 +46,10 @@ def test_gain_with_a_high_p_value_is_refused():
     assert figures.comparisons["dpo_vs_sft"].gain.low < 0
     promotion = decide(figures, GateSection())
     assert not promotion.promoted
-    assert "p = 0.12 is above gate.max_p_value 0.05" in promotion.reasons[1]
-    assert decide(figures, GateSection(max_p_value=0.2)).promoted
+    assert "p = 0.12 is above 0.0082, the level of each of 20 looks" in promotion.reasons[1]
+    once = decide(figures, GateSection(planned_looks=1)).reasons[1]
+    assert once == "the gain is not statistically significant: p = 0.12 is above 0.05; gate.max_p_value is 0.05"
+    assert decide(figures, GateSection(max_p_value=0.2, planned_looks=1)).promoted
 
 
 def test_a_loss_is_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,12 @@ class Clusters:
         if self.n < 2 or independent == 0:
             return largest
         return min(max(1.0, self.mean_variance(values) / independent), largest)
+
+
+def prompts_digest(prompts: Iterable[Sequence[Mapping[str, Any]]]) -> str:
+    """Return the digest of a set of prompts. Their order and how often each occurs do not matter."""
+    keys = {json.dumps([dict(message) for message in prompt], sort_keys=True, default=str) for prompt in prompts}
+    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
 
 
 def conversation_key(prompt: Sequence[Mapping[str, Any]]) -> str:

@@ -5,26 +5,16 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import GateSection
+from posttrain.evaluation.clustered.gains import Gain
+from posttrain.evaluation.clustered.power import TYPICAL_DISCORDANCE, detectable_gain
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.answer_conditions import answer_conditions
 from posttrain.evaluation.gate.length_conditions import length_conditions
+from posttrain.evaluation.gate.looks import Look, look_level, shrunken_gain
 from posttrain.evaluation.gate.ranking_conditions import finding_conditions, ranking_conditions, slice_conditions
 from posttrain.evaluation.gate.regression_conditions import forgetting_conditions, set_conditions
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.labels import NAMES, point_range, sample_size
-
-
-class Champion(BaseModel):
-    """The model in production, identified by its version's metadata. All fields are None if there is none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    digest: str | None = None
-    """Digest of its checkpoint."""
-    version: str | None = None
-    """Its model version in ZenML's registry."""
-    artifact: str | None = None
-    """Id of the artifact version of its checkpoint."""
 
 
 class Promotion(BaseModel):
@@ -39,21 +29,27 @@ class Promotion(BaseModel):
     """The comparison first, then each condition that the model does not meet."""
 
 
-def decide(figures: Figures, gate: GateSection, generations: Generations | None = None) -> Promotion:
+def decide(
+    figures: Figures, gate: GateSection, generations: Generations | None = None, look: Look | None = None
+) -> Promotion:
     """Return whether the newest model is promoted, and why.
 
     It is promoted if it beats its opponent beyond what length explains, neither a slice nor its answers got worse, and no finding
     blocks it. The opponent is the champion, or, if there is none, the previous stage of the same run.
+
+    Args:
+        look: at the test prompts; None if it is the first one.
     """
+    look, level = look or Look(), look_level(gate)
     newer, older = figures.newest, figures.opponent
     comparison = figures.comparisons[f"{newer}_vs_{older}"]
     gain = comparison.gain
     evidence = (
         f"{NAMES[newer]} ranks {abs(100 * gain.value):.1f} points {'fewer' if gain.value < 0 else 'more'} test pairs correctly "
-        f"than {NAMES[older]} ({point_range(gain)}, p = {comparison.p_value:.2g}, {sample_size(figures)})"
+        f"than {NAMES[older]} ({point_range(gain)}, p = {comparison.p_value:.2g}, {sample_size(figures)}; {power(gain, level)})"
     )
     against = [
-        *ranking_conditions(comparison, gate),
+        *ranking_conditions(comparison, gate, look, level),
         *length_conditions(figures, f"{newer}_vs_{older}", gate),
         *slice_conditions(figures, f"{newer}_vs_{older}", gate),
         *set_conditions(figures, f"{newer}_vs_{older}", gate),
@@ -61,4 +57,15 @@ def decide(figures: Figures, gate: GateSection, generations: Generations | None 
         *(answer_conditions(generations, newer, older, gate) if generations else ()),
         *finding_conditions(figures, gate),
     ]
+    if not against:
+        evidence += (
+            f". The gain is selected, as it was promoted for being large: corrected for this, it is "
+            f"{100 * shrunken_gain(gain, level):+.1f} points"
+        )
     return Promotion(promoted=not against, opponent=older, reasons=[evidence, *against])
+
+
+def power(gain: Gain, level: float) -> str:
+    """Return in words which gain the test set detects, by the share of pairs on which the models differ."""
+    detectable = detectable_gain(gain.n_pairs, level, gain.discordance or TYPICAL_DISCORDANCE, gain.design_effect)
+    return f"detectable with 80 %: {100 * detectable:.1f} points"

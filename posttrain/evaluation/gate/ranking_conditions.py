@@ -7,14 +7,32 @@ from collections.abc import Iterator
 from posttrain.config import GateSection
 from posttrain.evaluation.figures import SEVERITIES, Comparison, Figures
 from posttrain.evaluation.gate.answer_conditions import FINDINGS as ANSWER_FINDINGS
+from posttrain.evaluation.gate.looks import Look
 from posttrain.evaluation.labels import point_range, sample_size
 
 
-def ranking_conditions(comparison: Comparison, gate: GateSection) -> Iterator[str]:
-    """Yield why the gain in ranking accuracy is not enough."""
-    gain, level = comparison.gain, gate.max_p_value
-    if gain.p_value > level:
-        yield f"the gain is not statistically significant: p = {gain.p_value:.2g} is above gate.max_p_value {level:g}"
+def ranking_conditions(comparison: Comparison, gate: GateSection, look: Look, level: float) -> Iterator[str]:
+    """Yield why the gain in ranking accuracy is not enough.
+
+    Args:
+        level: as `look_level` returns.
+    """
+    gain = comparison.gain
+    if gain.n_prompts < gate.min_prompts:
+        yield f"too few to tell: there are {gain.n_prompts} test prompts, and gate.min_prompts is {gate.min_prompts}"
+    if not look.is_within(gate):
+        yield (
+            f"the planned looks at these test prompts are used up (gate.planned_looks: {gate.planned_looks}; this is look "
+            f"{look.number}): get fresh test prompts with another data.seed or a new file in data.sources"
+        )
+    elif gain.p_value > level:
+        shared = (
+            f", the level of each of {gate.planned_looks} looks (gate.planned_looks)" if gate.planned_looks > 1 else ""
+        )
+        yield (
+            f"the gain is not statistically significant: p = {gain.p_value:.2g} is above {level:.2g}{shared}; "
+            f"gate.max_p_value is {gate.max_p_value:g}"
+        )
     elif not gain.bounds(1 - level)[0] > gate.min_gain:
         yield f"the lower bound of the gain's interval does not exceed gate.min_gain ({100 * gate.min_gain:+.1f} points)"
 

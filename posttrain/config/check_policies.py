@@ -118,6 +118,12 @@ WHY = {
         ("too_close", "over_max_pairs", "other_language", "not_sampled"), "A setting of the source asks for it."
     ),
     "not_trained": "The author of the data asks for it.",
+    "template_refuses": "One row must not stop a run, and `fold` changes what the model sees.",
+    "template_leaves_out": "Thoughts of the answer come back, so the text is trained on.",
+    "control_tokens": "The text keeps its meaning, and cannot end or open a turn.",
+    "already_templated": "Marks that stand twice teach a format that no served model sees.",
+    "stop_in_answer": "Exactly one stop token ends every answer.",
+    "no_thoughts": "Answers without a thought are usual in data for models that may think.",
 }
 """Reason for the default policy of each check. `_NOT_A_PAIR` for the others."""
 

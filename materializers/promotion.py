@@ -3,7 +3,8 @@
 from typing import Any, ClassVar
 
 from materializers.records import RecordMaterializer
-from posttrain.evaluation.gate.decision import Champion, Promotion
+from posttrain.evaluation.gate.champion import Champion
+from posttrain.evaluation.gate.decision import Promotion
 
 
 class ChampionMaterializer(RecordMaterializer):

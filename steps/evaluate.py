@@ -8,7 +8,7 @@ from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.evaluation import scoring as library
 from posttrain.evaluation.evaluated_models import EvaluatedModels
-from posttrain.evaluation.gate.decision import Champion
+from posttrain.evaluation.gate.champion import Champion
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.scoring import Evaluation, EvaluationData
 from posttrain.models.checkpoint import Base, Checkpoint

@@ -7,7 +7,7 @@ from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.preferences import Preferences
 from posttrain.evaluation import generations as library
 from posttrain.evaluation.evaluated_models import EvaluatedModels
-from posttrain.evaluation.gate.decision import Champion
+from posttrain.evaluation.gate.champion import Champion
 from posttrain.evaluation.generations import Generations
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.champion_checkpoint import champion_checkpoint

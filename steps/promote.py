@@ -7,7 +7,8 @@ from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain.config import GateSection
 from posttrain.evaluation.gate import decision as library
-from posttrain.evaluation.gate.decision import Champion, Promotion
+from posttrain.evaluation.gate.champion import Champion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.orchestration.gate_ledger import take_look

@@ -78,7 +78,7 @@ class Renderer:
                 message |= {"reasoning_content": thoughts, "thinking": thoughts}
         if message.get("tool_calls"):
             message["tool_calls"] = as_calls(message["tool_calls"], as_text=self.takes_arguments_as_text)
-        message["content"] = [{"type": "text", "text": content}] if self.takes_parts and content else content
+        message["content"] = [{"type": "text", "text": content}] if self.takes_parts else content
         return message
 
     @cached_property

@@ -95,6 +95,11 @@ def _after_opened_thought(asked: str, prompt_text: str, text: str, thoughts: str
             return f"{thoughts.strip(chr(10))}\n{CLOSE}\n\n{answer}"
         if rest.strip() == CLOSE and not thoughts:
             return body
+    if rest.strip() == CLOSE:
+        raise TemplateRefusesError(
+            "the answer has thoughts, and the generation prompt turns thinking off: set model.chat_template_kwargs: "
+            "{enable_thinking: true}"
+        )
     raise TemplateRefusesError(
         f"it renders the prompt differently once an answer follows ({_difference(prompt_text, text)}), so the model would be "
         "trained on prompts that it never sees when it is used"

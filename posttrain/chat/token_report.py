@@ -91,7 +91,7 @@ class TokenCounter:
             self._histograms[part].add(np.array(list(n_whole.values()), np.int64))
             self._lost[part] += sum(n_whole[pair.id] - len(getattr(pair, column)) for pair in kept)
             if part != "prompt":
-                self._stops[part] += sum(getattr(pair, column)[-1] != self._chat.stop_id for pair in kept)
+                self._stops[part] += sum(getattr(pair, column)[-1] not in self._chat.stop_ids for pair in kept)
         self._longer.update(_longer(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in whole)
         self._add_examples("left_out", (pair.id for pair in whole if pair.id not in used))
         self._add_examples("cut", (pair.id for pair in whole if used.get(pair.id, pair) != pair))
@@ -187,8 +187,6 @@ def _notes(chat: Chat) -> Iterator[str]:
         yield f"The chat template is given {values} in every stage and in the exported model (model.chat_template_kwargs)."
     if chat.renderer.opens_thought:
         yield "The generation prompt opens a thought, with which every answer begins."
-    if not chat.renderer.shows_tools:
-        yield "The chat template shows no tools: a model that is trained with it does not learn which tools it has."
 
 
 def _longer(n_chosen: int, n_rejected: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,26 +81,29 @@ def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
         run = load_config(config, assignments)
         from posttrain.chat.findings import Findings
         from posttrain.chat.token_report import report_tokens
+        from posttrain.chat.trained_text import first_rows
         from posttrain.config.check_policies import policy_of
         from posttrain.data.loader import load_preferences
         from posttrain.models.base import resolve_base
         from posttrain.models.loading import load_chat
         from posttrain.reporting.data_page import data_page, summary_lines
+        from posttrain.reporting.trained_lines import trained_lines
 
         preferences, found = load_preferences(run.data)
-        tokens = None
+        tokens, trained = None, []
         try:
             model, start = _start_of(run)
             chat = load_chat(resolve_base(model), model, start and start.load())
         except UserError as error:
-            echo(f"Tokens are not counted: {error}", err=True)
+            echo(f"Tokens are not counted, and the rows as trained are not shown: {error}", err=True)
         else:
             must_fit, findings = policy_of("truncated", run.data.checks) == "fail", Findings(run.data.checks)
             tokens = report_tokens(chat, preferences, run.dpo.lengths, findings, must_fit=must_fit)
             findings.check_policies(chat.template, run.data.max_drop_share)
+            trained = first_rows(chat, preferences, run.data.checks, loss_on_all=run.sft.loss_on == "all")
         if html:
-            write_file(html, data_page(found, tokens, f"Data of {config.name}"))
-    for line in summary_lines(found, tokens):
+            write_file(html, data_page(found, tokens, f"Data of {config.name}", trained))
+    for line in (*summary_lines(found, tokens), *trained_lines(trained, shutil.get_terminal_size().columns)):
         echo(line)
 
 

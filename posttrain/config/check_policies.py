@@ -91,6 +91,12 @@ POLICIES = {
 _NOT_A_PAIR = "The row gives no pair to train on."
 _WRONG_LABEL = "A label that contradicts itself teaches nothing reliable."
 WHY = {
+    "template_refuses": "one bad row must not end the preparation; many stop it, at data.max_drop_share",
+    "template_leaves_out": "templates take thoughts out of earlier answers only; the answer to be trained on needs its own",
+    "control_tokens": "otherwise users' text could forge a turn or end an answer",
+    "already_templated": "marks that stand twice are never seen when the model is used",
+    "stop_in_answer": "every answer ends with exactly one stop token",
+    "no_thoughts": "an empty thought teaches to answer without thinking, which may be wanted",
     "broken_encoding": "The lost characters cannot be recovered; `fix` removes the broken ones.",
     "control_characters": "They are remains of conversions. Removing them changes nothing that a reader sees.",
     "disputed": "How much disagreement is acceptable depends on the dataset, so the rows are only counted.",
@@ -112,6 +118,12 @@ WHY = {
         ("too_close", "over_max_pairs", "other_language", "not_sampled"), "A setting of the source asks for it."
     ),
     "not_trained": "The author of the data asks for it.",
+    "template_refuses": "One row must not stop a run, and `fold` changes what the model sees.",
+    "template_leaves_out": "Thoughts of the answer come back, so the text is trained on.",
+    "control_tokens": "The text keeps its meaning, and cannot end or open a turn.",
+    "already_templated": "Marks that stand twice teach a format that no served model sees.",
+    "stop_in_answer": "Exactly one stop token ends every answer.",
+    "no_thoughts": "Answers without a thought are usual in data for models that may think.",
 }
 """Reason for the default policy of each check. `_NOT_A_PAIR` for the others."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from posttrain.config import ModelSection
+from posttrain.config import LoraSection, ModelSection
+from posttrain.errors import UserError
+from posttrain.models.base import resolve_base
 from posttrain.models.checkpoint import Base, Checkpoint
 
 
@@ -30,3 +32,32 @@ class EvaluatedModels:
         """The digest of each model, by stage."""
         checkpoints = self.trained | ({"champion": self.champion} if self.champion else {})
         return {"base": self.base.digest, **{stage: found.digest for stage, found in checkpoints.items()}}
+
+
+def section_of_champion(champion: Checkpoint, base: Base, model: ModelSection) -> ModelSection:
+    """Return the settings that load a champion of an earlier run, whatever model this run trains.
+
+    Raises:
+        UserError: the champion is an adapter, and its base has changed.
+    """
+    own = champion.manifest.base
+    if own.digest == base.digest and (champion.manifest.kind != "adapter" or model.method != "full"):
+        return model.model_copy(update={"chat_template": None, "lora": LoraSection()})
+    adapter = champion.manifest.kind == "adapter"
+    method = "lora" if adapter and model.method == "full" else model.method
+    section = model.model_copy(
+        update={
+            "base": own.id,
+            "revision": own.revision,
+            "method": method,
+            "chat_template": None,
+            "lora": LoraSection(),
+        }
+    )
+    if adapter and (found := resolve_base(section)).digest != own.digest:
+        raise UserError(
+            f"the champion {champion.digest[:16]} is an adapter to {own.id} with digest {own.digest[:16]}, but that base has "
+            f"changed (now {found.digest[:16]}), so the champion cannot be evaluated: restore the base, or take the champion "
+            "out of production"
+        )
+    return section

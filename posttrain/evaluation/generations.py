@@ -29,11 +29,10 @@ from posttrain.evaluation.answer_figures import (
     summarise_answers,
 )
 from posttrain.evaluation.clustered.clusters import conversation_key
-from posttrain.evaluation.evaluated_models import EvaluatedModels
+from posttrain.evaluation.evaluated_models import EvaluatedModels, section_of_champion
 from posttrain.evaluation.intervals import Result
 from posttrain.evaluation.judge import Contest, judge_contests
 from posttrain.evaluation.labels import ANSWERS
-from posttrain.evaluation.scoring import section_of_champion
 from posttrain.forward.probe import left_padding_is_exact
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model

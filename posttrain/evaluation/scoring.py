@@ -14,7 +14,7 @@ from datasets import Dataset
 from posttrain.chat.template import Chat, Messages
 from posttrain.chat.tokenise import Tokenised, tokenise_pairs
 from posttrain.chat.tokens import PairTokens, SftTokens, check_chat
-from posttrain.config import EvaluationSection, LoraSection, ModelSection
+from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.preferences import Preferences
 from posttrain.errors import UserError
@@ -22,14 +22,13 @@ from posttrain.evaluation.clustered.clusters import conversation_key, prompts_di
 from posttrain.evaluation.diagnosis.evidence import TrainingLog, Written
 from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL
-from posttrain.evaluation.evaluated_models import EvaluatedModels
+from posttrain.evaluation.evaluated_models import EvaluatedModels, section_of_champion
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.forgetting import HeldOut, held_out_rows, measure_forgetting, of_chosen
 from posttrain.evaluation.label_check.noise import noise_of_test_pairs
 from posttrain.evaluation.statistics import CONVERSATION, summarise
 from posttrain.forward.logprobs import PairLogps, score_pairs
-from posttrain.models.base import resolve_base
-from posttrain.models.checkpoint import Base, Checkpoint
+from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model
 from posttrain.training.reference import ReferenceLogps
 
@@ -285,35 +284,6 @@ class _Pairs:
                 columns["champion_n_chosen_tokens"] = pa.array(score.n_chosen_tokens[taken])
                 columns["champion_n_rejected_tokens"] = pa.array(score.n_rejected_tokens[taken])
         return pa.table(columns)
-
-
-def section_of_champion(champion: Checkpoint, base: Base, model: ModelSection) -> ModelSection:
-    """Return the settings that load a champion of an earlier run, whatever model this run trains.
-
-    Raises:
-        UserError: the champion is an adapter, and its base has changed.
-    """
-    own = champion.manifest.base
-    if own.digest == base.digest and (champion.manifest.kind != "adapter" or model.method != "full"):
-        return model.model_copy(update={"chat_template": None, "lora": LoraSection()})
-    adapter = champion.manifest.kind == "adapter"
-    method = "lora" if adapter and model.method == "full" else model.method
-    section = model.model_copy(
-        update={
-            "base": own.id,
-            "revision": own.revision,
-            "method": method,
-            "chat_template": None,
-            "lora": LoraSection(),
-        }
-    )
-    if adapter and (found := resolve_base(section)).digest != own.digest:
-        raise UserError(
-            f"the champion {champion.digest[:16]} is an adapter to {own.id} with digest {own.digest[:16]}, but that base has "
-            f"changed (now {found.digest[:16]}), so the champion cannot be evaluated: restore the base, or take the champion "
-            "out of production"
-        )
-    return section
 
 
 def _prompt_text(prompt: Messages) -> str:

@@ -29,6 +29,8 @@ def base_checkpoint(base: Base, section: ModelSection, dest: Path) -> Checkpoint
         base=base,
         parent=None,
         template=chat.template,
+        template_kwargs=dict(chat.settings.kwargs),
+        template_date=chat.settings.day if chat.has_clock else None,
         stop_ids=chat.stop_ids,
         metrics={},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from zenml.client import Client
 
 from posttrain.errors import UserError
-from posttrain.evaluation.gate.decision import Champion
+from posttrain.evaluation.gate.champion import Champion
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 

@@ -33,7 +33,8 @@ from zenml.models import (
 from posttrain.compat.zenml_internals import link_run_record
 from posttrain.errors import UserError
 from posttrain.evaluation.figures import Figures
-from posttrain.evaluation.gate.decision import Champion, Promotion
+from posttrain.evaluation.gate.champion import Champion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.tracking import Tracker, reason
 from posttrain.tracking.mlflow_registry import ModelRegistry, Registration, registry_error
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from posttrain.chat.token_report import TokenReport
+from posttrain.chat.trained_text import TrainedRow
 from posttrain.config.check_policies import DELIBERATE, REASONS
 from posttrain.data.profile import CountHistogram
 from posttrain.data.report import DataReport
@@ -43,8 +44,17 @@ MANY_CUT = 0.05
 """The page gives advice if more than this share of the pairs is cut."""
 
 
-def data_page(report: DataReport, tokens: TokenReport | None = None, title: str = "Data report") -> str:
-    """Return the report as one self-contained HTML page."""
+def data_page(
+    report: DataReport,
+    tokens: TokenReport | None = None,
+    title: str = "Data report",
+    trained: Sequence[TrainedRow] = (),
+) -> str:
+    """Return the report as one self-contained HTML page.
+
+    Args:
+        trained: the first rows as they are trained.
+    """
     splits = ", ".join(f"{name} {n:,}" for name, n in report.splits.items())
     return render(
         "data.html.jinja",
@@ -61,6 +71,7 @@ def data_page(report: DataReport, tokens: TokenReport | None = None, title: str 
         ],
         kept=_kept(report),
         tokens=_tokens(tokens) if tokens else None,
+        trained=trained,
     )
 
 
@@ -90,6 +101,17 @@ def _token_advice(tokens: TokenReport) -> Iterator[str]:
         yield (
             f"Up to {_share(n_stops, n)} of the responses lose their end of turn at dpo.max_length {tokens.max_length}, so the "
             "model does not learn to stop there. Raise it, or drop long responses with data.max_chars."
+        )
+    yield from tokens.notes
+    for check, count in tokens.findings.items():
+        how = f", {tokens.dropped[check]:,} dropped" if tokens.dropped.get(check) else ""
+        yield f"{words(check)} ({count:,} rows{how}): {REASONS[check]}. For example {tokens.finding_examples[check][0]}."
+    if left_out := ", ".join(f"{name} in {count:,} rows" for name, count in tokens.left_out.items()):
+        yield f"The chat template leaves out: {left_out}."
+    if n_idle := tokens.earlier_answers.get("not trained", 0):
+        yield (
+            f"{n_idle:,} earlier answers in the conversations of SFT are not trained on. `sft.loss_on: all` trains on every "
+            "answer of the assistant."
         )
     if n_gone := tokens.cut.get("no_room", 0) + tokens.cut.get("identical_after_cut", 0):
         yield f"{n_gone:,} pairs are left out: there is no room for a response, or both responses are equal within dpo.max_length."

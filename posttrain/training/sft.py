@@ -81,7 +81,7 @@ def check_stop_tokens(chat: Chat, rows: Dataset, max_length: int) -> None:
     """
     for row in rows:
         length = 1 + max(i for i, label in enumerate(row["labels"]) if label != -100)
-        if length < max_length and row["labels"][length - 1] != chat.stop_id:
+        if length < max_length and row["labels"][length - 1] not in chat.stop_ids:
             tail = chat.tokenizer.decode(row["input_ids"][max(0, length - 10) : length])
             raise UserError(
                 f"SFT: a response ends in {tail!r} without the stop token {chat.tokenizer.decode([chat.stop_id])!r}, so the "

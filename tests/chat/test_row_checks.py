@@ -5,8 +5,9 @@ from datetime import date
 
 import pytest
 from datasets import Dataset
-from support.chats import byte_tokenizer, chat_of, trl_chat, trl_template
+from support.chats import chat_of, trl_chat
 
+from docs.chat_templates import byte_tokenizer, trl_template
 from posttrain.chat.findings import Findings
 from posttrain.chat.template import TEMPLATES, TemplateSettings, prepare_chat
 from posttrain.chat.tokenise import tokenise_completions, tokenise_pairs

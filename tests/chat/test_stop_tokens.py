@@ -4,8 +4,9 @@ import json
 
 import pytest
 from datasets import Dataset
-from support.chats import chat_of, trl_chat, trl_template
+from support.chats import chat_of, trl_chat
 
+from docs.chat_templates import trl_template
 from posttrain.chat.template import TEMPLATES
 from posttrain.chat.tokenise import tokenise_pairs
 

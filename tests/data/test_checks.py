@@ -388,12 +388,6 @@ def test_truncated_gzip_gives_a_clear_error(tmp_path):
         load(tmp_path / "a.jsonl.gz")
 
 
-def test_wrong_delimiter_gives_a_clear_error(tmp_path):
-    (tmp_path / "a.csv").write_text("prompt;chosen;rejected\nq;a;b\n")
-    with pytest.raises(UserError, match=r"prompt;chosen;rejected"):
-        load(tmp_path / "a.csv")
-
-
 # The same everywhere
 
 DIGEST = """

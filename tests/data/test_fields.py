@@ -162,6 +162,21 @@ def test_scores_that_contradict_the_choice_are_counted(tmp_path, names):
         load(tmp_path, rows, checks={"score_against_choice": "fail"})
 
 
+def test_unpaired_answers_with_both_verdicts_become_pairs(tmp_path):
+    """The n-th good answer to a prompt meets its n-th bad one; an answer too many has no rival."""
+    rows = [
+        {"prompt": f"question {i}", "completion": f"{word} {i}{n}", "label": word == "yes", "system": f"be {i}"}
+        for i in range(20)
+        for word, n in (("no", "a"), ("yes", "a"), ("yes", "b"))
+    ]
+    kept, report = load(tmp_path, rows)
+    assert (report.n_rows, report.n_kept, report.dropped) == (60, 20, {"no_rival": 20})
+    assert kept["yes 3a"]["rejected"][0]["content"] == "no 3a"
+    assert as_messages(kept["yes 3a"]["prompt"])[0] == {"role": "system", "content": "be 3"}
+    with pytest.raises(UserError, match=r"pairs\.jsonl: the rows are unpaired answers .* \(10 good, 10 bad\)"):
+        load(tmp_path, [row for i, row in enumerate(rows) if i % 3 == i // 3 % 2])
+
+
 COLUMN = st.sampled_from(
     [
         "prompt",

@@ -180,6 +180,7 @@ def test_command_writes_pairs_that_data_sources_can_read(tiny_folder, tmp_path):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_swapped_labels_of_the_demo_are_found(tmp_path):
     """Of 10 % planted swaps, at least 60 % of the 5 % most suspicious pairs are swapped."""
     config = load_config(Path("configs/demo.yaml"))

@@ -19,7 +19,7 @@ from posttrain.errors import UserError
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.models.base import resolve_base
 from posttrain.models.base_checkpoint import base_checkpoint
-from posttrain.models.loading import load_model
+from posttrain.models.loading import load_chat, load_model
 from posttrain.orchestration.dpo_start import find_start, start_of
 from posttrain.orchestration.finished_runs import read_report
 from posttrain.training.dpo import train_dpo
@@ -113,6 +113,22 @@ def test_two_models_with_one_tokenizer_are_two_starts(tiny_base: Any, tmp_path: 
         (tmp_path / name).mkdir()
         found.append(base_checkpoint(base.model_copy(update={"digest": digest}), section, tmp_path / name).digest)
     assert found[0] == found[1] != found[2]
+
+
+def test_the_settings_of_the_template_go_with_the_start(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text(
+        "{% for m in messages %}{{ greeting }} {{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+        "{% endfor %}"
+    )
+    settings = {"chat_template": str(tmp_path / "own.jinja"), "chat_template_kwargs": {"greeting": "Dear"}}
+    section = ModelSection.model_validate({"base": str(tiny_folder), **settings})
+    base = resolve_base(section)
+    (tmp_path / "start").mkdir()
+    start = base_checkpoint(base, section, tmp_path / "start")
+    assert start.manifest.template_kwargs == {"greeting": "Dear"}
+    chat = load_chat(base, section, start)  # with the same settings it loads
+    asked = chat.tokenizer.apply_chat_template([{"role": "user", "content": "Ann"}], tokenize=False)
+    assert asked == "Dear Ann"
 
 
 @pytest.mark.slow

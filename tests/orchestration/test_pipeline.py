@@ -292,13 +292,13 @@ def test_a_challenger_is_compared_with_the_champion_only_once(tmp_path: Path, mo
         worked = {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
         return worked - {"load_preferences", "resolve_base", "find_champion", "conclude"}, read_report(done.id).figures
 
-    judging = {"evaluate", "promote", "report"}
+    judging = {"generate", "evaluate", "promote", "report"}
     _, first = run(0.15)
     assert first.opponent == "sft"
     assert run(0.15) == (set(), first)
 
     worked, second = run(0.35)
-    assert worked == judging | {"train_dpo", "generate"}
+    assert worked == judging | {"train_dpo"}
     assert second.opponent == "champion"
     assert second.digests["champion"] == first.digests["dpo"]
     assert run(0.35) == (set(), second)

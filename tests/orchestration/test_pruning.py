@@ -12,7 +12,8 @@ from zenml.models import PipelineRunResponse
 
 import materializers  # noqa: F401 (registers them)
 from posttrain.cli.main import main
-from posttrain.evaluation.gate.decision import Champion, Promotion
+from posttrain.evaluation.gate.champion import Champion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.orchestration import pruning
 from posttrain.orchestration.registry import JudgedModel, settle

@@ -16,7 +16,8 @@ from zenml.enums import ModelStages
 
 import materializers  # noqa: F401 (registers them)
 from posttrain.errors import UserError
-from posttrain.evaluation.gate.decision import Champion, Promotion
+from posttrain.evaluation.gate.champion import Champion
+from posttrain.evaluation.gate.decision import Promotion
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.orchestration import registry as _registry
 from posttrain.orchestration.registry import JudgedModel, digest_of, reconcile, settle, sole_champion, standing_champion

@@ -14,9 +14,11 @@ from support.stages import sft_on
 from zenml.client import Client
 
 from materializers import CheckpointMaterializer
-from posttrain.config import ModelSection, SftSection
+from posttrain.config import DataSection, ModelSection, SftSection
+from posttrain.data.loader import load_preferences
 from posttrain.models.base import resolve_base
 from posttrain.models.loading import load_chat, load_model
+from posttrain.orchestration.running_step.run_figures import log_datasets
 from posttrain.tracking import Tracker, default_tracking_uri
 from posttrain.tracking.mlflow_registry import ModelRegistry, Registration
 from posttrain.tracking.mlmodel import StoredModel, mlmodel
@@ -118,3 +120,26 @@ def test_an_adapter_names_its_base_on_the_hub(template: str, expected: dict[str,
     flavor = yaml.safe_load(mlmodel(StoredModel(True, "org/base", "c" * 40, template)))["flavors"]["transformers"]
     assert expected.items() <= flavor.items()
     assert "model_binary" not in flavor
+
+
+def test_every_source_is_an_input_of_the_run(tmp_path: Path) -> None:
+    """The rows of a file have its name without the folder as their source, or one from their content."""
+    rows = [{"prompt": f"Question {n}?", "chosen": f"Good {n}", "rejected": f"Bad {n}"} for n in range(40)]
+    for name in ("one", "two"):
+        text = "".join(json.dumps({**row, "prompt": f"{name}: {row['prompt']}"}) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    sources = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")]
+    for given, names in ((sources[:1], [""]), (sources, [f"/{path}" for path in sources])):
+        section = DataSection.model_validate({"sources": given, "test_size": 0.25, "validation_size": 0.25})
+        preferences, report = load_preferences(section)
+        tracker = Tracker(default_tracking_uri(), "datasets", f"id-{len(given)}", f"run-{len(given)}")
+        with tracker.parent("load_preferences") as stage:
+            log_datasets(stage, preferences, report)
+        client = MlflowClient(tracker.uri)
+        experiment = client.get_experiment_by_name("datasets")
+        [run] = client.search_runs([experiment.experiment_id], f"attributes.run_name = 'run-{len(given)}'")
+        found = {i.dataset.name: json.loads(i.dataset.source)["uri"] for i in run.inputs.dataset_inputs}
+        splits = ("train", "validation", "test")
+        assert found == {
+            f"preferences/{split}{name}": path for split in splits for name, path in zip(names, given, strict=True)
+        }

@@ -127,7 +127,7 @@ def _mismatch(source: Source, columns: set[str], rows: Sequence[Values], layouts
         if not needed:
             return 0.0, False
         n_near = len(columns.intersection(needed)) + 0.9 * len(_guess(needed, columns))
-        return n_near / len(needed), name in ("explicit", "prompt_completion")
+        return n_near / len(needed), name in ("explicit", "prompt_completion", "two_answers")
 
     nearest = max(
         (name for name in layouts if not columns.issuperset(layouts[name].COLUMNS)), key=nearness, default=None

@@ -42,7 +42,10 @@ def read_rows(
         else:
             yield row, limits.keep(found if isinstance(found, list) else [found])
     if group is not None:
-        outcomes = cast(GroupLayout[Parsed], layout).group([values for _, values in waiting])
+        try:
+            outcomes = cast(GroupLayout[Parsed], layout).group([values for _, values in waiting])
+        except UserError as error:
+            raise UserError(f"{source.path}: {error}") from error
         for (row, _), outcome in zip(waiting, outcomes, strict=True):
             yield row, [outcome] if isinstance(outcome, Unusable) else limits.keep(outcome)
 

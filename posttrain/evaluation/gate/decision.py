@@ -17,19 +17,6 @@ from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.labels import NAMES, point_range, sample_size
 
 
-class Champion(BaseModel):
-    """The model in production, identified by its version's metadata. All fields are None if there is none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    digest: str | None = None
-    """Digest of its checkpoint."""
-    version: str | None = None
-    """Its model version in ZenML's registry."""
-    artifact: str | None = None
-    """Id of the artifact version of its checkpoint."""
-
-
 class Promotion(BaseModel):
     """The decision about a model and its reasons."""
 

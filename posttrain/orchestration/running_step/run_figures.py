@@ -1,7 +1,5 @@
 """Metrics and tags of a run in MLflow: its evaluation, generated answers and verdict."""
 
-from collections import Counter
-
 from posttrain.data.preferences import Preferences
 from posttrain.data.report import DataReport
 from posttrain.evaluation import generations as generate
@@ -13,14 +11,15 @@ from posttrain.tracking import DatasetOrigin, TrackedStage
 
 
 def log_datasets(run: TrackedStage, preferences: Preferences, report: DataReport) -> None:
-    """Log every split as an input of the run, by source: file, commit on the Hub or objects on S3."""
+    """Log every split as an input of the run, by source: file, commit on the Hub or objects on S3.
+
+    The number of rows is that of the whole split.
+    """
     for split, rows in preferences.splits().items():
-        n_rows = Counter(rows["source"])
         for source in report.sources:
-            if n := n_rows.pop(source.path, 0):
-                name = f"preferences/{split}" + (f"/{source.path}" if len(report.sources) > 1 else "")
-                origin = DatasetOrigin(source.path, source.revision, source.objects, source.digest)
-                run.log_dataset(name, preferences.digest, n, origin, context=split)
+            name = f"preferences/{split}" + (f"/{source.path}" if len(report.sources) > 1 else "")
+            origin = DatasetOrigin(source.path, source.revision, source.objects, source.digest)
+            run.log_dataset(name, preferences.digest, len(rows), origin, context=split)
 
 
 def log_evaluation(run: TrackedStage, figures: Figures) -> None:

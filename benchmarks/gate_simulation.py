@@ -1,4 +1,4 @@
-"""Error rates of the verdict on simulated truth. `python -m benchmarks.gate_simulation` prints the tables of docs/verdict-errors.md.
+"""Error rates of the verdict on simulated truth: `python -m benchmarks.gate_simulation` prints the tables of verdict-errors.md.
 
 Every rate is that of the functions that decide in the product. Only the rows that they decide on are drawn here.
 """

@@ -50,7 +50,7 @@ def calibration_error(
     Noise adds to the distance of confidence and accuracy in each bin, so that even a calibrated model seems to have an error. The
     true distances are taken as normal, with the variance that the observed ones have beyond their sampling variance. The
     mean absolute distance that noise adds to these is subtracted. The interval is that of the sum of the distances with the
-    signs observed.
+    signs observed. For its lower bound, noise is taken to add as much as it does to a calibrated model.
 
     Args:
         confidence, right: of each pair.
@@ -70,10 +70,12 @@ def calibration_error(
     weight, distance, variance = np.array(weights), np.array(distances), np.array(variances)
     beyond = max(0.0, float((weight * (distance**2 - variance)).sum()))
     bias = MEAN_ABSOLUTE * float((weight * (np.sqrt(beyond + variance) - np.sqrt(beyond))).sum())
-    value = max(0.0, float((weight * np.abs(distance)).sum()) - bias)
+    observed = float((weight * np.abs(distance)).sum())
+    value = max(0.0, observed - bias)
+    largest_bias = MEAN_ABSOLUTE * float((weight * np.sqrt(variance)).sum())
     signs = dict(zip(np.unique(place).tolist(), np.sign(distance).tolist(), strict=True))
     if clusters.n < 2:
         return Estimate(value=value, low=0.0, high=1.0)
     spread = clusters.mean_variance(excess * np.array([signs[i] for i in place.tolist()])) ** 0.5
     half = float(student.ppf((1 + level) / 2, clusters.n - 1)) * spread
-    return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half))
+    return Estimate(value=value, low=max(0.0, observed - largest_bias - half), high=min(1.0, value + half))

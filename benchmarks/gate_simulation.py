@@ -14,8 +14,8 @@ from scipy.special import logit
 
 from posttrain.config import EvaluationSection, GateSection
 from posttrain.evaluation.calibration import calibrate
-from posttrain.evaluation.clustered.clusters import Clusters
 from posttrain.evaluation.clustered.gains import paired_gain
+from posttrain.evaluation.clusters import Clusters
 from posttrain.evaluation.figures import Figures, Slice
 from posttrain.evaluation.gate.looks import look_level, shrunken_gain
 from posttrain.evaluation.intervals import Estimate, bootstrap_mean, cluster_share

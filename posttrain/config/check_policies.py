@@ -91,12 +91,6 @@ POLICIES = {
 _NOT_A_PAIR = "The row gives no pair to train on."
 _WRONG_LABEL = "A label that contradicts itself teaches nothing reliable."
 WHY = {
-    "template_refuses": "one bad row must not end the preparation; many stop it, at data.max_drop_share",
-    "template_leaves_out": "templates take thoughts out of earlier answers only; the answer to be trained on needs its own",
-    "control_tokens": "otherwise users' text could forge a turn or end an answer",
-    "already_templated": "marks that stand twice are never seen when the model is used",
-    "stop_in_answer": "every answer ends with exactly one stop token",
-    "no_thoughts": "an empty thought teaches to answer without thinking, which may be wanted",
     "broken_encoding": "The lost characters cannot be recovered; `fix` removes the broken ones.",
     "control_characters": "They are remains of conversions. Removing them changes nothing that a reader sees.",
     "disputed": "How much disagreement is acceptable depends on the dataset, so the rows are only counted.",

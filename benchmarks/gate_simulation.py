@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import logit
@@ -94,14 +95,12 @@ def slice_alarms(n_slices: int, n: int, seed: int = 0) -> float:
     generator, alarms = np.random.default_rng(seed), 0
     alone, half = Clusters.single(40), DISCORDANCE / 2
     for _ in range(n):
-        parts = [
-            Slice.model_construct(
-                n_pairs=40,
-                gains={"dpo_vs_sft": paired_gain(found, alone, 1 - LEVEL)},
-            )
-            for found in generator.choice([1.0, 0.0, -1.0], (n_slices, 40), p=[half, 1 - 2 * half, half])
-        ]
-        alarms += bool(Figures.model_construct(slices=parts, confidence=1 - LEVEL).worse_slices("dpo_vs_sft", 0, 20))
+        drawn = generator.choice([1.0, 0.0, -1.0], (n_slices, 40), p=[half, 1 - 2 * half, half])
+        gains = [paired_gain(found, alone, 1 - LEVEL) for found in drawn]
+        fields: list[dict[str, Any]] = [{"n_pairs": 40, "gains": {"dpo_vs_sft": gain}} for gain in gains]
+        parts = [Slice.model_construct(**one) for one in fields]
+        used: dict[str, Any] = {"slices": parts, "confidence": 1 - LEVEL}
+        alarms += bool(Figures.model_construct(**used).worse_slices("dpo_vs_sft", 0, 20))
     return alarms / n
 
 

@@ -1,4 +1,4 @@
-"""Error rates of the verdict on simulated truth, in a short form with fixed seeds. The bounds leave room for three standard errors."""
+"""Error rates of the verdict on simulated truth, in a short form with fixed seeds. Bounds leave room for three standard errors."""
 
 import numpy as np
 import pytest

@@ -32,7 +32,7 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
         config = Path(os.path.relpath((find_project() or template_folder()) / "configs" / "demo.yaml"))
     with clean_errors():
         run = load_config(config, assignments)
-        from posttrain.training.plan import plan
+        from posttrain.training.plan import plan, test_pairs
 
         model, start = _start_of(run)
         run_of_start = run.model_copy(update={"model": model})
@@ -49,6 +49,10 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
         )
         echo(f"{name}: {rows}, effective batch size {stage.effective_batch_size}, {steps}, {memory}")
     echo(f"model: {tried}")
+    if n_test := test_pairs(run):
+        from posttrain.evaluation.gate.foresight import foresight
+
+        echo(f"verdict on about {foresight(n_test, n_test, run.gate)}")
     if start:
         echo(f"dpo starts from {start}, which is also its reference")
     if points := run.sweep_points():
@@ -84,6 +88,8 @@ def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
         from posttrain.chat.trained_text import first_rows
         from posttrain.config.check_policies import policy_of
         from posttrain.data.loader import load_preferences
+        from posttrain.data.rows import canonical
+        from posttrain.evaluation.gate.foresight import foresight
         from posttrain.models.base import resolve_base
         from posttrain.models.loading import load_chat
         from posttrain.reporting.data_page import data_page, summary_lines
@@ -103,7 +109,10 @@ def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
             trained = first_rows(chat, preferences, run.data.checks, loss_on_all=run.sft.loss_on == "all")
         if html:
             write_file(html, data_page(found, tokens, f"Data of {config.name}", trained))
-    for line in (*summary_lines(found, tokens), *trained_lines(trained, shutil.get_terminal_size().columns)):
+    test = preferences.test
+    n_prompts = len(set(map(canonical, test["prompt"])))
+    verdict = f"verdict on {foresight(len(test), n_prompts, run.gate)}"
+    for line in (*summary_lines(found, tokens), verdict, *trained_lines(trained, shutil.get_terminal_size().columns)):
         echo(line)
 
 

@@ -39,6 +39,16 @@ def plan(config: RunConfig) -> dict[str, StagePlan]:
     return stages
 
 
+def test_pairs(config: RunConfig) -> int | None:
+    """Return the number of test pairs before the data checks; None if they cannot be counted without a download."""
+    total = 0.0
+    for source in config.data.sources:
+        if (counts := count_rows(source)) is None:
+            return None
+        total += counts.get("test", counts.get("train", 0) * config.data.test_size)
+    return round(total)
+
+
 def _n_train_pairs(config: RunConfig) -> int | None:
     total = 0
     for source in config.data.sources:

@@ -8,6 +8,7 @@ from posttrain.config import GateSection
 from posttrain.evaluation.clustered.power import detectable_gain, pairs_needed
 from posttrain.evaluation.clusters import prompts_digest
 from posttrain.evaluation.gate.decision import decide
+from posttrain.evaluation.gate.foresight import foresight
 from posttrain.evaluation.gate.looks import Look, look_level, shrunken_gain
 
 
@@ -51,10 +52,21 @@ def test_power_by_hand():
     assert detectable_gain(400, 0.05, design_effect=4) == 2 * detectable_gain(400, 0.05)
 
 
+def test_power_before_training_counts_prompts():
+    """Four pairs a prompt have a design effect of 1 + 3 x 0.3: 2.8 x sqrt(0.19 / 400) = 6.1 points, 3,728 pairs, 932 prompts."""
+    one_look = GateSection(planned_looks=1)
+    assert foresight(400, 100, one_look) == (
+        "400 test pairs of 100 prompts: a gain of 6.1 points is detected with 80 %, and 2 points need 930 prompts, if two models "
+        "differ on 10 % of the pairs"
+    )
+    assert "and 10 points need" in foresight(400, 400, GateSection(min_gain=0.1))
+    assert foresight(0, 0, one_look) == "without test pairs there is no verdict"
+
+
 def test_verdict_gives_power_and_the_gain_corrected_for_selection():
-    """30 of 200 differ: (2.644 + 0.842) x sqrt(0.15 / 200) = 9.5 points at the level of 20 looks."""
+    """30 of 200 differ: 3.486 x sqrt(0.15 / 200) = 9.5 points at the level of 20 looks; 3.486^2 x 0.15 / 0.02^2 = 4,557 pairs."""
     (evidence,) = decide(figures_of(table()), GateSection()).reasons
-    assert "detectable with 80 %: 9.5 points" in evidence
+    assert "a gain of 9.5 points is detected with 80 %, and 2 points need 4,560 prompts" in evidence
     assert "corrected for this, it is +14.8 points" in evidence
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import GateSection
-from posttrain.evaluation.clustered.gains import Gain
-from posttrain.evaluation.clustered.power import TYPICAL_DISCORDANCE, detectable_gain
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.answer_conditions import answer_conditions
+from posttrain.evaluation.gate.foresight import power
 from posttrain.evaluation.gate.length_conditions import length_conditions
 from posttrain.evaluation.gate.looks import Look, look_level, shrunken_gain
 from posttrain.evaluation.gate.ranking_conditions import finding_conditions, ranking_conditions, slice_conditions
@@ -46,7 +45,7 @@ def decide(
     gain = comparison.gain
     evidence = (
         f"{NAMES[newer]} ranks {abs(100 * gain.value):.1f} points {'fewer' if gain.value < 0 else 'more'} test pairs correctly "
-        f"than {NAMES[older]} ({point_range(gain)}, p = {comparison.p_value:.2g}, {sample_size(figures)}; {power(gain, level)})"
+        f"than {NAMES[older]} ({point_range(gain)}, p = {comparison.p_value:.2g}, {sample_size(figures)}; {power(gain, gate)})"
     )
     against = [
         *ranking_conditions(comparison, gate, look, level),
@@ -63,9 +62,3 @@ def decide(
             f"{100 * shrunken_gain(gain, level):+.1f} points"
         )
     return Promotion(promoted=not against, opponent=older, reasons=[evidence, *against])
-
-
-def power(gain: Gain, level: float) -> str:
-    """Return in words which gain the test set detects, by the share of pairs on which the models differ."""
-    detectable = detectable_gain(gain.n_pairs, level, gain.discordance or TYPICAL_DISCORDANCE, gain.design_effect)
-    return f"detectable with 80 %: {100 * detectable:.1f} points"

@@ -9,6 +9,7 @@ import trl.trainer.utils
 
 import posttrain.forward.attention
 import posttrain.forward.flat
+import posttrain.forward.flat_row
 import posttrain.forward.lm_head
 import posttrain.models.loading
 
@@ -20,7 +21,7 @@ def head_on_completions() -> None:
 
 def prompts_not_shared() -> None:
     """Flat rows in which each response brings a prompt of its own."""
-    _replace(posttrain.forward.flat, "_n_common", lambda sequences: 0)
+    _replace(posttrain.forward.flat_row, "_n_common", lambda sequences: 0)
 
 
 def bf16_as_it_comes() -> None:

@@ -7,7 +7,7 @@ from zenml.client import Client
 from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
-from posttrain.data.preferences import Instructions, Preferences
+from posttrain.data.stored import Instructions, Preferences
 from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer
 from posttrain.orchestration.running_step.stored_files import DamagedArtifact, read_digests
 from posttrain.reporting.html import Table, tables_page

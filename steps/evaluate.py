@@ -5,7 +5,7 @@ from typing import Annotated
 from posttrain.chat.tokens import PairTokens, SftTokens
 from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.pair_sets import PairSets
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.evaluation import scoring as library
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.gate.champion import Champion

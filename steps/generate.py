@@ -4,7 +4,7 @@ from typing import Annotated
 
 from posttrain.chat.tokens import PairTokens
 from posttrain.config import EvaluationSection, ModelSection
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.evaluation import generations as library
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.gate.champion import Champion

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from posttrain.config import DataSection, Source
 from posttrain.data import loader as library
-from posttrain.data.preferences import Instructions, Preferences
 from posttrain.data.report import DataReport
+from posttrain.data.stored import Instructions, Preferences
 from posttrain.orchestration.running_step.step import step
 
 

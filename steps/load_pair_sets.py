@@ -5,7 +5,7 @@ from typing import Annotated
 from posttrain.config import DataSection, Source
 from posttrain.data import pair_set_loader as library
 from posttrain.data.pair_sets import PairSets
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.orchestration.running_step.step import step
 
 

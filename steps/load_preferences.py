@@ -4,8 +4,8 @@ from typing import Annotated
 
 from posttrain.config import DataSection
 from posttrain.data import loader as library
-from posttrain.data.preferences import Preferences
 from posttrain.data.report import DataReport
+from posttrain.data.stored import Preferences
 from posttrain.orchestration.caching.cache_key import code_digest
 from posttrain.orchestration.running_step.run_figures import log_datasets
 from posttrain.orchestration.running_step.step import step

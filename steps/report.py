@@ -36,7 +36,7 @@ def report(
     result = RunReport(
         lineage=Lineage(
             run=run.name,
-            config=RunConfig.model_validate((run.config.parameters or {})["config"]).model_dump(),
+            config=RunConfig.model_validate((run.config.parameters or {})["config"]).model_dump(mode="json"),
             data=data_report.digest,
             code=code_digest(),
             versions=package_versions(),

@@ -8,7 +8,7 @@ from posttrain.chat.tokenise_data import TokeniseSettings
 from posttrain.chat.tokens import PairTokens, SftTokens
 from posttrain.config import Lengths, ModelSection
 from posttrain.config.check_policies import policy_of
-from posttrain.data.preferences import Instructions, Preferences
+from posttrain.data.stored import Instructions, Preferences
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_chat
 from posttrain.orchestration.running_step.step import step

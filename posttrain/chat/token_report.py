@@ -15,8 +15,8 @@ from posttrain.chat.findings import Findings
 from posttrain.chat.template import Chat
 from posttrain.chat.tokenise import PAIR_CUTS, EncodedPair, cut_pairs, encode_pairs
 from posttrain.config import Lengths
-from posttrain.data.preferences import Preferences
 from posttrain.data.profile import CountHistogram, Counting, Share
+from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
 from posttrain.progress import progress_bar
 

@@ -24,9 +24,9 @@ from posttrain.chat.tokenise import (
 )
 from posttrain.chat.tokens import PairTokens, SftTokens
 from posttrain.config import Lengths
-from posttrain.data.preferences import Instructions, Preferences
 from posttrain.data.rows import SPLITS, Turn
 from posttrain.data.splits import choose_split, prompt_key
+from posttrain.data.stored import Instructions, Preferences
 from posttrain.progress import progress_bar
 
 HELD_OUT_SHARE = 0.02

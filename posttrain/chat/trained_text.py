@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from posttrain.chat.findings import Findings
 from posttrain.chat.template import Chat
 from posttrain.chat.tokenise import EncodedRow, completions, encode_rows
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 
 N_LOOKED_THROUGH = 2000
 """Rows in which the first of each source are looked for."""

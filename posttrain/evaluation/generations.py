@@ -18,7 +18,7 @@ from posttrain.chat.tokenise import tokenise_pairs
 from posttrain.chat.tokens import PairTokens, check_chat
 from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.demo import pairs as demo
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.evaluation.answer_figures import (
     AnswerComparison,
     Response,

@@ -16,7 +16,7 @@ from posttrain.chat.tokenise import Tokenised, tokenise_pairs
 from posttrain.chat.tokens import PairTokens, SftTokens, check_chat
 from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.pair_sets import PairSets
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.clusters import conversation_key, prompts_digest
 from posttrain.evaluation.diagnosis.evidence import TrainingLog, Written

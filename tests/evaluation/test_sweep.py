@@ -320,7 +320,7 @@ def test_a_whole_sweep(tmp_path: Path, tiny_folder: Path, capsys: pytest.Capture
     assert worked == always | judged | {
         "preflight", "tokenise", "train_sft", "score_reference", "train_point", "train_point_2"
     }  # fmt: skip
-    assert [first.steps[name].config.extra for name in ("train_point", "train_point_2")] == [{"gpus": 1}] * 2
+    assert [first.steps[name].config.extra["gpus"] for name in ("train_point", "train_point_2")] == [1, 1]
     report = read_report(first.id)
     assert report.sweep is not None
     assert [bool(p.failure) for p in report.sweep.points] == [False, True]

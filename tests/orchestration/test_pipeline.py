@@ -202,7 +202,9 @@ def test_nothing_is_trained_twice(
         return done
 
     def worked(done: PipelineRunResponse) -> set[str]:
-        return {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
+        """Without the preflight, which depends on base and lengths alone: other tests on this store share them."""
+        completed = {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
+        return completed - {"preflight"}
 
     def n_versions() -> int:
         return int(Client().list_model_versions(model="tiny").total)
@@ -213,7 +215,6 @@ def test_nothing_is_trained_twice(
     always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
     first = run(TINY)
     assert worked(first) == always | {
-        "preflight",
         "tokenise",
         "train_sft",
         "score_reference",
@@ -238,7 +239,7 @@ def test_nothing_is_trained_twice(
 
     shorter = run({**TINY, "dpo": {**TINY["dpo"], "max_length": 64, "max_prompt_length": 32}})
     # SFT does not depend on DPO's lengths. No pair of the demo is cut by them, so the figures and the verdict stay.
-    assert worked(shorter) == always | {"preflight", "tokenise", "score_reference", "train_dpo", "generate", "evaluate"}
+    assert worked(shorter) == always | {"tokenise", "score_reference", "train_dpo", "generate", "evaluate"}
 
     renamed = run({**TINY, "tracking": {"experiment": "another"}})
     assert worked(renamed) == always
@@ -264,7 +265,6 @@ def test_nothing_is_trained_twice(
     from_sft = run({**without_sft, "finetuning_type": "dpo", "dpo": {**TINY["dpo"], "start": version}})
     # ZenML's cache key depends on where an input comes from; the same weights come out, so the verdict stands.
     assert worked(from_sft) == always | {
-        "preflight",
         "tokenise",
         "score_reference",
         "train_dpo",
@@ -353,6 +353,6 @@ def test_a_damaged_or_missing_result_is_made_again(
     assert worked == always | {"train_sft"}
     assert digest(last) == digest(first)
     with pytest.raises(
-        DamagedArtifact, match=r"sft_checkpoint version 1, made by step train_sft .*`zenml pipeline runs delete"
+        DamagedArtifact, match=r"sft_checkpoint version \d+, made by step train_sft .*`zenml pipeline runs delete"
     ):
         again.steps["train_sft"].outputs["sft_checkpoint"][0].load()

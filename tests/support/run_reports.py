@@ -79,7 +79,7 @@ def make_report(run: str = "run-1", pairs: pa.Table | None = None, text: str = "
     return RunReport(
         lineage=Lineage(
             run=run,
-            config=RunConfig.model_validate(config).model_dump(),
+            config=RunConfig.model_validate(config).model_dump(mode="json"),
             data="data-digest",
             code="code-digest",
             versions={"torch": "2.13.0"},

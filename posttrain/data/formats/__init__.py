@@ -30,8 +30,9 @@ _FOLDERS = {
 
 def _layout(kind: str, name: str) -> Any:
     """Return a layout: an object of one of the families, or the module of its name."""
-    module = f"posttrain.data.formats.{kind}.{_FOLDERS.get(name, '')}{name}"
-    return _OBJECTS.get(name) or importlib.import_module(module)
+    if name in _OBJECTS:
+        return _OBJECTS[name]
+    return importlib.import_module(f"posttrain.data.formats.{kind}.{_FOLDERS.get(name, '')}{name}")
 
 
 PREFERENCE_LAYOUTS: dict[str, Layout[Pair]] = {name: _layout("preference", name) for name in PREFERENCE_FORMATS}

@@ -21,7 +21,7 @@ from posttrain.chat.tokenise_data import TokeniseSettings, tokenise_data
 from posttrain.chat.tokens import PairTokens, SftTokens
 from posttrain.config import ModelSection, RunConfig
 from posttrain.data.loader import load_instructions, load_preferences
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.label_check.noise import LabelNoise, estimate_noise
 from posttrain.forward.logprobs import score_pairs

@@ -1,7 +1,7 @@
 """Metrics and tags of a run in MLflow: its evaluation, generated answers and verdict."""
 
-from posttrain.data.preferences import Preferences
 from posttrain.data.report import DataReport
+from posttrain.data.stored import Preferences
 from posttrain.evaluation import generations as generate
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.decision import Promotion

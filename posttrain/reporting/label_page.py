@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from posttrain.errors import UserError
-from posttrain.evaluation.label_check.cross_fitting import CheckedLabels
+from posttrain.evaluation.label_check.checked_labels import CheckedLabels
 from posttrain.evaluation.label_check.noise import LabelNoise
 from posttrain.evaluation.labels import percent
 from posttrain.reporting.html import Table, first_line, render

@@ -23,7 +23,8 @@ from posttrain.config import ModelSection, RunConfig
 from posttrain.data.loader import load_instructions, load_preferences
 from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
-from posttrain.evaluation.label_check.noise import LabelNoise, estimate_noise
+from posttrain.evaluation.label_check.checked_labels import CheckedLabels
+from posttrain.evaluation.label_check.noise import estimate_noise
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.base import resolve_base
 from posttrain.models.checkpoint import Base, Checkpoint
@@ -114,16 +115,6 @@ def cost(inputs: CheckInputs) -> list[str]:
 def _n_steps(n_rows: int, section: object) -> int:
     max_steps, epochs, size = (getattr(section, name) for name in ("max_steps", "epochs", "effective_batch_size"))
     return int(max_steps or math.ceil(n_rows / size * epochs))
-
-
-@dataclass(frozen=True)
-class CheckedLabels:
-    """Cross-fitted margins of the training pairs, the most suspicious first."""
-
-    table: pa.Table
-    """`id`, `fold`, `margin_nats` (implicit margin; below 0 if the model contradicts the label), `p_swapped`."""
-    noise: LabelNoise | None
-    """None if there are too few pairs."""
 
 
 def check_labels(inputs: CheckInputs, folder: Path, confidence: float = 0.95) -> CheckedLabels:

@@ -16,7 +16,7 @@ REFUSED = {
 """Families that cannot be trained, and what they are told."""
 PADDED = {
     "gpt_neo", "bloom", "mpt", "falcon", "xlnet", "minimax", "mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h",
-    "rwkv", "lfm2", "qwen3_next", "bamba", "jamba",
+    "rwkv", "lfm2", "qwen3_next", "bamba", "jamba", "stablelm", "nemotron", "xglm", "gptj",
 }  # fmt: skip
 """Families whose batches are padded."""
 IN_SHORT = ("llama", "gemma2", "gpt_oss", "granitemoe", "mamba", "modernbert-decoder")

@@ -36,7 +36,7 @@ test-fast: setup
 # They need DeepSpeed. The others do without it: where it is installed, every training spends seconds importing it.
 test-soak: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deepspeed]'
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -n $(N) --dist worksteal -m soak
 
 # Random files and rows for five minutes, others than the last time. A failure is kept in .hypothesis and found again by `make test`.
 fuzz: setup

@@ -190,6 +190,11 @@ class StepRun:
     def _find_experiment(self) -> str:
         tracker = self._tracker
         if experiment := self._client.get_experiment_by_name(tracker.experiment):
+            if experiment.lifecycle_stage == "deleted":  # which takes no runs
+                self._client.restore_experiment(experiment.experiment_id)
+                print(
+                    f"MLflow: the deleted experiment {tracker.experiment} is restored (tracking.experiment names another one)"
+                )
             return str(experiment.experiment_id)
         database = sqlite_path(tracker.uri)
         artifacts = (database.parent / "artifacts").as_uri() if database else None

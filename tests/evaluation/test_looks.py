@@ -60,6 +60,7 @@ def test_power_before_training_counts_prompts():
         "differ on 10 % of the pairs"
     )
     assert "and 10 points need" in foresight(400, 400, GateSection(min_gain=0.1))
+    assert foresight(40, 19, one_look) == "40 test pairs of 19 prompts: too few to tell, as gate.min_prompts is 20"
     assert foresight(0, 0, one_look) == "without test pairs there is no verdict"
 
 

@@ -103,6 +103,19 @@ def test_a_second_pipeline_run_has_its_own_parent(tracker: Tracker) -> None:
     assert set(states(tracker)) == {"demo-run", "train_dpo of demo-run", "other-run", "train_dpo of other-run"}
 
 
+def test_a_deleted_experiment_is_restored(tracker: Tracker, capsys: pytest.CaptureFixture[str]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracker.uri)
+    deleted = client.create_experiment(tracker.experiment)
+    client.delete_experiment(deleted)
+    with tracker.parent("load_preferences"):
+        pass
+    assert states(tracker) == {"demo-run": "FINISHED"}
+    assert client.get_experiment(deleted).lifecycle_stage == "active"
+    assert f"the deleted experiment {tracker.experiment} is restored" in capsys.readouterr().out
+
+
 def test_an_exception_fails_the_stage_and_its_parent(tracker: Tracker) -> None:
     with pytest.raises(ValueError, match="loss is NaN"), tracker.stage("train_dpo"):
         raise ValueError("loss is NaN")

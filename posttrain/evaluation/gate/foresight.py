@@ -21,6 +21,8 @@ def foresight(n_pairs: int, n_prompts: int, gate: GateSection) -> str:
     design_effect = 1 + (pairs_per_prompt - 1) * TYPICAL_CORRELATION
     shown = _in_words(n_pairs, pairs_per_prompt, TYPICAL_DISCORDANCE, design_effect, gate)
     size = f"{n_pairs:,} test pairs" + (f" of {n_prompts:,} prompts" if n_prompts < n_pairs else "")
+    if n_prompts < gate.min_prompts:
+        return f"{size}: too few to tell, as gate.min_prompts is {gate.min_prompts}"
     return f"{size}: {shown}, if two models differ on {100 * TYPICAL_DISCORDANCE:.0f} % of the pairs"
 
 

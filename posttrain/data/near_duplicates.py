@@ -48,7 +48,11 @@ def _triples(found: Sequence[str]) -> set[tuple[str, ...]]:
 
 
 class Sketches:
-    """MinHash sketches of texts, with one key per band: 100 bytes per text."""
+    """MinHash sketches of texts, with one key per band: 100 bytes per text.
+
+    rensa's own index of bands (`RMinHashLSH`) took 2,800 bytes per text, measured on 100,000 texts. A million pairs have
+    three million texts.
+    """
 
     def __init__(self) -> None:
         self._batches: list[np.ndarray] = []

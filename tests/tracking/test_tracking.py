@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import socket
 import subprocess
@@ -159,7 +160,8 @@ def test_runs_of_a_killed_process_are_closed(tracker: Tracker) -> None:
     child = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "open\n"
-    child.kill()  # not waited for: a zombie has died too
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie, which has died too
 
     assert set(states(tracker).values()) == {"RUNNING"}
     with tracker.parent("load_preferences"):

@@ -24,6 +24,7 @@ class PreferencesMaterializer(FolderMaterializer):
         """Return where the newest artifact with the same rows is: the step that loads them is never cached."""
         found = Client().list_artifact_versions(
             data_type=f"contains:{Preferences.__name__}",
+            artifact_store_id=self.artifact_store.id,
             run_metadata=f"digest:{data.digest}",
             sort_by="desc:created",
             size=1,

@@ -140,9 +140,13 @@ def _expire(uri: str) -> tuple[str, str]:
         return uri, ": delete the folder"
     (artifact, *_) = found
     name = f"artifact {artifact.name} version {artifact.version}"
+    remove = f". To remove it: `zenml artifact version delete {artifact.id} --yes`"
     if not artifact.producer_step_run_id:
-        return name, f". To remove it: `zenml artifact version delete {artifact.id} --yes`"
-    step = client.update_step_run(artifact.producer_step_run_id, cache_expires_at=utc_now())
+        return name, remove
+    try:
+        step = client.update_step_run(artifact.producer_step_run_id, cache_expires_at=utc_now())
+    except RuntimeError:  # what ZenML's server answers for a run whose stack was deleted
+        return name, remove
     run = client.get_pipeline_run(step.pipeline_run_id).name
     return (
         f"{name}, made by step {step.name} of run {run}",

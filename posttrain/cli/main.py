@@ -6,7 +6,6 @@ import click
 
 from posttrain import __version__, configure
 from posttrain.cli.ab_commands import ab
-from posttrain.cli.colours import disable_colours_in_files
 from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
 from posttrain.cli.label_command import label_check
@@ -17,6 +16,7 @@ from posttrain.cli.report_commands import compare, report
 from posttrain.cli.schedule_commands import schedule
 from posttrain.cli.send_command import send
 from posttrain.cli.stack_commands import stack
+from posttrain.orchestration.log_colours import disable_colours_in_files
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -28,6 +28,7 @@ from posttrain.orchestration.interruption import (
     stoppable,
     told_by,
 )
+from posttrain.orchestration.log_colours import disable_colours_in_files
 from posttrain.orchestration.run_file import RunFile, read_run_file
 from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 from posttrain.orchestration.stacks.schedules import replacing
@@ -45,6 +46,7 @@ class CheckedPipeline(Pipeline):
 
     def __init__(self, name: str, entrypoint: Any, default_config: Path) -> None:
         configure()
+        disable_colours_in_files()
         super().__init__(name=name, entrypoint=entrypoint)
         self.default_config = default_config
         self.run_file: RunFile | None = None

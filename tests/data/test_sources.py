@@ -235,6 +235,13 @@ HOSTILE_LINES = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("content", [b"\x00\n", b"\x00\n\x00\n", b'\x00{"a": 1}\n', b'a\x00\n{"a": 1}\n'])
+def test_a_null_byte_makes_no_utf_16_of_a_file(tmp_path, content):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    assert len(read(path)) == content.count(b"\n")
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     HOSTILE_LINES,

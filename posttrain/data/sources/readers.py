@@ -111,11 +111,22 @@ def _open_text(file: Path, encoding: str | None) -> TextIO:
 
 
 def _encoding(start: bytes) -> str:
-    """Return the encoding of a text that begins with these bytes: UTF-16 has a byte order mark, or a null in its first two."""
-    if mark := next((mark for mark in _BYTE_ORDER_MARKS if start.startswith(mark)), None):
-        return _BYTE_ORDER_MARKS[mark]
-    if len(start) > 1 and 0 in start[:2] and start[:2] != b"\0\0":
-        return "utf-16-le" if start[1] == 0 else "utf-16-be"
+    """Return the encoding of a text that begins with these bytes.
+
+    UTF-16 has a byte order mark, or begins with two ASCII characters, each beside a null. A null elsewhere is a damaged byte.
+    """
+    for mark, name in _BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            return name
+    for name in ("utf-16-le", "utf-16-be"):
+        text = start.decode(name, errors="replace")
+        if (
+            len(start) == 4
+            and text.isascii()
+            and text[0].isprintable()
+            and (text[1].isprintable() or text[1].isspace())
+        ):
+            return name
     return "utf-8-sig"
 
 

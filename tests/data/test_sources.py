@@ -264,7 +264,8 @@ def test_any_file_gives_all_rows_or_a_clear_error(tmp_path, lines, name, end, is
         assert name in answer
         return
     assert count_rows(Source(path=str(path))) == {"train": len(records)}
-    if name == "a.jsonl" and not is_cut:
+    begins_as_utf_16 = b"\0" in content[:4] or content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if name == "a.jsonl" and not is_cut and not begins_as_utf_16:
         text = (end.join(lines) + end).decode("utf-8-sig", errors="surrogateescape")
         assert len(records) == sum(not line.isspace() for line in io.StringIO(text, newline=""))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Required, TypedDict
 
 SPLITS = ("train", "validation", "test")
@@ -42,15 +42,3 @@ def canonical(value: Any) -> bytes:
 def without_nulls(turn: Mapping[str, Any]) -> dict[str, Any]:
     """Return a turn without the keys that it does not use."""
     return {name: value for name, value in turn.items() if value is not None}
-
-
-def as_messages(turns: Iterable[Turn]) -> list[dict[str, Any]]:
-    """Return turns as chat templates take them: without unused keys, and with tool calls as lists."""
-    messages = []
-    for turn in turns:
-        message = without_nulls(turn)
-        message.pop("weight", None)
-        if calls := message.get("tool_calls"):
-            message["tool_calls"] = json.loads(calls)
-        messages.append(message)
-    return messages

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.data_files import write_rows
+from support.messages import as_messages
 
 from posttrain.config import DataSection, Source
 from posttrain.data.formats.fields import holds
 from posttrain.data.loader import load_instructions, load_preferences
-from posttrain.data.rows import as_messages
 from posttrain.errors import UserError
 
 KEEP = {"near_duplicate": "keep", "near_test": "keep", "near_validation": "keep", "length_bias": "keep"}

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.messages import as_messages
 
 from posttrain.config import DataSection, Source
 from posttrain.data.demo import pairs as demo
 from posttrain.data.loader import load_instructions, load_preferences
 from posttrain.data.preferences import PAIR_SCHEMA, Instructions, Preferences
-from posttrain.data.rows import as_messages
 from posttrain.data.splits import prompt_key
 from posttrain.errors import UserError
 

@@ -3,13 +3,14 @@
 import pyarrow as pa
 import pytest
 from support.data_files import write_rows
+from support.messages import as_messages
 
 from posttrain.config import DataSection
 from posttrain.data.checks import Unusable, check_row
 from posttrain.data.formats.turns import as_turns
 from posttrain.data.loader import load_preferences
 from posttrain.data.preferences import PAIR_SCHEMA, Preferences
-from posttrain.data.rows import Turn, as_messages
+from posttrain.data.rows import Turn
 from posttrain.data.splits import prompt_key
 from posttrain.data.spool import TURNS, lean_rows
 

@@ -14,13 +14,13 @@ import numpy as np
 from scipy.special import logit
 
 from posttrain.config import EvaluationSection, GateSection
+from posttrain.evaluation.answers.judge import win_rate
 from posttrain.evaluation.calibration import calibrate
 from posttrain.evaluation.clustered.gains import paired_gain
 from posttrain.evaluation.clusters import Clusters
 from posttrain.evaluation.figures import Figures, Slice
 from posttrain.evaluation.gate.looks import look_level, shrunken_gain
 from posttrain.evaluation.intervals import Estimate, bootstrap_mean, cluster_share
-from posttrain.evaluation.judge import win_rate
 
 SECTION = EvaluationSection(n_bootstrap=500)
 LEVEL = 0.05

@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from posttrain.orchestration.finished_runs import find_run, read_run_report
-from posttrain.reporting.run_page import report_page
+from posttrain.reporting.pages.run_page import report_page
 
 DOCS = Path(__file__).parent
 DATABASE = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{DOCS.parent}/.mlflow/mlflow.db")

@@ -9,7 +9,7 @@ from zenml.metadata.metadata_types import MetadataType
 from materializers.records import RecordMaterializer
 from posttrain.chat.token_report import TokenReport
 from posttrain.data.report import DataReport
-from posttrain.reporting.data_page import data_page, token_page
+from posttrain.reporting.pages.data_page import data_page, token_page
 
 
 class ReportMaterializer(RecordMaterializer):

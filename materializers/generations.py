@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from zenml.metadata.metadata_types import MetadataType
 
-from posttrain.evaluation.generations import Generations, key_figures
+from posttrain.evaluation.answers.generations import Generations, key_figures
 from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer
 
 

@@ -7,7 +7,7 @@ from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer
-from posttrain.reporting.run_page import report_page
+from posttrain.reporting.pages.run_page import report_page
 from posttrain.reporting.run_report import RunReport
 
 

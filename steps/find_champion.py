@@ -5,7 +5,7 @@ from typing import Annotated
 from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain.evaluation.gate.champion import Champion
-from posttrain.orchestration.registry import reconcile, standing_champion
+from posttrain.orchestration.model_versions.registry import reconcile, standing_champion
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracking_uri
 

@@ -5,12 +5,12 @@ from typing import Annotated
 from posttrain.chat.tokens import PairTokens
 from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.stored import Preferences
-from posttrain.evaluation import generations as library
+from posttrain.evaluation.answers import generations as library
+from posttrain.evaluation.answers.generations import Generations
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.gate.champion import Champion
-from posttrain.evaluation.generations import Generations
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.orchestration.champion_checkpoint import champion_checkpoint
+from posttrain.orchestration.model_versions.champion_checkpoint import champion_checkpoint
 from posttrain.orchestration.running_step.run_figures import log_generations
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked

@@ -11,7 +11,7 @@ from posttrain.orchestration.running_step.run_figures import log_datasets
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked
 from posttrain.orchestration.stacks.overlap import leave_to_earlier_run
-from posttrain.reporting.data_page import data_page
+from posttrain.reporting.pages.data_page import data_page
 from posttrain.tracking import package_versions
 
 

@@ -6,13 +6,13 @@ from zenml import get_step_context
 from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain.config import GateSection
+from posttrain.evaluation.answers.generations import Generations
 from posttrain.evaluation.gate import decision as library
 from posttrain.evaluation.gate.champion import Champion
 from posttrain.evaluation.gate.decision import Promotion
-from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.orchestration.gate_ledger import take_look
-from posttrain.orchestration.registry import JudgedModel, result_name, settle
+from posttrain.orchestration.model_versions.registry import JudgedModel, result_name, settle
 from posttrain.orchestration.running_step.run_figures import log_promotion
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked

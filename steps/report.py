@@ -6,16 +6,16 @@ from zenml import get_step_context
 
 from posttrain.config import RunConfig
 from posttrain.data.report import DataReport
+from posttrain.evaluation.answers.generations import Generations
 from posttrain.evaluation.gate.decision import Promotion
-from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.caching.cache_key import code_digest
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked
 from posttrain.reporting.drawing import file_name
+from posttrain.reporting.pages.run_page import report_page
 from posttrain.reporting.plots import draw
-from posttrain.reporting.run_page import report_page
 from posttrain.reporting.run_report import Lineage, RunReport
 from posttrain.tracking import package_versions
 

@@ -13,7 +13,7 @@ from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_chat
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked
-from posttrain.reporting.data_page import token_page
+from posttrain.reporting.pages.data_page import token_page
 
 
 @step

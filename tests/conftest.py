@@ -15,7 +15,7 @@ from support.paths import ROOT
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from posttrain.config import ModelSection
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.models.base import demo_folder, resolve_base
 
 # Before ZenML is imported. Every process of pytest-xdist has a store, a cache and a ZenML repository of its own: ZenML writes the

@@ -15,7 +15,7 @@ from support.paths import ROOT
 from docs.generate import FOLDER, PAGES
 from posttrain.config.check_policies import REASONS
 from posttrain.config.layouts import INSTRUCTION_FORMATS, PREFERENCE_FORMATS
-from posttrain.config.training_sections import LossType
+from posttrain.config.sections.training_sections import LossType
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LOADING = {

@@ -31,7 +31,7 @@ from benchmarks.gpu_checks.models import (
 )
 from posttrain.compat.torch_internals import n_compiled_graphs
 from posttrain.config import DpoSection, EvaluationSection, ModelSection
-from posttrain.evaluation.generations import Writer, complete
+from posttrain.evaluation.answers.generations import Writer, complete
 from posttrain.forward.attention import BY_BLOCKS, Segments, register_attention
 from posttrain.forward.flat import use_flat_batches
 from posttrain.forward.flat_row import lay_out, to_device

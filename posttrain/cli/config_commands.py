@@ -92,7 +92,7 @@ def data(config: Path, html: Path | None, assignments: tuple[str, ...]) -> None:
         from posttrain.evaluation.gate.foresight import foresight
         from posttrain.models.base import resolve_base
         from posttrain.models.loading import load_chat
-        from posttrain.reporting.data_page import data_page, summary_lines
+        from posttrain.reporting.pages.data_page import data_page, summary_lines
         from posttrain.reporting.trained_lines import trained_lines
 
         preferences, found = load_preferences(run.data)

@@ -63,7 +63,7 @@ def label_check(config: Path, **given: Any) -> None:
     with clean_errors(), TemporaryDirectory(prefix="posttrain-label-check-") as scratch:
         run = load_config(config, options.assignments)
         from posttrain.evaluation.label_check.cross_fitting import check_labels, cost, load_inputs
-        from posttrain.reporting.label_page import label_lines, label_page, write_labels
+        from posttrain.reporting.pages.label_page import label_lines, label_page, write_labels
         from posttrain.storage.cache import cache_dir
 
         preferences, inputs = load_inputs(*_start(run, Path(scratch)), options.folds)

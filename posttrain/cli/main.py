@@ -10,12 +10,12 @@ from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
 from posttrain.cli.label_command import label_check
 from posttrain.cli.model_commands import chat, export, serve
+from posttrain.cli.operations.prune_command import prune
+from posttrain.cli.operations.schedule_commands import schedule
+from posttrain.cli.operations.send_command import send
+from posttrain.cli.operations.stack_commands import stack
 from posttrain.cli.project_commands import init, run
-from posttrain.cli.prune_command import prune
 from posttrain.cli.report_commands import compare, report
-from posttrain.cli.schedule_commands import schedule
-from posttrain.cli.send_command import send
-from posttrain.cli.stack_commands import stack
 from posttrain.orchestration.log_colours import disable_colours_in_files
 
 

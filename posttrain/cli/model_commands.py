@@ -32,7 +32,7 @@ def export(places: tuple[str, ...], adapter: bool, dtype: Any, public: bool) -> 
     if len(places) > 2:
         raise click.UsageError("give at most a VERSION and a DEST")
     with clean_errors():
-        from posttrain.orchestration.versions import find_version
+        from posttrain.orchestration.model_versions.versions import find_version
         from posttrain.reporting.model_card import model_card
         from posttrain.serving.export import ExportedModel, ExportOptions
         from posttrain.serving.export import export as export_model
@@ -63,7 +63,7 @@ def chat(versions: tuple[str, ...], prompts: tuple[str, ...], max_new_tokens: in
     VERSIONS are named as for `export`. Without them, the SFT and the DPO model of the last run answer.
     """
     with clean_errors():
-        from posttrain.orchestration.versions import find_version, stages_of
+        from posttrain.orchestration.model_versions.versions import find_version, stages_of
         from posttrain.reporting.plain_console import PlainConsole
         from posttrain.serving.side_by_side import converse, load_speaker
 
@@ -105,7 +105,7 @@ def serve(version: str | None, host: str, port: int, follow: bool, engine: Any) 
 
         endpoint = ModelServer(host, port, engine)
         endpoint.check()
-        from posttrain.orchestration.served_versions import ServedVersions
+        from posttrain.orchestration.model_versions.served_versions import ServedVersions
 
         with tempfile.TemporaryDirectory(prefix="posttrain-served-") as scratch:
             versions = ServedVersions(version, Path(scratch))

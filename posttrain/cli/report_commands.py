@@ -22,7 +22,7 @@ def report(run: str | None, as_json: bool, html: Path | None) -> None:
     """
     with clean_errors():
         from posttrain.orchestration.finished_runs import read_report, read_run_report
-        from posttrain.reporting.run_page import report_page
+        from posttrain.reporting.pages.run_page import report_page
         from posttrain.reporting.terminal import print_report
 
         outcome = read_report(run)

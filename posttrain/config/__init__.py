@@ -4,17 +4,17 @@ A section is the only config that its steps receive, so changing `dpo.beta` re-r
 before it. Validators raise; none of them changes a value.
 """
 
-from posttrain.config.checkpoints_section import CheckpointsSection
-from posttrain.config.data_section import DataSection, Source
-from posttrain.config.evaluation_section import EvaluationSection, GenerationsSection, JudgeSection
-from posttrain.config.gate_section import GateSection
 from posttrain.config.layouts import INSTRUCTION_FORMATS, InstructionFormat, PreferenceFormat
 from posttrain.config.load import TOP_LEVEL_KEYS, check_config, load_config, load_document
-from posttrain.config.model_section import LoraSection, ModelSection
 from posttrain.config.run_config import RunConfig, TrackingSection
-from posttrain.config.section import Section
-from posttrain.config.sweep_section import NOT_SWEPT, Grid, SweepSection, point_label, value_label
-from posttrain.config.training_sections import DpoSection, Lengths, LossType, SftSection, TrainSection
+from posttrain.config.sections.checkpoints_section import CheckpointsSection
+from posttrain.config.sections.data_section import DataSection, Source
+from posttrain.config.sections.evaluation_section import EvaluationSection, GenerationsSection, JudgeSection
+from posttrain.config.sections.gate_section import GateSection
+from posttrain.config.sections.model_section import LoraSection, ModelSection
+from posttrain.config.sections.section import Section
+from posttrain.config.sections.sweep_section import NOT_SWEPT, Grid, SweepSection, point_label, value_label
+from posttrain.config.sections.training_sections import DpoSection, Lengths, LossType, SftSection, TrainSection
 
 __all__ = [
     "INSTRUCTION_FORMATS",

@@ -7,15 +7,15 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from posttrain.config.checkpoints_section import CheckpointsSection
-from posttrain.config.data_section import DataSection
-from posttrain.config.evaluation_section import EvaluationSection
 from posttrain.config.explain import explain
-from posttrain.config.gate_section import GateSection
-from posttrain.config.model_section import ModelSection
-from posttrain.config.section import Section
-from posttrain.config.sweep_section import SweepSection, point_label
-from posttrain.config.training_sections import DpoSection, SftSection
+from posttrain.config.sections.checkpoints_section import CheckpointsSection
+from posttrain.config.sections.data_section import DataSection
+from posttrain.config.sections.evaluation_section import EvaluationSection
+from posttrain.config.sections.gate_section import GateSection
+from posttrain.config.sections.model_section import ModelSection
+from posttrain.config.sections.section import Section
+from posttrain.config.sections.sweep_section import SweepSection, point_label
+from posttrain.config.sections.training_sections import DpoSection, SftSection
 
 
 class TrackingSection(Section):

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from posttrain.config import DataSection, Source
-from posttrain.data.contamination import EvaluationPrompts
+from posttrain.data.copies.contamination import EvaluationPrompts
 from posttrain.data.demo import pairs as demo
 from posttrain.data.formats import INSTRUCTION_LAYOUTS, PREFERENCE_LAYOUTS
 from posttrain.data.formats.layout import Example, Pair, Values

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from posttrain.data.near_duplicates import Sketches, find_near, words
+from posttrain.data.copies.near_duplicates import Sketches, find_near, words
 from posttrain.data.profile import DataProfile, Gatherer
 from posttrain.data.report import Tally, printable
 from posttrain.data.rows import SPLITS, Turn, canonical

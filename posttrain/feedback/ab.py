@@ -16,8 +16,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from posttrain.errors import UserError
-from posttrain.evaluation.generations import Generations
-from posttrain.evaluation.judge import WinRate, win_rate
+from posttrain.evaluation.answers.generations import Generations
+from posttrain.evaluation.answers.judge import WinRate, win_rate
 from posttrain.reporting.html import render
 
 Choice = Literal["left", "right", "tie"]

@@ -13,7 +13,7 @@ from posttrain.config import ModelSection, RunConfig
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import MANIFEST, Checkpoint
 from posttrain.models.memory import is_hub_id
-from posttrain.orchestration.versions import find_artifact
+from posttrain.orchestration.model_versions.versions import find_artifact
 
 REMEDY = (
     "name a Hub model (`organisation/name`, `organisation/name@revision`), a folder with a model or a checkpoint, a model "

@@ -10,7 +10,7 @@ from uuid import UUID
 from zenml.client import Client
 from zenml.models import ArtifactVersionResponse, PipelineRunResponse, StepRunResponse
 
-from posttrain.orchestration.registry import JudgedVersion, judgements_of_all_models
+from posttrain.orchestration.model_versions.registry import JudgedVersion, judgements_of_all_models
 from posttrain.orchestration.running_step.step_tracking import tracking_uri
 from posttrain.orchestration.running_step.step_training import abandoned_checkpoints, artifact_files, delete_checkpoints
 from posttrain.orchestration.running_step.stored_files import read_digests

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from posttrain.evaluation.answer_figures import AnswerComparison
-from posttrain.evaluation.generations import Exchange, Generations
-from posttrain.evaluation.judge import WinRate
+from posttrain.evaluation.answers.answer_figures import AnswerComparison
+from posttrain.evaluation.answers.generations import Exchange, Generations
+from posttrain.evaluation.answers.judge import WinRate
 from posttrain.evaluation.labels import ANSWERS, NAMES, STAGES, percent, plain
 from posttrain.reporting.html import Table, first_line
 

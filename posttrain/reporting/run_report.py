@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data.report import DataReport
+from posttrain.evaluation.answers.generations import Generations
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.decision import Promotion
-from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.intervals import Result
 from posttrain.models.checkpoint import Base
 

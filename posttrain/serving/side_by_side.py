@@ -16,7 +16,7 @@ from transformers import TextStreamer
 
 from posttrain.chat.template import Chat, Messages
 from posttrain.config import ModelSection
-from posttrain.evaluation.generations import generation_config
+from posttrain.evaluation.answers.generations import generation_config
 from posttrain.models.base import resolve_base
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from posttrain.config import ModelSection, RunConfig, TrainSection
-from posttrain.config.section import Section
+from posttrain.config.sections.section import Section
 from posttrain.errors import UserError
 from posttrain.models.base_checks import base_problems
 from posttrain.models.checkpoint import Base

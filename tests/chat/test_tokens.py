@@ -10,7 +10,7 @@ from posttrain.chat.tokenise import tokenise_completions, tokenise_pairs
 from posttrain.chat.tokenise_data import TokeniseSettings, tokenise_data
 from posttrain.chat.tokens import PairTokens, SftTokens, _digest
 from posttrain.config import Lengths
-from posttrain.data.preferences import Instructions
+from posttrain.data.stored import Instructions
 from posttrain.errors import UserError
 from posttrain.models.loading import load_chat
 

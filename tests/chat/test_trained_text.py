@@ -5,7 +5,7 @@ from support.chats import chat_of
 
 from posttrain.chat.template import TEMPLATES
 from posttrain.chat.trained_text import first_rows
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.reporting.trained_lines import trained_lines
 
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from posttrain.config import DataSection, Source, check_config
 from posttrain.config.check_policies import POLICIES, REASONS, WHY
 from posttrain.data.checks import find_bad_characters, fix_characters
-from posttrain.data.contamination import EvaluationPrompts
+from posttrain.data.copies.contamination import EvaluationPrompts
+from posttrain.data.copies.near_duplicates import N_BANDS, N_ROWS, similarity, words
 from posttrain.data.loader import load_instructions, load_preferences
-from posttrain.data.near_duplicates import N_BANDS, N_ROWS, similarity, words
 from posttrain.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -194,7 +194,7 @@ def test_same_prompt_with_other_answers_is_no_near_duplicate(tmp_path):
 
 
 def test_probability_of_comparing_near_copies():
-    """The probabilities stated in posttrain/data/near_duplicates.py."""
+    """The probabilities stated in posttrain/data/copies/near_duplicates.py."""
     found = {s: 1 - (1 - s**N_ROWS) ** N_BANDS for s in (0.2, 0.8)}
     assert found[0.8] > 0.9999
     assert found[0.2] < 0.01

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from posttrain.config import DataSection
+from posttrain.data.copies.near_duplicates import Sketches, find_near, similarity, words
 from posttrain.data.loader import load_preferences
-from posttrain.data.near_duplicates import Sketches, find_near, similarity, words
 from posttrain.data.splits import choose_split, prompt_key
 
 THRESHOLD = 0.8

@@ -15,8 +15,8 @@ from support.messages import as_messages
 from posttrain.config import DataSection, Source
 from posttrain.data.demo import pairs as demo
 from posttrain.data.loader import load_instructions, load_preferences
-from posttrain.data.preferences import PAIR_SCHEMA, Instructions, Preferences
 from posttrain.data.splits import prompt_key
+from posttrain.data.stored import PAIR_SCHEMA, Instructions, Preferences
 from posttrain.errors import UserError
 
 SHARED_DATA = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))

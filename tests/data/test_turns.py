@@ -9,10 +9,10 @@ from posttrain.config import DataSection
 from posttrain.data.checks import Unusable, check_row
 from posttrain.data.formats.turns import as_turns
 from posttrain.data.loader import load_preferences
-from posttrain.data.preferences import PAIR_SCHEMA, Preferences
 from posttrain.data.rows import Turn
 from posttrain.data.splits import prompt_key
 from posttrain.data.spool import TURNS, lean_rows
+from posttrain.data.stored import PAIR_SCHEMA, Preferences
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo", "at": "noon"}}}
 CALL_JSON = (

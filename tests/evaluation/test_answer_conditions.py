@@ -4,19 +4,19 @@ import pytest
 from support.figures import figures_of, table
 
 from posttrain.config import EvaluationSection, GateSection
-from posttrain.evaluation.answer_figures import (
+from posttrain.evaluation.answers.answer_figures import (
     AnswerComparison,
     Response,
     compare_answers,
     figures_by_chart,
     summarise_answers,
 )
+from posttrain.evaluation.answers.generations import Exchange, Generations
+from posttrain.evaluation.answers.judge import Judgement, win_rate
 from posttrain.evaluation.diagnosis.rules import RULES
 from posttrain.evaluation.figures import Finding
 from posttrain.evaluation.gate.answer_conditions import FINDINGS
 from posttrain.evaluation.gate.decision import decide
-from posttrain.evaluation.generations import Exchange, Generations
-from posttrain.evaluation.judge import Judgement, win_rate
 
 SECTION = EvaluationSection(n_bootstrap=500)
 N = 40

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from posttrain.config import EvaluationSection
+from posttrain.evaluation.answers.judge import win_rate
 from posttrain.evaluation.clustered.gains import holm, paired_gain, sign_flip_p_value
 from posttrain.evaluation.clusters import Clusters, conversation_key
 from posttrain.evaluation.intervals import bootstrap_mean, bootstrap_ratio, cluster_share, wilson
-from posttrain.evaluation.judge import win_rate
 
 SECTION = EvaluationSection()
 

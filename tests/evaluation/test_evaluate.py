@@ -11,7 +11,7 @@ from support.stages import pair_tokens, reference_on, sft_on
 from posttrain.config import DataSection, DpoSection, EvaluationSection, Lengths, SftSection, Source
 from posttrain.data.pair_set_loader import load_pair_sets, set_name
 from posttrain.data.pair_sets import PairSets
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation import intervals, statistics
 from posttrain.evaluation.calibration import calibrate

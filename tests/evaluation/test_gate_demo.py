@@ -20,11 +20,11 @@ from posttrain.chat.tokens import PairTokens
 from posttrain.config import EvaluationSection, GateSection, ModelSection, RunConfig
 from posttrain.config.load import load_config
 from posttrain.data.loader import load_preferences
-from posttrain.data.preferences import Preferences
-from posttrain.evaluation.answer_figures import compare_answers
+from posttrain.data.stored import Preferences
+from posttrain.evaluation.answers.answer_figures import compare_answers
+from posttrain.evaluation.answers.generations import Exchange, Generations, generate
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.gate.decision import Promotion, decide
-from posttrain.evaluation.generations import Exchange, Generations, generate
 from posttrain.evaluation.scoring import EvaluationData, evaluate
 from posttrain.models.base import resolve_base
 from posttrain.models.checkpoint import Base, Checkpoint, seal

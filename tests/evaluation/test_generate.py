@@ -9,10 +9,10 @@ from support.stages import pair_tokens, sft_on
 
 from posttrain.config import EvaluationSection, GenerationsSection, SftSection
 from posttrain.data.demo import pairs as demo
-from posttrain.evaluation.answer_figures import repetition
+from posttrain.evaluation.answers.answer_figures import repetition
+from posttrain.evaluation.answers.generations import Writer, choose_prompts, complete, generate
+from posttrain.evaluation.answers.judge import win_rate
 from posttrain.evaluation.evaluated_models import EvaluatedModels
-from posttrain.evaluation.generations import Writer, choose_prompts, complete, generate
-from posttrain.evaluation.judge import win_rate
 from posttrain.models.checkpoint import Checkpoint, seal
 from posttrain.models.loading import load_chat, load_model
 from posttrain.training.trainer import TrainingJob
@@ -171,7 +171,7 @@ def test_a_champion_that_is_this_runs_model_is_not_asked_again(tiny_base, prefer
         loaded.append(args)
         return load_model(*args)
 
-    monkeypatch.setattr("posttrain.evaluation.generations.load_model", counted)
+    monkeypatch.setattr("posttrain.evaluation.answers.generations.load_model", counted)
     tokens = pair_tokens(preferences, base, model)
     found = generate(preferences, tokens, EvaluatedModels(base, model, sft, champion=sft), section(n=5))
     assert len(loaded) == 1

@@ -11,7 +11,7 @@ from urllib3 import HTTPResponse
 
 from posttrain.config import JudgeSection, check_config
 from posttrain.errors import UserError
-from posttrain.evaluation.judge import Contest, Endpoint, NoVerdict, _CappedRetry, judge_contests
+from posttrain.evaluation.answers.judge import Contest, Endpoint, NoVerdict, _CappedRetry, judge_contests
 
 PROMPT = [{"role": "user", "content": "Which {one}?"}]  # braces: no template of ours may trip over them
 

@@ -17,7 +17,7 @@ from posttrain.chat.tokenise_data import TokeniseSettings, tokenise_data
 from posttrain.cli.main import main
 from posttrain.config import RunConfig, load_config
 from posttrain.data.loader import load_preferences
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.label_check import cross_fitting
@@ -25,7 +25,7 @@ from posttrain.evaluation.label_check.cross_fitting import CheckInputs, check_la
 from posttrain.evaluation.label_check.noise import LabelNoise, estimate_noise
 from posttrain.models.base import resolve_base
 from posttrain.models.loading import load_chat
-from posttrain.reporting.label_page import noise_words
+from posttrain.reporting.pages.label_page import noise_words
 
 
 def drawn(share: float, n: int = 4000, scale: float = 2.0) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from posttrain.evaluation.answer_figures import StageGenerations
+from posttrain.evaluation.answers.answer_figures import StageGenerations
 from posttrain.evaluation.figures import STAGES as ALL_STAGES
 from posttrain.evaluation.figures import StageFigures
 from posttrain.evaluation.intervals import Estimate

@@ -10,7 +10,7 @@ from support.stages import pair_tokens, sft_on
 from posttrain.chat.tokenise_data import HELD_OUT_SHARE, TokeniseSettings, tokenise_data
 from posttrain.chat.tokens import SftTokens
 from posttrain.config import EvaluationSection, GateSection, Lengths, SftSection
-from posttrain.data.preferences import Instructions
+from posttrain.data.stored import Instructions
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.forgetting import LEAST_ROWS, HeldOut, held_out_rows, measure_forgetting, of_chosen
 from posttrain.evaluation.gate.decision import decide

@@ -34,7 +34,7 @@ from posttrain.config import (
     load_config,
     point_label,
 )
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.sweep import GridPoint, SweepPoint, ValidationScores, choose, train_point
 from posttrain.orchestration.finished_runs import read_report

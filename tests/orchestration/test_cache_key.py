@@ -138,7 +138,7 @@ def test_what_cannot_change_a_result_changes_no_digest(changed: Any, line: str) 
 
 def test_docstrings_and_descriptions_of_settings_change_no_digest(changed: Any) -> None:
     def texts(root: Path) -> None:
-        path = root / "posttrain/config/training_sections.py"
+        path = root / "posttrain/config/sections/training_sections.py"
         replace(path, '"passes over the training data', '"epochs over the training data')
         replace(path, '"""Settings that SFT and DPO share."""', '"""Settings of SFT and DPO."""')
 
@@ -146,7 +146,7 @@ def test_docstrings_and_descriptions_of_settings_change_no_digest(changed: Any) 
 
 
 def test_a_default_of_a_setting_changes_the_digest(changed: Any) -> None:
-    path = "posttrain/config/training_sections.py"
+    path = "posttrain/config/sections/training_sections.py"
     assert (
         changed(lambda root: replace(root / path, "adam_beta1: float = Field(0.9,", "adam_beta1: float = Field(0.8,"))
         >= TRAININGS

@@ -29,7 +29,7 @@ from materializers import (
 from posttrain.chat.tokens import PairTokens, SftTokens
 from posttrain.config import DataSection, EvaluationSection, Lengths, Source
 from posttrain.data.loader import load_preferences
-from posttrain.data.preferences import EXAMPLE_SCHEMA, Instructions, Preferences
+from posttrain.data.stored import EXAMPLE_SCHEMA, Instructions, Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.decision import Promotion

@@ -16,7 +16,7 @@ from posttrain.evaluation.gate.champion import Champion
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.orchestration import pruning
-from posttrain.orchestration.registry import JudgedModel, settle
+from posttrain.orchestration.model_versions.registry import JudgedModel, settle
 from posttrain.orchestration.running_step.step_training import CHECKPOINTS
 from posttrain.tracking import Tracker, default_tracking_uri
 

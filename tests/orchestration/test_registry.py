@@ -19,8 +19,15 @@ from posttrain.errors import UserError
 from posttrain.evaluation.gate.champion import Champion
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.models.checkpoint import Base, Checkpoint, seal
-from posttrain.orchestration import registry as _registry
-from posttrain.orchestration.registry import JudgedModel, digest_of, reconcile, settle, sole_champion, standing_champion
+from posttrain.orchestration.model_versions import registry as _registry
+from posttrain.orchestration.model_versions.registry import (
+    JudgedModel,
+    digest_of,
+    reconcile,
+    settle,
+    sole_champion,
+    standing_champion,
+)
 from posttrain.tracking import Tracker, default_tracking_uri
 from posttrain.tracking.mlflow_registry import ModelRegistry
 

@@ -19,7 +19,7 @@ from zenml.enums import ExecutionStatus, StackComponentType
 
 from pipelines.dpo import dpo_pipeline
 from posttrain.orchestration.finished_runs import read_run_report
-from posttrain.reporting.run_page import report_page
+from posttrain.reporting.pages.run_page import report_page
 
 pytestmark = pytest.mark.soak
 

@@ -13,10 +13,10 @@ from posttrain.cli.main import main
 from posttrain.config import DataSection, Lengths, Source
 from posttrain.config.check_policies import REASONS
 from posttrain.data.loader import load_preferences
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
 from posttrain.models.loading import load_chat
-from posttrain.reporting.data_page import ADVICE, advice, data_page, summary_lines, token_page
+from posttrain.reporting.pages.data_page import ADVICE, advice, data_page, summary_lines, token_page
 
 SCRIPT = "<script>alert(1)</script>"
 

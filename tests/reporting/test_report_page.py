@@ -11,8 +11,8 @@ from support.run_reports import make_report
 
 from posttrain.models.checkpoint import Base, Manifest
 from posttrain.reporting.model_card import model_card
+from posttrain.reporting.pages.run_page import report_page
 from posttrain.reporting.plots import draw, label_text
-from posttrain.reporting.run_page import report_page
 from posttrain.reporting.run_report import RunReport
 
 HOSTILE = (

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from posttrain.config import EvaluationSection, GenerationsSection, ModelSection, SftSection
 from posttrain.errors import UserError
-from posttrain.evaluation.generations import Writer, complete
+from posttrain.evaluation.answers.generations import Writer, complete
 from posttrain.models.base import resolve_base
 from posttrain.models.loading import load_chat, load_model
 from posttrain.reporting.model_card import model_card

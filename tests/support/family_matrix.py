@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from posttrain.chat.template import Chat
 from posttrain.config import EvaluationSection, ModelSection
 from posttrain.errors import UserError
-from posttrain.evaluation.generations import Writer, complete
+from posttrain.evaluation.answers.generations import Writer, complete
 from posttrain.forward.flat import use_flat_batches
 from posttrain.forward.logprobs import score_as_it_is, score_pairs
 from posttrain.models.base import resolve_base

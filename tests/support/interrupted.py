@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from transformers import Trainer, TrainerCallback
 
 from posttrain.config import DpoSection, ModelSection, SftSection
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.tracking import Tracker, metrics_callback
 from posttrain.training import stopping

@@ -6,12 +6,12 @@ import pyarrow as pa
 from posttrain.config import EvaluationSection, RunConfig
 from posttrain.data.profile import DataProfile
 from posttrain.data.report import DataReport, SourceReport
-from posttrain.evaluation.answer_figures import Response, StageGenerations, compare_answers
+from posttrain.evaluation.answers.answer_figures import Response, StageGenerations, compare_answers
+from posttrain.evaluation.answers.generations import Exchange, Generations
+from posttrain.evaluation.answers.judge import win_rate
 from posttrain.evaluation.figures import Figures, Finding
 from posttrain.evaluation.gate.decision import Promotion
-from posttrain.evaluation.generations import Exchange, Generations
 from posttrain.evaluation.intervals import Estimate
-from posttrain.evaluation.judge import win_rate
 from posttrain.evaluation.statistics import summarise
 from posttrain.models.checkpoint import Base
 from posttrain.reporting.run_report import Lineage, RunReport

@@ -3,7 +3,7 @@
 from posttrain.chat.tokenise_data import TokeniseSettings, tokenise_data
 from posttrain.chat.tokens import PairTokens
 from posttrain.config import Lengths, ModelSection, SftSection
-from posttrain.data.preferences import Instructions, Preferences
+from posttrain.data.stored import Instructions, Preferences
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_chat
 from posttrain.training.reference import ReferenceLogps, ReferencePolicy, score_reference

@@ -14,7 +14,7 @@ from support.stages import pair_tokens, reference_on, sft_on
 from transformers import AutoConfig, AutoTokenizer
 
 from posttrain.config import DpoSection, ModelSection, SftSection
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.base import resolve_base

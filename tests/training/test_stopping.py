@@ -7,7 +7,7 @@ from support.stages import reference_on, sft_on
 from transformers import TrainerControl, TrainerState
 
 from posttrain.config import DpoSection, Lengths, SftSection
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
 from posttrain.training.dpo import train_dpo
 from posttrain.training.stopping import EarlyStopping, Goal, StopAtAccuracy, StopOnDivergence, stopping_callbacks

@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 from posttrain.chat.tokenise import tokenise_completions, tokenise_pairs
 from posttrain.chat.tokenise_data import TokeniseSettings, tokenise_data
 from posttrain.config import DpoSection, EvaluationSection, Lengths, LoraSection, LossType, ModelSection, SftSection
-from posttrain.data.preferences import Preferences
+from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
 from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.scoring import EvaluationData, evaluate

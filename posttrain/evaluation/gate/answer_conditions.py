@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from posttrain.config import GateSection
-from posttrain.evaluation.answer_figures import AnswerComparison
-from posttrain.evaluation.generations import Generations
+from posttrain.evaluation.answers.answer_figures import AnswerComparison
+from posttrain.evaluation.answers.generations import Generations
 from posttrain.evaluation.labels import NAMES, percent, plain, points
 
 FINDINGS = frozenset({"stop_rate_fell", "repetitive"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import GateSection
+from posttrain.evaluation.answers.generations import Generations
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.answer_conditions import answer_conditions
 from posttrain.evaluation.gate.foresight import power
@@ -12,7 +13,6 @@ from posttrain.evaluation.gate.length_conditions import length_conditions
 from posttrain.evaluation.gate.looks import Look, look_level, shrunken_gain
 from posttrain.evaluation.gate.ranking_conditions import finding_conditions, ranking_conditions, slice_conditions
 from posttrain.evaluation.gate.regression_conditions import forgetting_conditions, set_conditions
-from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.labels import NAMES, point_range, sample_size
 
 

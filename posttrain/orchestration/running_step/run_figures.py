@@ -2,10 +2,10 @@
 
 from posttrain.data.report import DataReport
 from posttrain.data.stored import Preferences
-from posttrain.evaluation import generations as generate
+from posttrain.evaluation.answers import generations as generate
+from posttrain.evaluation.answers.generations import Generations
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.decision import Promotion
-from posttrain.evaluation.generations import Generations
 from posttrain.evaluation.key_figures import key_figures, legend
 from posttrain.tracking import DatasetOrigin, TrackedStage
 

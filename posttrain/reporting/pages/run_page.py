@@ -26,7 +26,7 @@ from posttrain.evaluation.labels import (
 )
 from posttrain.reporting.answers_view import answers_view
 from posttrain.reporting.html import Picture, Table, first_line, render
-from posttrain.reporting.label_page import noise_words
+from posttrain.reporting.pages.label_page import noise_words
 from posttrain.reporting.plots import ACCURACY, CALIBRATION, LENGTH, MARGINS, NOTES, SLICES, contest, draw, present
 from posttrain.reporting.run_report import RunReport
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from posttrain.config.section import Section
+from posttrain.config.sections.section import Section
 
 
 class LoraSection(Section):

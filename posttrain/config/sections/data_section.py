@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from posttrain.config.check_policies import REASONS, allowed_policies
 from posttrain.config.explain import nearest
 from posttrain.config.layouts import COLUMNS, INSTRUCTION_FORMATS, InstructionFormat, PreferenceFormat
-from posttrain.config.section import Fraction, Section
+from posttrain.config.sections.section import Fraction, Section
 
 
 class Source(Section):

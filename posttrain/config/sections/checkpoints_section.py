@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from posttrain.config.section import Section
+from posttrain.config.sections.section import Section
 
 
 class CheckpointsSection(Section):

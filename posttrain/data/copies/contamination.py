@@ -9,6 +9,7 @@ from typing import Any
 
 from posttrain.config import Source
 from posttrain.data.checks import Unusable
+from posttrain.data.copies.near_duplicates import words
 from posttrain.data.formats import (
     INSTRUCTION_LAYOUTS,
     PREFERENCE_LAYOUTS,
@@ -19,7 +20,6 @@ from posttrain.data.formats import (
     rename,
 )
 from posttrain.data.formats.turns import as_turns
-from posttrain.data.near_duplicates import words
 from posttrain.data.rows import Turn
 from posttrain.data.sources import open_source
 from posttrain.errors import UserError

@@ -19,7 +19,7 @@ from posttrain.chat.tokens import PairTokens, check_chat
 from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.demo import pairs as demo
 from posttrain.data.stored import Preferences
-from posttrain.evaluation.answer_figures import (
+from posttrain.evaluation.answers.answer_figures import (
     AnswerComparison,
     Response,
     StageGenerations,
@@ -28,10 +28,10 @@ from posttrain.evaluation.answer_figures import (
     repetition,
     summarise_answers,
 )
+from posttrain.evaluation.answers.judge import Contest, judge_contests
 from posttrain.evaluation.clusters import conversation_key
 from posttrain.evaluation.evaluated_models import EvaluatedModels, section_of_champion
 from posttrain.evaluation.intervals import Result
-from posttrain.evaluation.judge import Contest, judge_contests
 from posttrain.evaluation.labels import ANSWERS
 from posttrain.forward.probe import left_padding_is_exact
 from posttrain.models.checkpoint import Base, Checkpoint

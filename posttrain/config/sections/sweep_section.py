@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, create_model, field_validator, model_serializer, model_validator
 
-from posttrain.config.section import Section
-from posttrain.config.training_sections import DpoSection
+from posttrain.config.sections.section import Section
+from posttrain.config.sections.training_sections import DpoSection
 
 # All points share the tokens, the reference and the start, so the grid cannot change them.
 NOT_SWEPT = {

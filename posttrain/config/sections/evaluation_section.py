@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from posttrain.config.data_section import Source
-from posttrain.config.section import Section
+from posttrain.config.sections.data_section import Source
+from posttrain.config.sections.section import Section
 
 
 class GenerationsSection(Section):

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from posttrain.config.data_section import Source, check_weights
 from posttrain.config.layouts import INSTRUCTION_FORMATS
-from posttrain.config.section import Interval, Section
+from posttrain.config.sections.data_section import Source, check_weights
+from posttrain.config.sections.section import Interval, Section
 
 LossType = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from posttrain.config.section import Section
+from posttrain.config.sections.section import Section
 
 
 class GateSection(Section):

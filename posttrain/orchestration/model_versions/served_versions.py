@@ -8,7 +8,7 @@ from pathlib import Path
 
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import MANIFEST
-from posttrain.orchestration.versions import find_artifact, find_version
+from posttrain.orchestration.model_versions.versions import find_artifact, find_version
 from posttrain.reporting.model_card import model_card
 from posttrain.serving.endpoint import ServedModel
 from posttrain.serving.export import ExportedModel, export

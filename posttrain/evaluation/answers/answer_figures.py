@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from posttrain.config import EvaluationSection
+from posttrain.evaluation.answers.judge import Judgement, WinRate, win_rate
 from posttrain.evaluation.clustered.gains import paired_gain
 from posttrain.evaluation.clusters import Clusters
 from posttrain.evaluation.intervals import Estimate, Result, bootstrap_mean, bootstrap_ratio, wilson
-from posttrain.evaluation.judge import Judgement, WinRate, win_rate
 
 
 class Response(Result):

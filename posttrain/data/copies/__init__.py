@@ -1,0 +1,1 @@
+"""Near duplicates, and test prompts that are also in the training data."""

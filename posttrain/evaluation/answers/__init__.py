@@ -1,0 +1,1 @@
+"""The answers that models write: generation, judging, figures."""

@@ -1,0 +1,1 @@
+"""Versions of a model in ZenML's Model Control Plane."""

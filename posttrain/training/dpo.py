@@ -65,6 +65,7 @@ def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSec
         UserError: the reference has other lengths, training would not start at the reference, no pair is left, or the loss is
             NaN or infinite.
     """
+    reference.check_read(TrainedOn([dpo.passes], job.seed))  # a process knows only its own rows of a step
     return on_processes(dpo, _train, reference, sft_checkpoint, job=job)
 
 
@@ -78,7 +79,6 @@ def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoin
             f"dpo.max_length {dpo.max_length}: no training pair has room for a response ({reference.cut['train']}): raise it, "
             "or lower dpo.max_prompt_length"
         )
-    reference.check_read(TrainedOn([dpo.passes], job.seed))
     policy = load_model(job.base, job.model, sft_checkpoint, trainable=True)
     stored = StoredSettings.of(policy)
     check_token_ids(train, policy)

@@ -231,9 +231,7 @@ def score_reference(
     return ReferenceLogps(table, key, about, policy.checkpoint.digest, tokens.lengths, tokens.cut)
 
 
-def _score(
-    pairs: pa.Table, policy: ReferencePolicy, tokens_per_batch: int, key: str
-) -> Iterator[tuple[np.float32, np.float32]]:
+def _score(pairs: pa.Table, policy: ReferencePolicy, tokens_per_batch: int, key: str) -> Iterator[tuple[float, float]]:
     """Yield the log-probabilities of pairs, which are in the order of their splits."""
     model = load_model(policy.base, policy.model, policy.checkpoint)
     for split in pc.unique(pairs["split"]).to_pylist():
@@ -241,7 +239,7 @@ def _score(
         # Without a fingerprint, `datasets` copies and hashes all tokens to make one.
         rows = Dataset(part, fingerprint=hashlib.sha256(f"{key} {split} {len(part)}".encode()).hexdigest()[:16])
         found = score_pairs(model, rows, policy.model, tokens_per_batch, f"reference, {split}")
-        yield from zip(found.chosen_logps.astype(np.float32), found.rejected_logps.astype(np.float32), strict=True)
+        yield from zip(found.chosen_logps.tolist(), found.rejected_logps.tolist(), strict=True)
 
 
 def _needed(table: pa.Table, trained_on: TrainedOn | None) -> list[int]:
@@ -251,7 +249,8 @@ def _needed(table: pa.Table, trained_on: TrainedOn | None) -> list[int]:
     is_train = np.array([split == "train" for split in table["split"].to_pylist()], dtype=bool)
     train = np.flatnonzero(is_train)
     read = train[trained_on.positions(len(train))]
-    return np.sort(np.concatenate([read, np.flatnonzero(~is_train)])).tolist()
+    needed: list[int] = np.sort(np.concatenate([read, np.flatnonzero(~is_train)])).tolist()
+    return needed
 
 
 def _stored(earlier: Iterable[ReferenceLogps], wanted: set[bytes]) -> dict[bytes, tuple[float, float]]:

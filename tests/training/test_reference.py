@@ -104,7 +104,7 @@ def test_only_new_pairs_are_scored(trained, preferences, n_scored):
         return [earlier]
 
     kept = preferences.train.select([i for i in range(40) if i not in (3, 7)])
-    fewer = pair_tokens(Preferences(kept, preferences.validation, preferences.test), *_model(trained))
+    fewer = _tokens(trained, Preferences(kept, preferences.validation, preferences.test))
     earlier = score_reference(fewer, trained.policy, 512)
     n_scored.clear()
     found = score_reference(trained.tokens, trained.policy, 512, find=find)
@@ -121,7 +121,7 @@ def test_only_new_pairs_are_scored(trained, preferences, n_scored):
 
 def test_a_pair_with_other_tokens_is_scored_again(trained, preferences, n_scored):
     """The pairs are found by their tokens and not by their ids: other lengths cut some of them."""
-    shorter = pair_tokens(preferences, *_model(trained), Lengths(max_length=40, max_prompt_length=20))
+    shorter = _tokens(trained, preferences, Lengths(max_length=40, max_prompt_length=20))
     found = score_reference(shorter, trained.policy, 512, find=lambda policy: [trained.whole])
     same = [
         row["id"]
@@ -134,18 +134,21 @@ def test_a_pair_with_other_tokens_is_scored_again(trained, preferences, n_scored
 
 
 def test_another_checkpoint_has_another_policy(trained, tmp_path, preferences):
-    base, section = _model(trained)
+    base, section = trained.policy.base, trained.policy.model
     sft = SftSection(max_steps=1, max_length=96, eval_steps=1, learning_rate=1e-2)
     other = sft_on(preferences, sft, TrainingJob(base, section, 0, tmp_path / "other"))
     asked = []
-    score_reference(
-        trained.tokens, ReferencePolicy(other, base, section), 512, find=lambda policy: asked.append(policy) or []
-    )
+
+    def find(policy):
+        asked.append(policy)
+        return []
+
+    score_reference(trained.tokens, ReferencePolicy(other, base, section), 512, find=find)
     assert asked != [trained.whole.policy]
 
 
-def _model(trained):
-    return trained.policy.base, trained.policy.model
+def _tokens(trained, preferences, lengths=LENGTHS):
+    return pair_tokens(preferences, trained.policy.base, trained.policy.model, lengths)
 
 
 def test_lengths_of_the_fixture(trained):

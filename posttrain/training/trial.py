@@ -95,7 +95,7 @@ def _step_save_reload(tried: _Tried, chat: Chat, folder: Path) -> str:
             train_one_step(model, padded=padded is not None)
         expected = Probe.of(model)
     with _named("saving the trained model"):
-        trained = Trained(model, chat, base, None, stored)
+        trained = Trained(model, chat, base, stored)
         kind = save_trained(trained, folder / "checkpoint")
         seal(
             folder / "checkpoint",

@@ -102,7 +102,7 @@ def _with_head(model: PreTrainedModel, pad_id: int | None) -> Any:
     ):
         raise UserError(f"model.base: {_lacks(family)}")
     setattr(verifier, name, layers)
-    weight = torch.empty(1, verifier.score.in_features, device=next(layers.parameters()).device)
+    weight = torch.empty(1, verifier.score.in_features, device=model.device)
     torch.nn.init.normal_(weight, std=getattr(config.get_text_config(), "initializer_range", None) or 0.02)
     verifier.score = _head(weight)
     verifier.config = config

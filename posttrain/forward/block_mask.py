@@ -96,9 +96,9 @@ def build_block_mask(
         return (group[query] == group[key]) & own & (query >= key) & near
 
     some, every = blocks(groups, window)
-    listed = [part for which in (some & ~every, every) for part in _listed(which, device)]
+    partial, whole = _listed(some & ~every, device), _listed(every, device)
     n = len(group)
-    return BlockMask.from_kv_blocks(*listed, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(n, n))
+    return BlockMask.from_kv_blocks(*partial, *whole, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(n, n))
 
 
 def _listed(which: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

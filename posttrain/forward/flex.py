@@ -41,9 +41,8 @@ def compiled_flex(kind: FlexKind, backend: str = "inductor") -> Any:
     Another compilation than for a changed length raises an error (`fullgraph`). Without it, PyTorch gives up after some
     compilations and computes all scores of a row, which takes its square in memory.
     """
-    return torch.compile(
-        flex_attention, dynamic=True, fullgraph=True, backend=backend, recompile_limit=2, isolate_recompiles=True
-    )
+    own_limit: dict[str, Any] = {"recompile_limit": 2, "isolate_recompiles": True}
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True, backend=backend, **own_limit)
 
 
 def row_length(n: int) -> int:

@@ -234,7 +234,7 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, layer: 
     if query.is_cuda and (n_padded := row_length(n)) != n:  # a row that `pad_row` has not padded
         query, key, value = (pad(tensor, (0, 0, 0, n_padded - n)) for tensor in (query, key, value))
         segments = segments.padded(n_padded)
-    output = attend_by_blocks(query, key, value, segments.block_mask(query.device, layer.window), layer)
+    output = attend_by_blocks((query, key, value), segments.block_mask(query.device, layer.window), layer)
     return output[:, :, :n]
 
 

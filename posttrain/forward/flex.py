@@ -70,14 +70,16 @@ def _no_further_compilation() -> Iterator[None]:
 
 
 def attend_by_blocks(
-    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, layer: Any, backend: str | None = None
+    inputs: tuple[Tensor, Tensor, Tensor], mask: BlockMask, layer: Any, backend: str | None = None
 ) -> Tensor:
-    """Run FlexAttention on inputs of one dtype, compiled on a GPU.
+    """Run FlexAttention, compiled on a GPU.
 
     Args:
+        inputs: query, key and value, of one dtype.
         layer: scale, window, soft cap and sinks of the layer.
         backend: of `torch.compile`; None: inductor on a GPU, and no compilation on a CPU.
     """
+    query, key, value = inputs
     options: dict[str, Any] = {"block_mask": mask, "enable_gqa": query.shape[1] != key.shape[1], "scale": layer.scale}
     if (softcap := layer.softcap) is not None:
         options["score_mod"] = lambda score, *_: softcap * torch.tanh(score / softcap)

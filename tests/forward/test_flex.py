@@ -63,7 +63,7 @@ def attend_over_lengths(backend, *, causal_kinds):
         for layer in causal_kinds if i % 10 == 0 else causal_kinds[:1]:
             mask = segments.block_mask(torch.device("cpu"), layer.window)
             with torch.autocast("cpu", torch.bfloat16, enabled=i % 2 == 0):
-                found = attend_by_blocks(query, key, value, mask, layer, backend)
+                found = attend_by_blocks((query, key, value), mask, layer, backend)
             if i % 10 == 0:
                 torch.testing.assert_close(found, _by_segment(query, key, value, segments, layer), rtol=1e-4, atol=1e-5)
     return n_compiled_graphs() - before
@@ -89,7 +89,7 @@ def test_further_compilations_of_a_layer_are_an_error(monkeypatch):
     mask = Segments(((0, 256),)).block_mask(torch.device("cpu"))
 
     def attend(n_heads, dtype):
-        return attend_by_blocks(*(torch.ones(1, n_heads, 256, 16, dtype=dtype),) * 3, mask, FLEX_LAYERS[0], "eager")
+        return attend_by_blocks((torch.ones(1, n_heads, 256, 16, dtype=dtype),) * 3, mask, FLEX_LAYERS[0], "eager")
 
     attend(2, torch.float32)
     attend(2, torch.float64)

@@ -14,6 +14,7 @@ from posttrain.cli.operations.prune_command import prune
 from posttrain.cli.operations.schedule_commands import schedule
 from posttrain.cli.operations.send_command import send
 from posttrain.cli.operations.stack_commands import stack
+from posttrain.cli.operations.why_command import why
 from posttrain.cli.project_commands import init, run
 from posttrain.cli.report_commands import compare, report
 from posttrain.orchestration.log_colours import disable_colours_in_files
@@ -36,6 +37,7 @@ for command in (
     run,
     report,
     compare,
+    why,
     export,
     chat,
     serve,

@@ -10,6 +10,7 @@ from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
 from posttrain.cli.label_command import label_check
 from posttrain.cli.model_commands import chat, export, serve
+from posttrain.cli.operations.history_command import history
 from posttrain.cli.operations.prune_command import prune
 from posttrain.cli.operations.schedule_commands import schedule
 from posttrain.cli.operations.send_command import send
@@ -38,6 +39,7 @@ for command in (
     report,
     compare,
     why,
+    history,
     export,
     chat,
     serve,

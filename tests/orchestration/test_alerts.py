@@ -7,6 +7,7 @@ import pytest
 from support.run_reports import make_report
 from zenml.stack import Stack
 
+from posttrain.evaluation.gate.looks import Look
 from posttrain.orchestration.running_step.alerts import post
 from posttrain.reporting.past_runs.run_record import record_of
 from posttrain.reporting.run_costs import RunCosts
@@ -58,7 +59,7 @@ def test_a_silent_alerter_fails_nothing_and_the_next_is_told(monkeypatch, caplog
 
 def test_the_line_of_an_outcome_has_reasons_and_costs():
     costs = RunCosts(seconds=200, steps={})
-    assert record_of(make_report(), costs, None).line() == "promoted: because some text. 3 min 20 s"
-    unchanged = record_of(make_report(), costs, "night-0")
+    assert record_of(make_report(), costs, None, Look()).line() == "promoted: because some text. 3 min 20 s"
+    unchanged = record_of(make_report(), costs, "night-0", Look())
     assert unchanged.outcome == "unchanged"
     assert unchanged.line().endswith("the verdict is that of run night-0")

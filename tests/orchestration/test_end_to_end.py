@@ -131,7 +131,7 @@ def test_a_changed_row_reruns_the_steps_that_depend_on_it(
     assert {source: len(ids) for source, ids in explained.rows.added.items()} == {f"{tmp_path.name}/pairs": 20}
     assert explained.rows.removed == {}
     assert explained.files == [f"{pairs}: other content, 60 -> 80 rows"]
-    assert dict((step.name, step.reasons) for step in explained.steps)["tokenise"] == ["the rows changed"]
+    assert {step.name: step.reasons for step in explained.steps}["tokenise"] == ["the rows changed"]
     outcome = read_report(grown.id)
     assert outcome.figures.n_pairs > n_pairs
     assert outcome.figures.digests["champion"] == read_report(first.id).figures.digests["dpo"]

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from posttrain.evaluation.gate.looks import Look
 from posttrain.evaluation.intervals import Estimate
 from posttrain.reporting.run_costs import RunCosts
 from posttrain.reporting.run_report import RunReport
@@ -40,6 +41,10 @@ class RunRecord(BaseModel):
     """Digest of the test prompts."""
     model: str
     """Digest of the newest stage."""
+    n_looks: int = 0
+    """Looks of the gate at these test prompts so far."""
+    looks_used: float = 0.0
+    """The share of the planned looks that they are."""
     reasons: list[str]
     """Of the verdict."""
     costs: RunCosts
@@ -51,11 +56,12 @@ class RunRecord(BaseModel):
         return f"{self.outcome}: {'; '.join(self.reasons)}. {self.costs.line()}"
 
 
-def record_of(report: RunReport, costs: RunCosts, judged_in: str | None) -> RunRecord:
+def record_of(report: RunReport, costs: RunCosts, judged_in: str | None, looks: Look) -> RunRecord:
     """Return the record of a run.
 
     Args:
         judged_in: the earlier run whose verdict this is; None if this run had a new model to judge.
+        looks: of the gate at the test prompts so far.
     """
     figures, promotion = report.figures, report.promotion
     of_newest, contest = figures.stages[figures.newest], f"{figures.newest}_vs_{figures.opponent}"
@@ -75,6 +81,8 @@ def record_of(report: RunReport, costs: RunCosts, judged_in: str | None) -> RunR
         n_test_pairs=figures.n_pairs,
         test_prompts=figures.digests.get("test_prompts", ""),
         model=figures.digests[figures.newest],
+        n_looks=looks.number,
+        looks_used=looks.used,
         reasons=promotion.reasons,
         costs=costs,
     )

@@ -14,6 +14,7 @@ from posttrain.config.sections.data_section import DataSection, Source
 from posttrain.config.sections.evaluation_section import EvaluationSection, GenerationsSection, JudgeSection
 from posttrain.config.sections.gate_section import GateSection
 from posttrain.config.sections.model_section import LoraSection, ModelSection
+from posttrain.config.sections.passes import Passes
 from posttrain.config.sections.section import Section
 from posttrain.config.sections.sweep_section import NOT_SWEPT, Grid, SweepSection, point_label, value_label
 from posttrain.config.sections.training_sections import (
@@ -46,6 +47,7 @@ __all__ = [
     "LossType",
     "ModelSection",
     "PairSection",
+    "Passes",
     "PreferenceFormat",
     "RunConfig",
     "Section",

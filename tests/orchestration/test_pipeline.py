@@ -246,7 +246,7 @@ def test_nothing_is_trained_twice(
     assert re.search(rf"\ntrain_sft +cached +the result of {first.name}\n", explained)
     nothing = "\n".join(explanation_lines(explain_run(str(again.id)), 200))
     assert "Nothing changed: neither rows nor settings, files, packages or code." in nothing
-    records = [Client().get_pipeline_run(done.id).run_metadata["record"] for done in (first, again)]
+    records: list[Any] = [Client().get_pipeline_run(done.id).run_metadata["record"] for done in (first, again)]
     assert [record["outcome"] for record in records] == ["refused", "unchanged"]
     assert records[1]["judged_in"] == first.name
     assert records[0]["costs"]["steps"]["train_dpo"]["tokens"] > 0

@@ -6,10 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from posttrain.evaluation.labels import ABSENT, percent
 from posttrain.reporting.drawing import COLOURS, INK, OUTSIDE, figure_svg, new_figure
 from posttrain.reporting.html import Picture, Table, render
-from posttrain.reporting.past_runs.history_table import ORDER
 from posttrain.reporting.past_runs.nights import (
     TAKEN_BACK,
     UNCHANGED,
@@ -20,6 +18,7 @@ from posttrain.reporting.past_runs.nights import (
     used_columns,
 )
 
+COLUMNS = ("when, UTC", "outcome", "accuracy", "gain", "win rate", "rows", "looks", "time", "cost")
 CAPTION = "Preference accuracy of each judged model"
 NOTE = (
     "Lines are confidence intervals. Filled: promoted. Dotted line: a version was taken back. Below: rows of the data. Test sets "
@@ -31,17 +30,17 @@ TERMS = [
         "gain",
         "its accuracy minus that of the model named under `over`, on the same pairs, in points with confidence interval",
     ),
-    ("win rate", "share of prompts on which its answer beats that model's, in %"),
+    ("win rate", "share of prompts on which its answer beats that of the same opponent, in %"),
     ("rows", "rows of the data that are kept; in brackets the change since the run before"),
     ("looks", "comparisons of a model with its opponent on these test prompts so far"),
-    ("GPU time", "time of each step times the GPUs of its machine"),
+    ("cost", "of the GPU time: that of each step times the GPUs of its machine"),
 ]
 
 
 def history_page(history: ModelHistory) -> str:
     """Return the history of a model as one self-contained HTML page."""
     rows = list(reversed(table_rows(history.nights)))
-    columns = [name for name in ORDER if name in used_columns(rows, ORDER)]
+    columns = used_columns(rows, COLUMNS)
     judged = [night for night in history.nights if night.record and night.outcome != UNCHANGED]
     return render(
         "history.html.jinja",
@@ -56,11 +55,8 @@ def history_page(history: ModelHistory) -> str:
 
 def _row(row: NightRow, columns: list[str]) -> list[str]:
     cells = row.cells()
-    judged = row.night.record if row.night.outcome != UNCHANGED else None
-    cells["accuracy"] = percent(judged.accuracy) if judged else ABSENT
-    cells["win rate"] = percent(judged.win_rate) if judged else ABSENT
     name = "" if row.night.outcome == TAKEN_BACK else row.night.name
-    return [*(cells[column] for column in columns), ": ".join(part for part in (name, row.night.note) if part)]
+    return [*(cells[column] for column in columns), "\n".join(part for part in (name, row.night.note) if part)]
 
 
 def _picture(history: ModelHistory, judged: list[Night]) -> Markup:

@@ -10,6 +10,7 @@ from posttrain.evaluation.answers.generations import Generations
 from posttrain.evaluation.gate import decision as library
 from posttrain.evaluation.gate.champion import Champion
 from posttrain.evaluation.gate.decision import Promotion
+from posttrain.evaluation.gate.rejection import Rejection, respect
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.orchestration.gate_ledger import take_look
 from posttrain.orchestration.model_versions.registry import JudgedModel, result_name, settle
@@ -24,6 +25,7 @@ def promote(
     generations: Generations,
     candidate: UnmaterializedArtifact,
     champion: Champion,
+    rejection: Rejection,
     gate: GateSection,
     name: str,
 ) -> Annotated[Promotion, "promotion"]:
@@ -33,7 +35,7 @@ def promote(
         judged = JudgedModel(
             name=name,
             version=result_name(evaluation.figures, gate.model_dump() | {"answers": generations.answers_digest}),
-            promotion=library.decide(evaluation.figures, gate, generations, look),
+            promotion=respect(rejection, library.decide(evaluation.figures, gate, generations, look)),
             opponent=champion,
             candidate=candidate,
         )

@@ -59,6 +59,7 @@ class BenchmarkFigures(Result):
 
     tasks: dict[str, TaskFigures]
     """By the name of the benchmark."""
+    confidence: float
     digests: dict[str, str]
     """Of the items of each benchmark and of each model."""
 
@@ -95,7 +96,7 @@ def compare_benchmarks(
     }
     digests = {f"benchmark {name}": recorded.digest for name, recorded in items.tasks.items()}
     digests |= {stage: of_model.digest for stage, of_model in found.items() if of_model.digest}
-    return BenchmarkFigures(tasks=figures, digests=digests)
+    return BenchmarkFigures(tasks=figures, confidence=section.confidence, digests=digests)
 
 
 def _task_figures(recorded: TaskItems, scores: Mapping[str, TaskScores], section: EvaluationSection) -> TaskFigures:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.config.sections.benchmark_section import BenchmarkSection
+from posttrain.config import BenchmarkSection
 from posttrain.evaluation.intervals import Result
 
 

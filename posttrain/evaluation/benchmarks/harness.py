@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,11 +18,12 @@ from posttrain.evaluation.benchmarks.benchmark_items import BenchmarkItems, Metr
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
 
-    from posttrain.config.sections.benchmark_section import BenchmarkSection
+    from posttrain.config import BenchmarkSection
 
-TASK_FILES = ("*.yaml", "*.yml", "*.py")
-"""Files beside the YAML file of a task that can change what it does."""
+INCLUDED = re.compile(r"[\w./-]+\.ya?ml\b")
+FUNCTIONS = re.compile(r"!function\s+(\w+)\.")
 
 
 def load_items(sections: Sequence[BenchmarkSection]) -> BenchmarkItems:
@@ -62,6 +65,14 @@ def check_installed() -> None:
         )
 
 
+@functools.cache
+def task_manager(*, with_defaults: bool) -> TaskManager:
+    """Return the harness's list of tasks. With its own thousands of tasks this takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=with_defaults)
+
+
 def run_task(lm: LM, section: BenchmarkSection) -> dict[str, Any]:
     """Return what the harness found for one benchmark, with every item.
 
@@ -69,12 +80,11 @@ def run_task(lm: LM, section: BenchmarkSection) -> dict[str, Any]:
         UserError: the task is unknown or cannot be loaded.
     """
     from lm_eval.evaluator import simple_evaluate
-    from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if section.is_file and not Path(section.task).is_file():
         raise UserError(f"evaluation.benchmarks: {section.task} does not exist: correct the path")
-    manager = TaskManager(include_defaults=not section.is_file)
+    manager = task_manager(with_defaults=not section.is_file)
     if not section.is_file and section.task not in manager.all_tasks:
         near = get_close_matches(section.task, manager.all_tasks)
         raise UserError(
@@ -158,9 +168,14 @@ def _mean_scores(found: Mapping[str, Any], name: str) -> MetricScores | None:
 
 
 def _files_beside(section: BenchmarkSection) -> list[str]:
-    """Return the digest of each file that can change what a task of a YAML file does."""
-    if not section.is_file:
-        return []
-    folder = Path(section.task).parent
-    files = sorted({file for pattern in TASK_FILES for file in folder.glob(pattern)})
-    return [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
+    """Return the digest of the YAML file of a task, and of each file beside it that it includes or takes functions from."""
+    waiting, found = ([Path(section.task)] if section.is_file else []), {}
+    while waiting:
+        file = waiting.pop()
+        if file in found or not file.is_file():
+            continue
+        content = file.read_text(encoding="utf-8")
+        found[file] = f"{file.name} {hashlib.sha256(content.encode()).hexdigest()}"
+        waiting += [file.parent / name for name in INCLUDED.findall(content)]
+        waiting += [file.parent / f"{name}.py" for name in FUNCTIONS.findall(content)]
+    return [found[file] for file in sorted(found)]

@@ -10,7 +10,12 @@ from posttrain.orchestration.gate_ledger import spent_looks
 from posttrain.orchestration.history.model_history import history_of
 from posttrain.orchestration.history.model_runs import model_of
 from posttrain.orchestration.running_step.alerts import post
-from posttrain.orchestration.running_step.run_figures import log_evaluation, log_generations, log_promotion
+from posttrain.orchestration.running_step.run_figures import (
+    log_benchmarks,
+    log_evaluation,
+    log_generations,
+    log_promotion,
+)
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked
 from posttrain.orchestration.running_step.step_training import delete_training_checkpoints
@@ -20,7 +25,7 @@ from posttrain.reporting.pages.history_page import history_page
 from posttrain.reporting.past_runs.run_record import RECORD, record_of
 from posttrain.reporting.run_report import RunReport
 
-LASTING = ("train_", "choose_point", "score_reference", "generate", "evaluate", "promote")
+LASTING = ("train_", "choose_point", "score_reference", "generate", "evaluate", "benchmark_", "promote")
 """Prefixes of the steps that run again only if something changed."""
 UNCHANGED = "unchanged"
 N_LISTED = 100
@@ -53,6 +58,8 @@ def conclude(report: RunReport) -> None:
             log_evaluation(tracking, report.figures)
         if "generate" not in worked and report.generations:
             log_generations(tracking, report.generations)
+        if report.benchmarks and "compare_benchmarks" not in worked:
+            log_benchmarks(tracking, report.benchmarks)
         if "promote" not in worked:
             log_promotion(tracking, report.promotion)
     delete_training_checkpoints(run)

@@ -8,6 +8,7 @@ from posttrain.config.layouts import INSTRUCTION_FORMATS, InstructionFormat, Pre
 from posttrain.config.load import TOP_LEVEL_KEYS, check_config, load_config, load_document
 from posttrain.config.run_config import RunConfig, TrackingSection
 from posttrain.config.sections.alerts_section import AlertsSection
+from posttrain.config.sections.benchmark_section import BenchmarkSection
 from posttrain.config.sections.checkpoints_section import CheckpointsSection
 from posttrain.config.sections.costs_section import CostsSection
 from posttrain.config.sections.data_section import DataSection, Source
@@ -32,6 +33,7 @@ __all__ = [
     "NOT_SWEPT",
     "TOP_LEVEL_KEYS",
     "AlertsSection",
+    "BenchmarkSection",
     "CheckpointsSection",
     "CostsSection",
     "DataSection",

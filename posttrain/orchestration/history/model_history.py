@@ -15,6 +15,7 @@ from zenml.models import ModelVersionResponse, PipelineRunResponse, StepRunRespo
 from posttrain.errors import UserError
 from posttrain.orchestration.history.model_runs import all_runs, model_of
 from posttrain.orchestration.model_versions.registry import judgement_of
+from posttrain.orchestration.model_versions.rejections import LIFTED, REJECTION
 from posttrain.orchestration.spent import costs_of
 from posttrain.reporting.html import first_line
 from posttrain.reporting.past_runs.nights import TAKEN_BACK, ModelHistory, Night
@@ -103,9 +104,11 @@ def _promoted(versions: Iterable[ModelVersionResponse]) -> dict[str, str]:
 
 def _taken_back(version: ModelVersionResponse) -> Night | None:
     """Return when and why a version was taken out of production; None if it was not."""
-    rejection: Any = version.run_metadata.get("rejection")
+    rejection: Any = version.run_metadata.get(REJECTION)
     if not isinstance(rejection, dict) or "at" not in rejection:
         return None
     at = datetime.fromisoformat(str(rejection["at"])).replace(tzinfo=None)
-    note = f"version {version.name}, {rejection.get('successor') or 'none'} is back in production: {rejection.get('reason')}"
+    note = f"version {version.name} for {rejection.get('successor') or 'none'}: {rejection.get('reason')}"
+    if LIFTED in rejection:
+        note += f". Allowed again since: {rejection[LIFTED]}"
     return Night(str(version.name), at, TAKEN_BACK, note=note)

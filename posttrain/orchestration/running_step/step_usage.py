@@ -12,7 +12,7 @@ from posttrain.orchestration.caching.cache_key import parts_of_step
 
 KEY_PARTS, USAGE = "key_parts", "usage"
 """Names of the metadata entries of a step."""
-USES_GPU = ("train_", "score_reference", "generate", "evaluate", "preflight")
+USES_GPU = ("train_", "score_reference", "generate", "evaluate", "benchmark_", "preflight")
 """Beginnings of the names of steps that use the GPUs of their machine, if it has any."""
 
 

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from posttrain.config.explain import explain
+from posttrain.config.sections.alerts_section import AlertsSection
 from posttrain.config.sections.checkpoints_section import CheckpointsSection
+from posttrain.config.sections.costs_section import CostsSection
 from posttrain.config.sections.data_section import DataSection
 from posttrain.config.sections.evaluation_section import EvaluationSection
 from posttrain.config.sections.gate_section import GateSection
@@ -45,6 +47,8 @@ class RunConfig(Section):
     gate: GateSection = GateSection()
     checkpoints: CheckpointsSection = CheckpointsSection()
     tracking: TrackingSection = TrackingSection()
+    costs: CostsSection = CostsSection()
+    alerts: AlertsSection = AlertsSection()
     sweep: SweepSection | None = Field(None, description="settings of sweep_pipeline: DPO trainings to run and compare")
     verifier: VerifierSection | None = Field(
         None, description="settings of verifier_pipeline: the reward model that it trains instead of DPO"
@@ -63,7 +67,7 @@ class RunConfig(Section):
         sections = {
             "sft": self.sft.model_copy(update={"dataset": None}),
             "dpo": self.dpo.model_copy(update={"start": None}),
-            "evaluation": self.evaluation.model_copy(update={"sets": []}),
+            "evaluation": self.evaluation.model_copy(update={"sets": [], "benchmarks": []}),
         }
         return self.model_copy(update=sections)
 

@@ -21,7 +21,7 @@ from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_model
 
 T = TypeVar("T")
-START_METHOD = "spawn"
+START_METHOD: Literal["spawn", "forkserver"] = "spawn"
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def test_a_response_that_no_part_has_is_an_error(tiny_base, preferences):
     with pytest.raises(ValueError, match="not each of the 2 once"):
         merge(rows, [half])
     whole = merge(rows, [half, ResponseLogps(np.array([0]), np.array([-1.0], dtype=np.float32))])
-    assert (whole.chosen_logps, whole.rejected_logps) == ([-1.0], [-2.0])
+    assert [*whole.chosen_logps, *whole.rejected_logps] == [-1.0, -2.0]
 
 
 def _end_in_another_process(model, section, rank, n_ranks):
@@ -98,6 +98,7 @@ def test_a_process_that_ends_is_an_error(tiny_base):
 def test_more_processes_than_gpus_are_an_error(tiny_base, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert LoadedBy(*tiny_base, None).n == 2
+    base, section = tiny_base
+    assert LoadedBy(base, section, None).n == 2
     with pytest.raises(UserError, match="processes is 3, but this machine has 2 GPUs"):
-        _ = LoadedBy(*tiny_base, None, 3).n
+        _ = LoadedBy(base, section, None, 3).n

@@ -5,6 +5,7 @@ Every materializer hashes the content. If a step runs again and gives the same c
 
 from materializers.base import BaseModelMaterializer, ModelSettingsMaterializer
 from materializers.checkpoint import CheckpointMaterializer
+from materializers.collected import CollectedPreferencesMaterializer
 from materializers.data_report import ReportMaterializer
 from materializers.evaluation import EvaluationMaterializer
 from materializers.generations import GenerationsMaterializer
@@ -22,6 +23,7 @@ __all__ = [
     "BaseModelMaterializer",
     "ChampionMaterializer",
     "CheckpointMaterializer",
+    "CollectedPreferencesMaterializer",
     "EvaluationMaterializer",
     "GenerationsMaterializer",
     "InstructionsMaterializer",

@@ -6,6 +6,7 @@ import click
 
 from posttrain import __version__, configure
 from posttrain.cli.ab_commands import ab
+from posttrain.cli.collect_commands import collect, collected
 from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
 from posttrain.cli.label_command import label_check
@@ -16,6 +17,7 @@ from posttrain.cli.operations.send_command import send
 from posttrain.cli.operations.stack_commands import stack
 from posttrain.cli.project_commands import init, run
 from posttrain.cli.report_commands import compare, report
+from posttrain.orchestration.artifact_sources import connect_artifact_sources
 from posttrain.orchestration.log_colours import disable_colours_in_files
 
 
@@ -25,6 +27,7 @@ def main() -> None:
     """Train SFT, then DPO from that SFT model, and measure on held-out data whether DPO helped."""
     configure()
     disable_colours_in_files()
+    connect_artifact_sources()
 
 
 for command in (
@@ -34,6 +37,8 @@ for command in (
     data,
     label_check,
     run,
+    collect,
+    collected,
     report,
     compare,
     export,

@@ -8,6 +8,7 @@ from posttrain.config.layouts import INSTRUCTION_FORMATS, InstructionFormat, Pre
 from posttrain.config.load import TOP_LEVEL_KEYS, check_config, load_config, load_document
 from posttrain.config.run_config import RunConfig, TrackingSection
 from posttrain.config.sections.checkpoints_section import CheckpointsSection
+from posttrain.config.sections.collect_section import CollectJudgeSection, CollectSection, PairRuleSection
 from posttrain.config.sections.data_section import DataSection, Source
 from posttrain.config.sections.evaluation_section import EvaluationSection, GenerationsSection, JudgeSection
 from posttrain.config.sections.gate_section import GateSection
@@ -21,6 +22,8 @@ __all__ = [
     "NOT_SWEPT",
     "TOP_LEVEL_KEYS",
     "CheckpointsSection",
+    "CollectJudgeSection",
+    "CollectSection",
     "DataSection",
     "DpoSection",
     "EvaluationSection",
@@ -33,6 +36,7 @@ __all__ = [
     "LoraSection",
     "LossType",
     "ModelSection",
+    "PairRuleSection",
     "PreferenceFormat",
     "RunConfig",
     "Section",

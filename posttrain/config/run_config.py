@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from posttrain.config.explain import explain
 from posttrain.config.sections.checkpoints_section import CheckpointsSection
+from posttrain.config.sections.collect_section import CollectSection
 from posttrain.config.sections.data_section import DataSection
 from posttrain.config.sections.evaluation_section import EvaluationSection
 from posttrain.config.sections.gate_section import GateSection
@@ -45,6 +46,10 @@ class RunConfig(Section):
     checkpoints: CheckpointsSection = CheckpointsSection()
     tracking: TrackingSection = TrackingSection()
     sweep: SweepSection | None = Field(None, description="settings of sweep_pipeline: DPO trainings to run and compare")
+    collect: CollectSection | None = Field(
+        None,
+        description="settings of collect_pipeline: which models answer which prompts, who judges, how pairs are made",
+    )
 
     def without_sources(self) -> RunConfig:
         """Return the settings for steps that are given the instructions, start of DPO and pair sets as artifacts.
@@ -124,7 +129,10 @@ class RunConfig(Section):
         if (
             self.model.base == "demo"
             and not starts_elsewhere
-            and any(source.location != "demo" for source in self.data.sources)
+            and any(
+                not source.location.startswith("artifact:") and source.location != "demo"
+                for source in self.data.sources
+            )
         ):
             raise ValueError(
                 "model.base is demo, a tiny model whose vocabulary covers only the demo data: set model.base to another model"

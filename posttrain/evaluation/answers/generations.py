@@ -173,7 +173,7 @@ def choose_prompts(rows: Dataset, n: int) -> Dataset:
     return rows.select(list(chosen.values())[:n])
 
 
-def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> GenerationConfig:
+def generation_config(chat: Chat, max_new_tokens: int, temperature: float, top_p: float = 1.0) -> GenerationConfig:
     """Return generation settings that are the same for every model.
 
     A model's own settings are not used: they may contain penalties and temperatures chosen for its base.
@@ -182,6 +182,7 @@ def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> Ge
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         temperature=temperature or None,
+        top_p=top_p if temperature > 0 else None,
         eos_token_id=chat.stop_ids,
         pad_token_id=chat.tokenizer.pad_token_id,
     )
@@ -210,7 +211,7 @@ def complete(
         label: text of the progress bar.
     """
     settings, model, chat = section.generations, writer.model, writer.chat
-    model.generation_config = generation_config(chat, settings.max_new_tokens, settings.temperature)
+    model.generation_config = generation_config(chat, settings.max_new_tokens, settings.temperature, settings.top_p)
     model.eval()
     found: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
     where = next(model.parameters()).device

@@ -7,6 +7,7 @@ from posttrain.evaluation.answers.generations import Generations
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.key_figures import key_figures, legend
+from posttrain.feedback.collecting.collected_pairs import CollectionReport
 from posttrain.tracking import DatasetOrigin, TrackedStage
 
 
@@ -39,3 +40,13 @@ def log_generations(run: TrackedStage, generations: Generations) -> None:
 def log_promotion(run: TrackedStage, promotion: Promotion) -> None:
     """Tag the run with the verdict."""
     run.set_tags({"promoted": str(promotion.promoted).lower(), "reasons": "; ".join(promotion.reasons)})
+
+
+def log_collection(run: TrackedStage, report: CollectionReport) -> None:
+    """Log the counts and mean scores of a collection, and its report as a file."""
+    figures = report.model_dump(include={"n_prompts", "n_pairs", "n_failures", "mean_margin", "longer_chosen"})
+    run.log_metrics({f"collect/{name}": value for name, value in figures.items() if value is not None})
+    for counts in report.models.values():
+        if counts.mean_score is not None:
+            run.log_metrics({"collect/mean_score": counts.mean_score})
+    run.log_dict(report.model_dump(), "collection.json")

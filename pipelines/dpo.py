@@ -36,7 +36,9 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     made = up_to_sft(config)
     reference_logps = dpo_checkpoint = None
     if config.finetuning_type != "sft":
-        reference_logps = score_reference(made.tokens, made.sft_checkpoint, made.base, made.model, n_tokens)
+        reference_logps = score_reference(
+            made.tokens, made.sft_checkpoint, made.base, made.model, n_tokens, [dpo.passes], config.seed
+        )
         dpo_checkpoint = train_dpo(reference_logps, made.sft_checkpoint, made.base, made.model, dpo, config.seed)
     judge_and_promote(config, made, dpo_checkpoint, reference_logps)
 

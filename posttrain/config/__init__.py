@@ -13,9 +13,18 @@ from posttrain.config.sections.data_section import DataSection, Source
 from posttrain.config.sections.evaluation_section import EvaluationSection, GenerationsSection, JudgeSection
 from posttrain.config.sections.gate_section import GateSection
 from posttrain.config.sections.model_section import LoraSection, ModelSection
+from posttrain.config.sections.passes import Passes
 from posttrain.config.sections.section import Section
 from posttrain.config.sections.sweep_section import NOT_SWEPT, Grid, SweepSection, point_label, value_label
-from posttrain.config.sections.training_sections import DpoSection, Lengths, LossType, SftSection, TrainSection
+from posttrain.config.sections.training_sections import (
+    DpoSection,
+    Lengths,
+    LossType,
+    PairSection,
+    SftSection,
+    TrainSection,
+)
+from posttrain.config.sections.verifier_section import VerifierSection
 
 __all__ = [
     "INSTRUCTION_FORMATS",
@@ -37,6 +46,8 @@ __all__ = [
     "LossType",
     "ModelSection",
     "PairRuleSection",
+    "PairSection",
+    "Passes",
     "PreferenceFormat",
     "RunConfig",
     "Section",
@@ -45,6 +56,7 @@ __all__ = [
     "SweepSection",
     "TrackingSection",
     "TrainSection",
+    "VerifierSection",
     "check_config",
     "load_config",
     "load_document",

@@ -18,7 +18,7 @@ from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
-from posttrain.evaluation.clusters import conversation_key, prompts_digest
+from posttrain.evaluation.clusters import conversation_key, prompts_digest, prompts_sketch
 from posttrain.evaluation.diagnosis.evidence import TrainingLog, Written
 from posttrain.evaluation.diagnosis.rules import diagnose
 from posttrain.evaluation.divergence import NextTokenKL
@@ -135,6 +135,7 @@ def _digests(models: EvaluatedModels, data: EvaluationData) -> dict[str, str]:
     digests = {
         "preferences": data.preferences.digest,
         "test_prompts": prompts_digest(data.preferences.test["prompt"]),
+        "test_prompts_sketch": prompts_sketch(data.preferences.test["prompt"]),
         **models.digests,
     }
     digests |= {f"set {name}": found.digest for name, found in (data.sets.sets if data.sets else {}).items()}

@@ -240,6 +240,9 @@ def test_nothing_is_trained_twice(
     shorter = run({**TINY, "dpo": {**TINY["dpo"], "max_length": 64, "max_prompt_length": 32}})
     # SFT does not depend on DPO's lengths. No pair of the demo is cut by them, so the figures and the verdict stay.
     assert worked(shorter) == always | {"tokenise", "score_reference", "train_dpo", "generate", "evaluate"}
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    n_pairs = shorter.steps["score_reference"].outputs["reference_logps"][0].run_metadata["n_pairs"]
+    assert f"Reference: {n_pairs} of {n_pairs} pairs are taken from earlier runs" in printed
 
     renamed = run({**TINY, "tracking": {"experiment": "another"}})
     assert worked(renamed) == always

@@ -15,6 +15,8 @@ from posttrain.reporting.pages.run_page import report_page
 from posttrain.reporting.plots import draw, label_text
 from posttrain.reporting.run_report import RunReport
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = (
     "</pre></style></title></svg><script>document.documentElement.dataset.ran = 1</script>"
     "<img src=x onerror=\"document.documentElement.dataset.ran = 1\"><a href='javascript:alert(1)'>x</a>"
@@ -84,7 +86,6 @@ def test_nothing_in_a_hostile_text_becomes_markup():
         assert tag not in found
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to open the page with")
 def test_nothing_in_a_hostile_text_runs_in_a_browser(tmp_path):
     """The control page has the same text unescaped, which shows that the browser would run it."""

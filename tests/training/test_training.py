@@ -218,22 +218,22 @@ def test_sft_refuses_rows_that_were_cut_to_another_length(after_sft, preferences
         train_sft(tokens, SFT, job(after_sft, "other-length"))
 
 
-def test_a_reference_that_is_stored_is_not_scored_again(after_sft, preferences):
-    """The key is of weights, tokens, lengths, template and precision: another beta finds it, other rows or lengths do not."""
-    stored = {after_sft.reference.key: after_sft.reference}
+def test_a_reference_that_is_stored_is_not_scored_again(after_sft, preferences, monkeypatch):
+    """The key is of weights, tokens, lengths, template and precision. Without a new pair, the model is not even loaded."""
+    monkeypatch.setattr("posttrain.training.reference.load_model", None)
 
     def score(rows, lengths=LENGTHS):
         tokens = pair_tokens(rows, after_sft.base, after_sft.section, lengths)
         policy = ReferencePolicy(after_sft.checkpoint, after_sft.base, after_sft.section)
-        return score_reference(tokens, policy, 512, find=stored.get)
+        return score_reference(tokens, policy, 512, find=lambda policy: [after_sft.reference])
 
-    assert score(preferences) is after_sft.reference
+    assert score(preferences) == after_sft.reference
     fewer = Preferences(preferences.train.select(range(39)), preferences.validation, preferences.test)
     assert score(fewer).key != after_sft.reference.key
-    assert score(preferences, Lengths(max_length=40, max_prompt_length=20)).key != after_sft.reference.key
     longer = score(preferences, Lengths(max_length=1000, max_prompt_length=500))  # cuts no pair, as 96 and 64 do not
+    assert longer.key != after_sft.reference.key
     assert longer.lengths.max_length == 1000
-    assert longer.rows("train")["chosen_ids"][:] == after_sft.reference.rows("train")["chosen_ids"][:]
+    assert longer.table == after_sft.reference.table
 
 
 @pytest.mark.parametrize("after_sft", ["full"], indirect=True)

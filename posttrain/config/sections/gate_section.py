@@ -52,7 +52,7 @@ class GateSection(Section):
         ge=0,
         le=1,
         description="maximum loss of accuracy on a set of evaluation.sets; refused if the interval of a set with at least "
-        "min_slice_pairs pairs lies entirely below minus this; 1: ignore sets",
+        "min_slice_pairs pairs lies entirely below minus this, also after Holm's correction for their number; 1: ignore sets",
     )
     max_forgetting_nats: float = Field(
         1.0,

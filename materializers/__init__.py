@@ -4,6 +4,11 @@ Every materializer hashes the content. If a step runs again and gives the same c
 """
 
 from materializers.base import BaseModelMaterializer, ModelSettingsMaterializer
+from materializers.benchmarks import (
+    BenchmarkFiguresMaterializer,
+    BenchmarkItemsMaterializer,
+    BenchmarkScoresMaterializer,
+)
 from materializers.checkpoint import CheckpointMaterializer
 from materializers.collected import CollectedPreferencesMaterializer
 from materializers.data_report import ReportMaterializer
@@ -21,6 +26,9 @@ from materializers.tokens import TokensMaterializer
 
 __all__ = [
     "BaseModelMaterializer",
+    "BenchmarkFiguresMaterializer",
+    "BenchmarkItemsMaterializer",
+    "BenchmarkScoresMaterializer",
     "ChampionMaterializer",
     "CheckpointMaterializer",
     "CollectedPreferencesMaterializer",

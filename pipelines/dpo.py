@@ -22,6 +22,8 @@ class RunArtifacts:
     tokens: Any
     sft_tokens: Any
     sft_checkpoint: Any
+    benchmarks: Any
+    """Items of the benchmarks; None if there are none."""
 
 
 def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen)
@@ -49,6 +51,7 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     from posttrain.orchestration.dpo_start import start_of
     from posttrain.training.preflight import needs_of
     from steps.import_checkpoint import import_checkpoint
+    from steps.load_benchmarks import load_benchmarks
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences
     from steps.preflight import preflight
@@ -58,6 +61,7 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
 
     sft, dpo = config.sft, config.dpo
     section, start = start_of(config)
+    benchmarks = load_benchmarks(config.evaluation.benchmarks) if config.evaluation.benchmarks else None
     base, model, tokenizer = resolve_base(section)
     base = preflight(base, model, needs_of(config, reads_base=start is None or start.kind != "full"))
     preferences, data_report = load_preferences(config.data, after="preflight")  # a broken base is found first
@@ -84,7 +88,7 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     )
     if sft_checkpoint is None:
         sft_checkpoint = train_sft(sft_tokens, base, model, config.without_sources().sft, config.seed)
-    return RunArtifacts(preferences, data_report, base, model, tokens, sft_tokens, sft_checkpoint)
+    return RunArtifacts(preferences, data_report, base, model, tokens, sft_tokens, sft_checkpoint, benchmarks)
 
 
 def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference_logps: Any) -> None:
@@ -116,8 +120,26 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
         section,
         generations,
     )
-    promotion = promote(evaluation, generations, dpo or sft, champion, config.gate, config.name)
-    conclude(report(made.data_report, base, sft, dpo, evaluation, generations, promotion))
+    benchmarks = take_benchmarks(config, made, dpo, champion) if made.benchmarks else None
+    promotion = promote(evaluation, generations, dpo or sft, champion, benchmarks, config.gate, config.name)
+    conclude(report(made.data_report, base, sft, dpo, evaluation, generations, benchmarks, promotion))
+
+
+def take_benchmarks(config: RunConfig, made: RunArtifacts, dpo: Any, champion: Any) -> Any:
+    """The steps of the benchmarks: one for each model, so that a model that stays the same is not scored again."""
+    from steps.benchmark_champion import benchmark_champion
+    from steps.benchmark_model import benchmark_model
+    from steps.compare_benchmarks import compare_benchmarks
+
+    items, base, model, n_tokens = made.benchmarks, made.base, made.model, config.evaluation.tokens_per_batch
+
+    def take(stage: str, checkpoint: Any) -> Any:
+        return benchmark_model(items, base, checkpoint, model, n_tokens, id=f"benchmark_{stage}")
+
+    scores = {"base": take("base", None), "sft": take("sft", made.sft_checkpoint)}
+    scores["dpo"] = take("dpo", dpo) if dpo else None
+    scores["champion"] = benchmark_champion(items, base, champion, model, n_tokens)
+    return compare_benchmarks(items, **scores, evaluation=config.without_sources().evaluation)
 
 
 dpo_pipeline = CheckedPipeline("dpo_pipeline", sft_then_dpo, default_config=ROOT / "configs" / "demo.yaml")

@@ -3,14 +3,19 @@
 from zenml import add_tags, get_step_context, log_metadata
 from zenml.client import Client
 
-from posttrain.orchestration.running_step.run_figures import log_evaluation, log_generations, log_promotion
+from posttrain.orchestration.running_step.run_figures import (
+    log_benchmarks,
+    log_evaluation,
+    log_generations,
+    log_promotion,
+)
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked
 from posttrain.orchestration.running_step.step_training import delete_training_checkpoints
 from posttrain.orchestration.running_step.stored_files import check_cached
 from posttrain.reporting.run_report import RunReport
 
-LASTING = ("train_", "choose_point", "score_reference", "generate", "evaluate", "promote")
+LASTING = ("train_", "choose_point", "score_reference", "generate", "evaluate", "benchmark_", "promote")
 """Prefixes of the steps that run again only if something changed."""
 UNCHANGED = "unchanged"
 
@@ -37,6 +42,8 @@ def conclude(report: RunReport) -> None:
             log_evaluation(tracking, report.figures)
         if "generate" not in worked and report.generations:
             log_generations(tracking, report.generations)
+        if report.benchmarks and "compare_benchmarks" not in worked:
+            log_benchmarks(tracking, report.benchmarks)
         if "promote" not in worked:
             log_promotion(tracking, report.promotion)
     log_metadata(metadata={"outcome": outcome, "figures_of": origin}, run_id_name_or_prefix=run.id)

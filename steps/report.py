@@ -7,6 +7,7 @@ from zenml import get_step_context
 from posttrain.config import RunConfig
 from posttrain.data.report import DataReport
 from posttrain.evaluation.answers.generations import Generations
+from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.models.checkpoint import Base, Checkpoint
@@ -28,6 +29,7 @@ def report(
     dpo_checkpoint: Checkpoint | None,
     evaluation: Evaluation,
     generations: Generations,
+    benchmarks: BenchmarkFigures | None,
     promotion: Promotion,
 ) -> Annotated[RunReport, "report"]:
     """Return the verdict with its evidence, and the lineage of the models."""
@@ -47,6 +49,7 @@ def report(
         histories={stage: checkpoint.history for stage, checkpoint in checkpoints.items()},
         figures=evaluation.figures,
         generations=generations,
+        benchmarks=benchmarks,
         promotion=promotion,
     )
     with tracked(nested=False) as tracking:

@@ -7,6 +7,7 @@ before it. Validators raise; none of them changes a value.
 from posttrain.config.layouts import INSTRUCTION_FORMATS, InstructionFormat, PreferenceFormat
 from posttrain.config.load import TOP_LEVEL_KEYS, check_config, load_config, load_document
 from posttrain.config.run_config import RunConfig, TrackingSection
+from posttrain.config.sections.benchmark_section import BenchmarkSection
 from posttrain.config.sections.checkpoints_section import CheckpointsSection
 from posttrain.config.sections.collect_section import CollectJudgeSection, CollectSection, PairRuleSection
 from posttrain.config.sections.data_section import DataSection, Source
@@ -30,6 +31,7 @@ __all__ = [
     "INSTRUCTION_FORMATS",
     "NOT_SWEPT",
     "TOP_LEVEL_KEYS",
+    "BenchmarkSection",
     "CheckpointsSection",
     "CollectJudgeSection",
     "CollectSection",

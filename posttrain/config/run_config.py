@@ -68,7 +68,7 @@ class RunConfig(Section):
         sections = {
             "sft": self.sft.model_copy(update={"dataset": None}),
             "dpo": self.dpo.model_copy(update={"start": None}),
-            "evaluation": self.evaluation.model_copy(update={"sets": []}),
+            "evaluation": self.evaluation.model_copy(update={"sets": [], "benchmarks": []}),
         }
         return self.model_copy(update=sections)
 

@@ -38,6 +38,7 @@ def read_report(run: str | UUID | None = None) -> Report:
         figures=output(steps["evaluate"]).load().figures,
         promotion=output(steps["promote"]).load(),
         data=output(steps["load_preferences"], "data_report").load(),
+        benchmarks=output(steps["compare_benchmarks"]).load() if "compare_benchmarks" in steps else None,
         unchanged_since=str(about["figures_of"]) if about.get("outcome") == "unchanged" else None,
         sweep=output(newest, "sweep_outcome").load() if "choose_point" in steps else None,
         next_steps=tuple(_next_steps(found.name, newest)),

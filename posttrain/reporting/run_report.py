@@ -7,6 +7,7 @@ from typing import Any
 
 from posttrain.data.report import DataReport
 from posttrain.evaluation.answers.generations import Generations
+from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.intervals import Result
@@ -40,6 +41,8 @@ class RunReport(Result):
     """Metrics that the trainer of each stage logged, one dict for each logging step."""
     figures: Figures
     generations: Generations | None
+    benchmarks: BenchmarkFigures | None = None
+    """None if the run has no benchmarks."""
     promotion: Promotion
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import pytest
 import yaml
+from support.data_files import write_rows
 from support.paths import ROOT
 from zenml.client import Client
 from zenml.enums import ExecutionStatus, ModelStages
@@ -146,6 +147,22 @@ def test_the_finetuning_type_decides_which_steps_there_are(
     pipeline.prepare()
     verdict = ["find_champion", "generate", "evaluate", "promote", "report", "conclude"]
     assert list(pipeline.invocations) == [*steps.split(), *verdict]
+
+
+def test_benchmarks_are_loaded_first_and_scored_model_by_model(tmp_path: Path) -> None:
+    config = {"evaluation": {"benchmarks": [{"task": "gsm8k"}]}}
+    pipeline = dpo_pipeline.with_options(config_path=written(tmp_path, config))
+    pipeline.prepare()
+    steps = list(pipeline.invocations)
+    assert steps[0] == "load_benchmarks"
+    assert [name for name in steps[1:] if "benchmark" in name] == [
+        "benchmark_base",
+        "benchmark_sft",
+        "benchmark_dpo",
+        "benchmark_champion",
+        "compare_benchmarks",
+    ]
+    assert "benchmarks" in pipeline.invocations["promote"].input_artifacts
 
 
 @pytest.mark.parametrize(
@@ -311,6 +328,41 @@ def test_a_challenger_is_compared_with_the_champion_only_once(tmp_path: Path, mo
     assert third.digests["champion"] == second.digests["dpo"]
     assert run(0.15) == (set(), third)
     assert len(Client().list_model_versions(model="rivals", stage=ModelStages.PRODUCTION)) == 1
+
+
+@pytest.mark.soak
+def test_a_model_that_stays_the_same_takes_no_benchmark_again(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra `benchmarks` is not installed")
+    rows = [{"question": f"{i} + {i}?", "choices": [str(2 * i), "none"], "gold": 0} for i in range(1, 9)]
+    write_rows(tmp_path / "sums.jsonl", rows)
+    task = {
+        "task": "sums",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "sums.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "gold",
+        "doc_to_choice": "choices",
+    }
+    (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task))
+
+    def run(seed: int) -> tuple[set[str], Any]:
+        config = {**TINY, "name": "sums", "finetuning_type": "sft", "data": OTHER_DATA, "seed": seed}
+        config["evaluation"] = {"generations": {"n": 0}, "benchmarks": [{"task": str(tmp_path / "sums.yaml")}]}
+        done = dpo_pipeline.with_options(config_path=written(tmp_path, config))()
+        assert done is not None
+        worked = {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
+        return {name for name in worked if "benchmark" in name}, read_report(done.id)
+
+    worked, first = run(3)
+    assert worked == {"load_benchmarks", "benchmark_base", "benchmark_sft", "benchmark_champion", "compare_benchmarks"}
+    assert first.benchmarks.tasks["sums"].n_items == 8
+    assert run(3)[0] == {"load_benchmarks"}
+    worked, second = run(4)
+    assert worked == {"load_benchmarks", "benchmark_sft", "compare_benchmarks"}
+    assert second.benchmarks.digests["base"] == first.benchmarks.digests["base"]
+    assert second.benchmarks.digests["sft"] != first.benchmarks.digests["sft"]
 
 
 @pytest.mark.slow

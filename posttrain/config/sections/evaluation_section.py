@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from posttrain.config.sections.benchmark_section import BenchmarkSection
 from posttrain.config.sections.data_section import Source
 from posttrain.config.sections.section import Section
 
@@ -106,5 +107,18 @@ class EvaluationSection(Section):
         description="additional evaluation sets, such as LLMBar or PandaLM, each as in `data.sources[]`; rows of all splits are "
         "used",
     )
+    benchmarks: list[BenchmarkSection] = Field(
+        [],
+        description="benchmarks of lm-evaluation-harness that base, SFT, DPO and the champion take, such as `[{task: gsm8k, limit: "
+        "200}]`; needs the extra `benchmarks`",
+    )
     generations: GenerationsSection = GenerationsSection()
     judge: JudgeSection = JudgeSection()
+
+    @field_validator("benchmarks")
+    @classmethod
+    def validate_benchmarks(cls, value: list[BenchmarkSection]) -> list[BenchmarkSection]:
+        names = [benchmark.name for benchmark in value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two benchmarks have the name {twice!r}: remove one, or rename a YAML file")
+        return value

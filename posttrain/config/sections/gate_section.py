@@ -54,6 +54,13 @@ class GateSection(Section):
         description="maximum loss of accuracy on a set of evaluation.sets; refused if the interval of a set with at least "
         "min_slice_pairs pairs lies entirely below minus this, also after Holm's correction for their number; 1: ignore sets",
     )
+    max_benchmark_loss: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="maximum loss of score on a benchmark of evaluation.benchmarks, against the opponent; refused if the interval "
+        "of a benchmark lies entirely below minus this, also after Holm's correction for their number; 1: ignore benchmarks",
+    )
     max_forgetting_nats: float = Field(
         1.0,
         gt=0,

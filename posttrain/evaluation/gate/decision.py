@@ -6,8 +6,10 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.config import GateSection
 from posttrain.evaluation.answers.generations import Generations
+from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.answer_conditions import answer_conditions
+from posttrain.evaluation.gate.benchmark_conditions import benchmark_conditions
 from posttrain.evaluation.gate.foresight import power
 from posttrain.evaluation.gate.length_conditions import length_conditions
 from posttrain.evaluation.gate.looks import Look, look_level, shrunken_gain
@@ -29,12 +31,16 @@ class Promotion(BaseModel):
 
 
 def decide(
-    figures: Figures, gate: GateSection, generations: Generations | None = None, look: Look | None = None
+    figures: Figures,
+    gate: GateSection,
+    generations: Generations | None = None,
+    look: Look | None = None,
+    benchmarks: BenchmarkFigures | None = None,
 ) -> Promotion:
     """Return whether the newest model is promoted, and why.
 
-    It is promoted if it beats its opponent beyond what length explains, neither a slice nor its answers got worse, and no finding
-    blocks it. The opponent is the champion, or, if there is none, the previous stage of the same run.
+    It is promoted if it beats its opponent beyond what length explains, no slice, benchmark or set got worse, nor did its answers,
+    and no finding blocks it. The opponent is the champion, or, if there is none, the previous stage of the same run.
 
     Args:
         look: at the test prompts; None if it is the first one.
@@ -52,6 +58,7 @@ def decide(
         *length_conditions(figures, f"{newer}_vs_{older}", gate),
         *slice_conditions(figures, f"{newer}_vs_{older}", gate),
         *set_conditions(figures, f"{newer}_vs_{older}", gate),
+        *(benchmark_conditions(benchmarks, newer, older, gate) if benchmarks else ()),
         *forgetting_conditions(figures, gate),
         *(answer_conditions(generations, newer, older, gate) if generations else ()),
         *finding_conditions(figures, gate),

@@ -4,6 +4,7 @@ from posttrain.data.report import DataReport
 from posttrain.data.stored import Preferences
 from posttrain.evaluation.answers import generations as generate
 from posttrain.evaluation.answers.generations import Generations
+from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.key_figures import key_figures, legend
@@ -35,6 +36,12 @@ def log_evaluation(run: TrackedStage, figures: Figures) -> None:
 def log_generations(run: TrackedStage, generations: Generations) -> None:
     """Log the key figures of the generated answers."""
     run.log_metrics(generate.key_figures(generations))
+
+
+def log_benchmarks(run: TrackedStage, benchmarks: BenchmarkFigures) -> None:
+    """Log the score of each model on each benchmark, and all figures as a file."""
+    run.log_metrics(benchmarks.key_figures())
+    run.log_dict(benchmarks.model_dump(), "benchmarks.json")
 
 
 def log_promotion(run: TrackedStage, promotion: Promotion) -> None:

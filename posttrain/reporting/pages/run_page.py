@@ -25,6 +25,7 @@ from posttrain.evaluation.labels import (
     words,
 )
 from posttrain.reporting.answers_view import answers_view
+from posttrain.reporting.benchmarks_view import benchmarks_view
 from posttrain.reporting.html import Picture, Table, first_line, render
 from posttrain.reporting.pages.label_page import noise_words
 from posttrain.reporting.plots import ACCURACY, CALIBRATION, LENGTH, MARGINS, NOTES, SLICES, contest, draw, present
@@ -58,6 +59,7 @@ def report_page(report: RunReport, pictures: dict[str, Markup] | None = None) ->
         calibration=_calibration(figures, drawn) if figures.calibration else None,
         labels=noise_words(figures.label_noise, "test pairs") if figures.label_noise else "",
         wrong=list(_wrong(figures)),
+        benchmarks=benchmarks_view(report.benchmarks) if report.benchmarks else None,
         answers=answers_view(generations) if generations and generations.exchanges else None,
         data=_data(report),
         lineage=_lineage(report),

@@ -4,7 +4,7 @@ from pipelines import ROOT
 from posttrain.config import RunConfig
 from posttrain.errors import UserError
 from posttrain.orchestration.checked_pipeline import CheckedPipeline
-from posttrain.orchestration.collecting_runs.outcome import print_collection
+from posttrain.orchestration.collecting_runs.found_pairs import print_collection
 
 
 def load_and_collect(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen)

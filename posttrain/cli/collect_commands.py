@@ -39,7 +39,7 @@ def collected(version: str | None, html: Path | None, parquet: Path | None) -> N
     VERSION is that of the artifact collected_preferences. Without VERSION, the newest is shown.
     """
     with clean_errors():
-        from posttrain.orchestration.collecting_runs.outcome import find_collected
+        from posttrain.orchestration.collecting_runs.found_pairs import find_collected
         from posttrain.reporting.pages.collected_page import collected_page, summary_lines
 
         found, name = find_collected(version)

@@ -16,7 +16,7 @@ from materializers.evaluation import EvaluationMaterializer
 from materializers.generations import GenerationsMaterializer
 from materializers.pair_sets import PairSetsMaterializer
 from materializers.preferences import InstructionsMaterializer, PreferencesMaterializer
-from materializers.promotion import ChampionMaterializer, PromotionMaterializer
+from materializers.promotion import ChampionMaterializer, PromotionMaterializer, RejectionMaterializer
 from materializers.records import RecordMaterializer
 from materializers.reference import ReferenceLogpsMaterializer
 from materializers.report import RunReportMaterializer
@@ -41,6 +41,7 @@ __all__ = [
     "PromotionMaterializer",
     "RecordMaterializer",
     "ReferenceLogpsMaterializer",
+    "RejectionMaterializer",
     "ReportMaterializer",
     "RunReportMaterializer",
     "SweepOutcomeMaterializer",

@@ -104,7 +104,7 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
     section, sets = config.without_sources().evaluation, config.evaluation.sets
     preferences, tokens, base, model, sft = made.preferences, made.tokens, made.base, made.model, made.sft_checkpoint
     pair_sets = load_pair_sets(preferences, sets, config.data) if sets else None
-    champion = find_champion(dpo or sft, config.name)
+    champion, rejection = find_champion(dpo or sft, config.name)
     generations = generate(preferences, tokens, base, sft, dpo, champion, model, section)
     evaluation = evaluate(
         preferences,
@@ -121,7 +121,7 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
         generations,
     )
     benchmarks = take_benchmarks(config, made, dpo, champion) if made.benchmarks else None
-    promotion = promote(evaluation, generations, dpo or sft, champion, benchmarks, config.gate, config.name)
+    promotion = promote(evaluation, generations, dpo or sft, champion, rejection, benchmarks, config.gate, config.name)
     conclude(report(made.data_report, base, sft, dpo, evaluation, generations, benchmarks, promotion))
 
 

@@ -12,9 +12,11 @@ from posttrain.cli.import_command import import_config_command
 from posttrain.cli.label_command import label_check
 from posttrain.cli.model_commands import chat, export, serve
 from posttrain.cli.operations.prune_command import prune
+from posttrain.cli.operations.rollback_command import rollback
 from posttrain.cli.operations.schedule_commands import schedule
 from posttrain.cli.operations.send_command import send
 from posttrain.cli.operations.stack_commands import stack
+from posttrain.cli.operations.trace_command import trace
 from posttrain.cli.project_commands import init, run
 from posttrain.cli.report_commands import compare, report
 from posttrain.orchestration.artifact_sources import connect_artifact_sources
@@ -49,6 +51,8 @@ for command in (
     schedule,
     send,
     prune,
+    rollback,
+    trace,
     settings,
 ):
     main.add_command(command)

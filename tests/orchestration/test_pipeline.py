@@ -21,8 +21,11 @@ from zenml.models import PipelineRunResponse
 from pipelines.dpo import dpo_pipeline
 from posttrain.errors import UserError
 from posttrain.evaluation.gate.decision import Promotion
+from posttrain.evaluation.gate.rejection import Rejection
 from posttrain.orchestration.caching import cache_key as _code
 from posttrain.orchestration.finished_runs import read_report
+from posttrain.orchestration.model_versions.registry import digest_of
+from posttrain.orchestration.model_versions.rejections import lift, reject
 from posttrain.orchestration.project import step_names
 from posttrain.orchestration.run_file import read_run_file
 from posttrain.orchestration.running_step.stored_files import DamagedArtifact
@@ -279,6 +282,17 @@ def test_nothing_is_trained_twice(
     assert {"sft_checkpoint", "dpo_checkpoint", "evaluation", "preferences"} <= {
         link.artifact_version.name for link in Client().list_model_version_artifact_links(model_version_id=champion.id)
     }
+
+    # Taken out of production, it is refused by the same config, although the verdict was in the cache.
+    about = Rejection(model="tiny", version=champion.name, digest=digest_of(champion), reason="answers in French")
+    reject(champion, about)
+    champion.set_stage(ModelStages.ARCHIVED, force=True)
+    rejected = run({**TINY, "gate": {"max_p_value": 0.5}})
+    assert worked(rejected) == always | {"promote", "report"}
+    assert "was taken out of production" in read_report(rejected.id).promotion.reasons[-1]
+    assert not Client().list_model_versions(model="tiny", stage=ModelStages.PRODUCTION).items
+    lift(champion, "it was the tokenizer")
+    champion.set_stage(ModelStages.PRODUCTION, force=True)
 
     without_sft = {key: section for key, section in TINY.items() if key != "sft"}
     version = first.steps["train_sft"].outputs["sft_checkpoint"][0].version

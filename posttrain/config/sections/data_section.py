@@ -189,6 +189,12 @@ class DataSection(Section):
         description="maximum share of pairs whose chosen response is the longer one; `length_bias` is reported if the lower "
         "bound of the share's confidence interval exceeds this",
     )
+    exclude: str | None = Field(
+        None,
+        min_length=1,
+        description="file of rows to keep out of preferences, `sft.dataset` and `evaluation.sets`: an id or a prompt per line, "
+        "or a data file with a column `id` or `prompt`",
+    )
     contamination: list[Source] = Field(
         [],
         description="evaluation sets whose prompts must not occur in the training data, e.g. `{path: gsm8k, train_split: test}`",

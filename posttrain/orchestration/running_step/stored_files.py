@@ -108,10 +108,15 @@ def check_cached(steps: Iterable[StepRunResponse]) -> None:
         if step.original_step_run_id:
             for artifacts in step.outputs.values():
                 for artifact in artifacts:
-                    _check_present(artifact)
+                    check_present(artifact)
 
 
-def _check_present(artifact: ArtifactVersionResponse) -> None:
+def check_present(artifact: ArtifactVersionResponse) -> None:
+    """Look for the files of an artifact, without reading them.
+
+    Raises:
+        DamagedArtifact: names the first that is missing.
+    """
     store = Client().active_stack.artifact_store
     stored = read_digests(artifact.uri, store)
     folders = {name.rpartition("/")[0] for name in stored.digests}

@@ -11,12 +11,14 @@ from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
 from posttrain.cli.label_command import label_check
 from posttrain.cli.model_commands import chat, export, serve
+from posttrain.cli.operations.history_command import history
 from posttrain.cli.operations.prune_command import prune
 from posttrain.cli.operations.rollback_command import rollback
 from posttrain.cli.operations.schedule_commands import schedule
 from posttrain.cli.operations.send_command import send
 from posttrain.cli.operations.stack_commands import stack
 from posttrain.cli.operations.trace_command import trace
+from posttrain.cli.operations.why_command import why
 from posttrain.cli.project_commands import init, run
 from posttrain.cli.report_commands import compare, report
 from posttrain.orchestration.artifact_sources import connect_artifact_sources
@@ -43,6 +45,8 @@ for command in (
     collected,
     report,
     compare,
+    why,
+    history,
     export,
     chat,
     serve,

@@ -8,8 +8,13 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from posttrain.config.explain import explain
+from posttrain.config.sections.alerts_section import AlertsSection
 from posttrain.config.sections.checkpoints_section import CheckpointsSection
+<<<<<<< HEAD
 from posttrain.config.sections.collect_section import CollectSection
+=======
+from posttrain.config.sections.costs_section import CostsSection
+>>>>>>> main
 from posttrain.config.sections.data_section import DataSection
 from posttrain.config.sections.evaluation_section import EvaluationSection
 from posttrain.config.sections.gate_section import GateSection
@@ -46,6 +51,8 @@ class RunConfig(Section):
     gate: GateSection = GateSection()
     checkpoints: CheckpointsSection = CheckpointsSection()
     tracking: TrackingSection = TrackingSection()
+    costs: CostsSection = CostsSection()
+    alerts: AlertsSection = AlertsSection()
     sweep: SweepSection | None = Field(None, description="settings of sweep_pipeline: DPO trainings to run and compare")
     collect: CollectSection | None = Field(
         None,

@@ -21,7 +21,7 @@ ORIGIN = pa.struct(
     [
         *(
             (name, pa.string())
-            for name in ("chosen_model", "rejected_model", "chosen_digest", "rejected_digest", "judge")
+            for name in ("id", "chosen_model", "rejected_model", "chosen_digest", "rejected_digest", "judge")
         ),
         *((name, pa.int64()) for name in ("chosen_seed", "rejected_seed")),
         *((name, pa.string()) for name in ("collected_at", "prompt_source")),

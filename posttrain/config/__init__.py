@@ -10,11 +10,8 @@ from posttrain.config.run_config import RunConfig, TrackingSection
 from posttrain.config.sections.alerts_section import AlertsSection
 from posttrain.config.sections.benchmark_section import BenchmarkSection
 from posttrain.config.sections.checkpoints_section import CheckpointsSection
-<<<<<<< HEAD
 from posttrain.config.sections.collect_section import CollectJudgeSection, CollectSection, PairRuleSection
-=======
 from posttrain.config.sections.costs_section import CostsSection
->>>>>>> main
 from posttrain.config.sections.data_section import DataSection, Source
 from posttrain.config.sections.evaluation_section import EvaluationSection, GenerationsSection, JudgeSection
 from posttrain.config.sections.gate_section import GateSection
@@ -39,12 +36,9 @@ __all__ = [
     "AlertsSection",
     "BenchmarkSection",
     "CheckpointsSection",
-<<<<<<< HEAD
     "CollectJudgeSection",
     "CollectSection",
-=======
     "CostsSection",
->>>>>>> main
     "DataSection",
     "DpoSection",
     "EvaluationSection",

@@ -10,11 +10,8 @@ from pydantic import Field, ValidationError, model_validator
 from posttrain.config.explain import explain
 from posttrain.config.sections.alerts_section import AlertsSection
 from posttrain.config.sections.checkpoints_section import CheckpointsSection
-<<<<<<< HEAD
 from posttrain.config.sections.collect_section import CollectSection
-=======
 from posttrain.config.sections.costs_section import CostsSection
->>>>>>> main
 from posttrain.config.sections.data_section import DataSection
 from posttrain.config.sections.evaluation_section import EvaluationSection
 from posttrain.config.sections.gate_section import GateSection

@@ -9,8 +9,8 @@ from posttrain.evaluation.answers.generations import Generations
 from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.answer_conditions import answer_conditions
-from posttrain.evaluation.gate.better_answers import judge_answers
 from posttrain.evaluation.gate.benchmark_conditions import benchmark_conditions
+from posttrain.evaluation.gate.better_answers import judge_answers
 from posttrain.evaluation.gate.foresight import power
 from posttrain.evaluation.gate.length_conditions import length_conditions
 from posttrain.evaluation.gate.looks import Look, look_level, shrunken_gain
@@ -40,8 +40,9 @@ def decide(
 ) -> Promotion:
     """Return whether the newest model is promoted, and why.
 
-    It is promoted if it beats its opponent beyond what length explains (or, by `gate.decide_by`, in its answers), no slice, benchmark or set got worse, nor did its answers,
-    and no finding blocks it. The opponent is the champion, or, if there is none, the previous stage of the same run.
+    It is promoted if it beats its opponent beyond what length explains (`gate.decide_by: answers`: in its answers), no slice,
+    benchmark or set got worse, nor did its answers, and no finding blocks it. The opponent is the champion, or, if there is none,
+    the previous stage of the same run.
 
     Args:
         look: at the test prompts; None if it is the first one.

@@ -10,6 +10,7 @@ from posttrain.cli.collect_commands import collect, collected
 from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
 from posttrain.cli.label_command import label_check
+from posttrain.cli.loop_command import loop
 from posttrain.cli.model_commands import chat, export, serve
 from posttrain.cli.operations.history_command import history
 from posttrain.cli.operations.prune_command import prune
@@ -43,6 +44,7 @@ for command in (
     run,
     collect,
     collected,
+    loop,
     report,
     compare,
     why,

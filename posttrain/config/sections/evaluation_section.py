@@ -22,6 +22,9 @@ class GenerationsSection(Section):
         128, ge=1, description="maximum number of tokens per answer; longer answers are cut off and counted"
     )
     temperature: float = Field(0.0, ge=0, description="sampling temperature; 0: greedy decoding")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample from the smallest set of tokens with this probability; 1: from all"
+    )
 
 
 class JudgeSection(Section):

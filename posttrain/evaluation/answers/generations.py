@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import GenerationConfig
@@ -190,7 +191,7 @@ def choose_prompts(rows: Dataset, n: int) -> Dataset:
     return rows.select(list(chosen.values())[:n])
 
 
-def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> GenerationConfig:
+def generation_config(chat: Chat, max_new_tokens: int, temperature: float, top_p: float = 1.0) -> GenerationConfig:
     """Return generation settings that are the same for every model.
 
     A model's own settings are not used: they may contain penalties and temperatures chosen for its base.
@@ -199,6 +200,7 @@ def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> Ge
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         temperature=temperature or None,
+        top_p=top_p if temperature > 0 else None,
         eos_token_id=chat.stop_ids,
         pad_token_id=chat.tokenizer.pad_token_id,
     )
@@ -243,7 +245,7 @@ def _answers(
     The batches and what is drawn in each of them do not depend on the number of ranks.
     """
     settings = section.generations
-    model.generation_config = generation_config(chat, settings.max_new_tokens, settings.temperature)
+    model.generation_config = generation_config(chat, settings.max_new_tokens, settings.temperature, settings.top_p)
     model.eval()
     found: dict[int, Answer] = {}
     where = next(model.parameters()).device
@@ -260,7 +262,7 @@ def _answers(
     with autocast(model_section), torch.random.fork_rng(), progress_bar(n_mine, label, " prompts") as progress:
         for number in mine:
             batch = batches[number]
-            torch.manual_seed(section.seed + number)
+            torch.manual_seed(int(np.random.SeedSequence([section.seed, number]).generate_state(1)[0]))
             longest = len(prompts[batch[0]])
             input_ids = torch.full((len(batch), longest), chat.tokenizer.pad_token_id, dtype=torch.long)
             attention_mask = torch.zeros_like(input_ids)

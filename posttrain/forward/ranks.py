@@ -21,7 +21,7 @@ from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_model
 
 T = TypeVar("T")
-START_METHOD: Literal["spawn", "forkserver"] = "spawn"
+CONTEXT = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,16 @@ def on_ranks(source: LoadedBy) -> Iterator[Ranks]:
     Raises:
         UserError: there are fewer GPUs than processes, or the model cannot be loaded.
     """
-    n, n_threads, context = source.n, torch.get_num_threads(), multiprocessing.get_context(START_METHOD)
+    n, n_threads = source.n, torch.get_num_threads()
     with ExitStack() as stack:
         others: list[tuple[Connection, BaseProcess]] = []
         if n > 1:
             stack.callback(torch.set_num_threads, n_threads)
             torch.set_num_threads(max(1, n_threads // n))
         for rank in range(1, n):
-            ours, theirs = context.Pipe()
+            ours, theirs = CONTEXT.Pipe()
             arguments = (theirs, source, rank, torch.get_num_threads())
-            process = context.Process(target=_follow, args=arguments, name=f"rank {rank}", daemon=True)
+            process = CONTEXT.Process(target=_follow, args=arguments, name=f"rank {rank}", daemon=True)
             process.start()
             theirs.close()  # so that the end of the process closes the pipe
             stack.callback(_end, ours, process)

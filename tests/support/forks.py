@@ -32,4 +32,4 @@ def forked_processes(fork_server: None, monkeypatch: pytest.MonkeyPatch) -> None
         return LaunchConfig(**{**options, "start_method": "forkserver"})
 
     monkeypatch.setattr(launcher, "LaunchConfig", forking)
-    monkeypatch.setattr(ranks, "START_METHOD", "forkserver")
+    monkeypatch.setattr(ranks, "CONTEXT", FORKS)

@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
-from posttrain.forward.logprobs import Batching, PairLogps, merge, score_part
+from posttrain.forward.logprobs import Batching, PairLogps, ResponseLogps, merge, score_part
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import Model, load_model
 
@@ -54,26 +54,37 @@ class LoadedBy:
         return load_model(self.base, self.section, self.checkpoint)
 
 
+@dataclass(frozen=True)
+class ModelCopy:
+    """The model of one rank."""
+
+    model: Model
+    section: ModelSection
+    """How it was loaded."""
+    rank: int = 0
+    n_ranks: int = 1
+
+
 class Ranks:
     """This process, which has rank 0, and the other ones."""
 
-    def __init__(self, model: Model, section: ModelSection, others: Sequence[tuple[Connection, BaseProcess]]) -> None:
-        self.model, self.section = model, section
-        self._others = others
+    def __init__(self, own: ModelCopy, others: Sequence[tuple[Connection, BaseProcess]]) -> None:
+        self.model = own.model
+        self._own, self._others = own, others
 
     def run(self, function: Callable[..., T], *inputs: Any) -> list[T]:
-        """Return `function(model, section, rank, n_ranks, *inputs)` of every rank.
+        """Return `function(ModelCopy, *inputs)` of every rank.
 
         Raises:
             RuntimeError: another process ended. Its message is in the log.
         """
-        n = 1 + len(self._others)
+        n = self._own.n_ranks
         for rank, (pipe, process) in enumerate(self._others, start=1):
             try:
-                pipe.send((function, (rank, n, *inputs)))
+                pipe.send((function, inputs))
             except OSError as error:
                 raise _ended(rank, n, process) from error
-        results = [function(self.model, self.section, 0, n, *inputs)]
+        results = [function(self._own, *inputs)]
         for rank, (pipe, process) in enumerate(self._others, start=1):
             try:
                 results.append(pipe.recv())
@@ -86,10 +97,8 @@ class Ranks:
         return merge(rows, self.run(_score_part, rows, tokens_per_batch, label))
 
 
-def _score_part(
-    model: Model, section: ModelSection, rank: int, n_ranks: int, rows: Dataset, tokens_per_batch: int, label: str
-) -> Any:
-    return score_part(model, rows, section, Batching(tokens_per_batch, label, rank, n_ranks))
+def _score_part(own: ModelCopy, rows: Dataset, tokens_per_batch: int, label: str) -> ResponseLogps:
+    return score_part(own.model, rows, own.section, Batching(tokens_per_batch, label, own.rank, own.n_ranks))
 
 
 @contextmanager
@@ -113,7 +122,7 @@ def on_ranks(source: LoadedBy) -> Iterator[Ranks]:
             theirs.close()  # so that the end of the process closes the pipe
             stack.callback(_end, ours, process)
             others.append((ours, process))
-        yield Ranks(source.load(), source.section, others)
+        yield Ranks(ModelCopy(source.load(), source.section, 0, n), others)
 
 
 def _follow(pipe: Connection, source: LoadedBy, rank: int, n_threads: int) -> None:
@@ -123,13 +132,13 @@ def _follow(pipe: Connection, source: LoadedBy, rank: int, n_threads: int) -> No
     if torch.cuda.is_available():
         torch.cuda.set_device(rank)
     torch.set_num_threads(n_threads)
-    model = source.load()
+    own = ModelCopy(source.load(), source.section, rank, source.n)
     while True:
         try:
             function, inputs = pipe.recv()
         except EOFError:
             return
-        pipe.send(function(model, source.section, *inputs))
+        pipe.send(function(own, *inputs))
 
 
 def _end(pipe: Connection, process: BaseProcess) -> None:

@@ -77,8 +77,8 @@ def test_a_response_that_no_part_has_is_an_error(tiny_base, preferences):
     assert [*whole.chosen_logps, *whole.rejected_logps] == [-1.0, -2.0]
 
 
-def _end_in_another_process(model, section, rank, n_ranks):
-    if rank:
+def _end_in_another_process(own):
+    if own.rank:
         os._exit(7)
 
 

@@ -36,7 +36,7 @@ from posttrain.evaluation.intervals import Result
 from posttrain.evaluation.labels import ANSWERS
 from posttrain.forward.balance import balance
 from posttrain.forward.probe import left_padding_is_exact
-from posttrain.forward.ranks import LoadedBy, on_ranks
+from posttrain.forward.ranks import LoadedBy, ModelCopy, on_ranks
 from posttrain.models.loading import Model, load_chat
 from posttrain.models.precision import autocast
 from posttrain.progress import progress_bar
@@ -225,26 +225,19 @@ def complete(writer: Writer, prompts: Sequence[list[int]], section: EvaluationSe
     Args:
         label: text of the progress bar.
     """
-    found = _answers(writer.model, writer.section, 0, 1, writer.chat, prompts, section, label)
+    found = _answers(ModelCopy(writer.model, writer.section), writer.chat, prompts, section, label)
     return [found[i] for i in range(len(prompts))]
 
 
 @torch.no_grad()
 def _answers(
-    model: Model,
-    model_section: ModelSection,
-    rank: int,
-    n_ranks: int,
-    chat: Chat,
-    prompts: Sequence[list[int]],
-    section: EvaluationSection,
-    label: str,
+    own: ModelCopy, chat: Chat, prompts: Sequence[list[int]], section: EvaluationSection, label: str
 ) -> dict[int, Answer]:
     """Return the answers to this rank's share of the prompts, by their positions.
 
     The batches and what is drawn in each of them do not depend on the number of ranks.
     """
-    settings = section.generations
+    settings, model = section.generations, own.model
     model.generation_config = generation_config(chat, settings.max_new_tokens, settings.temperature, settings.top_p)
     model.eval()
     found: dict[int, Answer] = {}
@@ -257,9 +250,9 @@ def _answers(
         n_rows = 1
     batches = [order[start : start + n_rows] for start in range(0, len(order), n_rows)]
     costs = [len(batch) * (len(prompts[batch[0]]) + settings.max_new_tokens) for batch in batches]
-    mine = sorted(balance(costs, n_ranks)[rank])
+    mine = sorted(balance(costs, own.n_ranks)[own.rank])
     n_mine = sum(len(batches[i]) for i in mine)
-    with autocast(model_section), torch.random.fork_rng(), progress_bar(n_mine, label, " prompts") as progress:
+    with autocast(own.section), torch.random.fork_rng(), progress_bar(n_mine, label, " prompts") as progress:
         for number in mine:
             batch = batches[number]
             torch.manual_seed(int(np.random.SeedSequence([section.seed, number]).generate_state(1)[0]))

@@ -25,6 +25,7 @@ from posttrain.models.token_ids import check_token_ids
 from posttrain.training.launcher import on_processes
 from posttrain.training.reference import ReferenceLogps, TrainedOn
 from posttrain.training.resume.resumable_trainer import ResumableTrainer
+from posttrain.training.step_batches import SharingTrainer, fit_micro_batches
 from posttrain.training.stopping import stopping_callbacks
 from posttrain.training.trainer import TrainingJob, TrainingSetup, prepare, train_and_seal, training_arguments
 
@@ -32,7 +33,7 @@ N_START_PAIRS = 16
 """Number of pairs whose log-probabilities are compared with the reference before the first update."""
 
 
-class PairTrainer(PreparedPairs, ResumableTrainer, DPOTrainer):
+class PairTrainer(SharingTrainer, PreparedPairs, ResumableTrainer, DPOTrainer):
     """TRL's trainer for pairs that are tokenised and scored already. All pairs of a step have the same weight.
 
     With TRL alone, the pairs of a smaller last micro-batch have a larger weight.
@@ -79,6 +80,7 @@ def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoin
             f"dpo.max_length {dpo.max_length}: no training pair has room for a response ({reference.cut['train']}): raise it, "
             "or lower dpo.max_prompt_length"
         )
+    dpo, step_batches = fit_micro_batches(dpo, train, job.seed)
     policy = load_model(job.base, job.model, sft_checkpoint, trainable=True)
     stored = StoredSettings.of(policy)
     check_token_ids(train, policy)
@@ -93,6 +95,7 @@ def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoin
             processing_class=chat.tokenizer,
             callbacks=[*stopping_callbacks(dpo, has_validation=len(validation) > 0, start=job.start), *job.callbacks],
         )
+    trainer.share(step_batches, "DPO")
     if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
         # TRL copies the adapter to use it as the reference. The stored log-probabilities take its place.
         policy.delete_adapter("ref")

@@ -98,8 +98,17 @@ def _fitting(
 
 def _smaller(section: TrainSection, error: str) -> TrainSection:
     """Return the section with micro-batches of half the rows (or the largest divisor) and as many more of them."""
+    if (
+        section.batch_tokens is not None and section.batch_tokens > section.max_length
+    ):  # else a micro-batch has a single row
+        n_tokens = section.batch_tokens // 2
+        print(
+            f"Out of memory in the first step ({error}): trying again with micro-batches of at most {n_tokens} tokens"
+        )
+        return section.model_copy(update={"batch_tokens": n_tokens})
     rows = section.batch_size
-    factor = next((n for n in range(2, rows + 1) if rows % n == 0), None)
+    single = section.batch_tokens is not None
+    factor = None if single else next((n for n in range(2, rows + 1) if rows % n == 0), None)
     if factor is None:
         raise UserError(
             f"out of memory in the first step with batch_size {rows} ({error}): lower max_length, set gradient_checkpointing to "

@@ -17,6 +17,7 @@ from posttrain.models.stored_settings import StoredSettings
 from posttrain.models.token_ids import check_token_ids
 from posttrain.training.launcher import on_processes
 from posttrain.training.resume.resumable_trainer import ResumableTrainer
+from posttrain.training.step_batches import SharingTrainer, fit_micro_batches
 from posttrain.training.stopping import stopping_callbacks
 from posttrain.training.trainer import TrainingJob, TrainingSetup, prepare, train_and_seal, training_arguments
 
@@ -37,7 +38,7 @@ def train_sft(tokens: SftTokens, sft: SftSection, job: TrainingJob) -> Checkpoin
     return on_processes(sft, _train, tokens, job=job)
 
 
-class CompletionTrainer(ResumableTrainer, SFTTrainer):
+class CompletionTrainer(SharingTrainer, ResumableTrainer, SFTTrainer):
     """TRL's trainer, which can be interrupted and resumed."""
 
 
@@ -51,6 +52,7 @@ def _train(sft: SftSection, tokens: SftTokens, job: TrainingJob) -> Checkpoint:
         )
     train, validation = tokens.rows("train"), tokens.rows("validation")
     has_validation = len(validation) > 0
+    sft, step_batches = fit_micro_batches(sft, train, job.seed)
     model = load_model(job.base, job.model, trainable=True)
     arguments = training_arguments(sft, job, model, has_validation)
     stored = StoredSettings.of(model)
@@ -63,6 +65,7 @@ def _train(sft: SftSection, tokens: SftTokens, job: TrainingJob) -> Checkpoint:
         processing_class=chat.tokenizer,
         callbacks=[*stopping_callbacks(sft, has_validation=has_validation, start=job.start), *job.callbacks],
     )
+    trainer.share(step_batches, "SFT")
     batches = prepare(trainer, job.model)
     check_stop_tokens(chat, train.select(range(min(N_CHECKED, len(train)))), sft.max_length)
     counts = {

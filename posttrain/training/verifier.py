@@ -29,6 +29,7 @@ from posttrain.models.token_ids import check_token_ids
 from posttrain.models.verifier_model import new_verifier
 from posttrain.training.launcher import on_processes
 from posttrain.training.resume.resumable_trainer import ResumableTrainer
+from posttrain.training.step_batches import SharingTrainer, fit_micro_batches
 from posttrain.training.stopping import stopping_callbacks
 from posttrain.training.trainer import TrainingJob, TrainingSetup, train_and_seal, train_in_fp32, training_arguments
 
@@ -51,7 +52,7 @@ def prompt_keys(prompts: Iterable[list[Turn]]) -> tuple[str, ...]:
     return tuple(sorted({prompt_key(prompt)[:KEY_BYTES].hex() for prompt in prompts}))
 
 
-class VerifierTrainer(PreparedPairs, ResumableTrainer, RewardTrainer):
+class VerifierTrainer(PreparedPairs, SharingTrainer, ResumableTrainer, RewardTrainer):
     """TRL's trainer for pairs that are tokenised already. All pairs of a step have the same weight."""
 
     loss: str = "pairs"
@@ -119,6 +120,7 @@ def _train(section: VerifierSection, data: VerifierData, start: Checkpoint, job:
             f"verifier.max_length {section.max_length}: no training pair has room for a response ({tokens.cut['train']}): raise "
             "it, or lower verifier.max_prompt_length"
         )
+    section, step_batches = fit_micro_batches(section, train, job.seed)
     pad_id = chat.tokenizer.pad_token_id
     model = new_verifier(job.base, job.model, start, pad_id)
     stored = StoredSettings.of(model)
@@ -134,6 +136,7 @@ def _train(section: VerifierSection, data: VerifierData, start: Checkpoint, job:
         callbacks=[*stopping_callbacks(section, has_validation=has_validation, start=job.start), *job.callbacks],
     )
     trainer.loss = section.loss
+    trainer.share(step_batches, "Verifier")
     train_in_fp32(trainer.model)
     padded = use_flat_scores(trainer.model, job.model, pad_id)
     announce(padded)

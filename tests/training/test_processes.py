@@ -18,7 +18,7 @@ from posttrain.errors import UserError
 from posttrain.forward.logprobs import score_pairs
 from posttrain.models.loading import load_model
 from posttrain.training.dpo import train_dpo
-from posttrain.training.launcher import _Relay, share_rows
+from posttrain.training.launcher import _Relay, _smaller, share_rows
 from posttrain.training.trainer import TrainingJob
 
 LENGTHS = Lengths(max_length=96, max_prompt_length=64)
@@ -94,6 +94,16 @@ def test_the_effective_batch_stays(batch_size, n_micro_batches, expected):
     n, shared = share_rows(section)
     assert (shared.batch_size, shared.gradient_accumulation_steps) == expected
     assert n * shared.effective_batch_size == section.effective_batch_size
+
+
+def test_micro_batches_by_tokens_are_halved_when_memory_runs_out(capsys):
+    """Down to about the longest row; then there is nothing left to halve."""
+    section = DpoSection(batch_size=64, batch_tokens=3000, max_length=1024)
+    smaller = _smaller(section, "no memory")
+    assert (smaller.batch_tokens, smaller.batch_size) == (1500, 64)
+    assert "micro-batches of at most 1500 tokens" in capsys.readouterr().out
+    with pytest.raises(UserError, match="out of memory in the first step"):
+        _smaller(_smaller(smaller, "no memory"), "no memory")
 
 
 def test_rows_that_cannot_be_shared_are_an_error():

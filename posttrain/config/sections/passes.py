@@ -18,7 +18,11 @@ class Passes(Section):
         """Return the number of optimizer steps over `n_rows` rows. The last step of an epoch may have fewer rows."""
         if self.max_steps is not None:
             return self.max_steps
-        return math.ceil(math.ceil(n_rows / self.rows_per_step) * self.epochs)
+        return math.ceil(self.n_steps_per_epoch(n_rows) * self.epochs)
+
+    def n_steps_per_epoch(self, n_rows: int) -> int:
+        """Return the number of optimizer steps that read every row once."""
+        return math.ceil(n_rows / self.rows_per_step)
 
     def n_read(self, n_rows: int) -> int:
         """Return how many of `n_rows` rows are read at least once: the first ones in the order of the first epoch."""

@@ -39,6 +39,12 @@ class TrainSection(Section):
     gradient_accumulation_steps: int = Field(
         1, ge=1, description="micro-batches per optimizer step; higher takes more time but no more memory"
     )
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="maximum number of tokens in a micro-batch of one process: the batch_size x gradient_accumulation_steps rows "
+        "of a step are then divided into as few micro-batches as fit; null: gradient_accumulation_steps of them",
+    )
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="number of data-parallel processes on one machine; auto: one per GPU, or one on a CPU"
     )

@@ -155,8 +155,8 @@ class DataSection(Section):
         None,
         gt=0,
         lt=1,
-        description="share of old pairs among the training pairs: all pairs of the last source are new and kept, and of those of the "
-        "other sources so many are kept, chosen by hash, that they are this share; null: all",
+        description="share of old pairs among the training pairs: all pairs of the last source are new and kept, and of "
+        "those of the other sources so many are kept, chosen by hash, that they are this share; null: all",
     )
     seed: int = Field(
         0, ge=0, description="seed of the split into training, validation and test; changing it changes the test set"

@@ -19,7 +19,7 @@ from posttrain.evaluation.calibration import calibrate
 from posttrain.evaluation.clustered.gains import paired_gain
 from posttrain.evaluation.clusters import Clusters
 from posttrain.evaluation.figures import Figures, Slice
-from posttrain.evaluation.gate.looks import look_level, shrunken_gain
+from posttrain.evaluation.gate.looks import Look, look_level, shrunken_gain
 from posttrain.evaluation.intervals import Estimate, bootstrap_mean, cluster_share
 
 SECTION = EvaluationSection(n_bootstrap=500)
@@ -105,6 +105,30 @@ def slice_alarms(n_slices: int, n: int, seed: int = 0) -> float:
 
 
 @dataclass(frozen=True)
+class Challengers:
+    """True levels of the models of a year, in points above the first champion, and the pairs that judge them."""
+
+    mean: float = 0.0
+    spread: float = 0.0
+    builds_on_champion: bool = False
+    """Whether the levels lie around that of the night's own champion instead of the first one's."""
+    n_pairs: int = 2000
+    growth: float = 0.0
+    """Share of test pairs that each night adds."""
+
+
+YEARS = {
+    "equal": Challengers(),
+    "equal, the test set doubles in a year": Challengers(growth=0.0019),
+    "equal, the test set grows sixfold in a year": Challengers(growth=0.005),
+    "-1 ± 1 points": Challengers(-1, 1),
+    "-1 ± 1 points around the night's own champion": Challengers(-1, 1, builds_on_champion=True),
+}
+PLANNED = {"equal, the test set grows sixfold in a year": (100, 365)}
+"""Planned looks of each row: fewer than nights, so that those seen on small shares of the prompts free others."""
+
+
+@dataclass(frozen=True)
 class Year:
     """What a year of nightly challengers on one test set leads to."""
 
@@ -120,33 +144,43 @@ class Year:
     """Mean true gain of the promoted models."""
 
 
-def nights(gate: GateSection, mean: float, spread: float, n_years: int, seed: int = 0) -> Year:
-    """Simulate years of 365 challengers, whose true levels lie around that of the first champion.
+def nights(gate: GateSection, truth: Challengers, n_years: int, seed: int = 0) -> Year:
+    """Simulate years of 365 challengers on a test set that may grow.
 
-    Every model is right on 60 % of 2,000 pairs, wrong on 20 %, and right on the rest with the same probability, which decides how
-    good it is. So two equal models differ on 10 %.
-
-    Args:
-        mean, spread: of the true levels, in points.
+    Every model is right on 60 % of the pairs, wrong on 20 %, and right on the rest with the same probability, which decides how
+    good it is. So two equal models differ on 10 %. A night without planned looks left promotes nothing. One planned look stands
+    for a gate that does not count looks.
     """
-    generator, level, n_pairs, n_open = np.random.default_rng(seed), look_level(gate), 2000, 400
-    alone = Clusters.single(n_pairs)
+    generator, level = np.random.default_rng(seed), look_level(gate)
     ends, years, found = [], 0, []
     for _ in range(n_years):
-        champion, best, any_promoted = generator.random(n_open) < 0.5, 0.0, False
-        for truth in mean + spread * generator.standard_normal(365):
-            right = generator.random(n_open) < np.clip(0.5 + truth / 100 * n_pairs / n_open, 0, 1)
+        champion, best, any_promoted, judged = np.empty(0, dtype=bool), 0.0, False, 0.0
+        for night in range(365):
+            n_pairs = round(truth.n_pairs * (1 + truth.growth) ** night)
+            n_open = n_pairs // 5
+            added = n_open - len(champion)
+            champion = np.append(champion, generator.random(added) < _chance(best))
+            level_of_model = truth.mean + truth.spread * generator.standard_normal() + best * truth.builds_on_champion
+            if gate.planned_looks > 1 and not Look(used=judged / n_pairs / gate.planned_looks).is_within(gate):
+                continue
+            judged += n_pairs  # of these, a share of n_pairs / (pairs of a later night) is seen again then
+            right = generator.random(n_open) < _chance(level_of_model)
             difference = right.astype(float) - champion
             if difference.sum() < 1.9 * np.sqrt(np.abs(difference).sum()):
                 continue  # p is above 0.05
-            gain = paired_gain(np.append(difference, np.zeros(n_pairs - n_open)), alone, 1 - LEVEL)
+            gain = paired_gain(np.append(difference, np.zeros(n_pairs - n_open)), Clusters.single(n_pairs), 1 - LEVEL)
             if gain.p_value <= level:
-                found.append((100 * gain.value, 100 * shrunken_gain(gain, level), truth - best))
-                champion, best, any_promoted = right, truth, True
+                found.append((100 * gain.value, 100 * shrunken_gain(gain, level), level_of_model - best))
+                champion, best, any_promoted = right, level_of_model, True
         ends.append(best)
         years += any_promoted
     quoted, corrected, true = np.mean(found, axis=0) if found else (0.0, 0.0, 0.0)
     return Year(years / n_years, float(np.mean(ends)), float(quoted), float(corrected), float(true))
+
+
+def _chance(points: float) -> float:
+    """Return the probability of being right on an open pair, of a model that many points above the first champion."""
+    return float(np.clip(0.5 + points / 100 * 5, 0, 1))
 
 
 def main(scale: float = 1.0) -> None:
@@ -173,11 +207,17 @@ def main(scale: float = 1.0) -> None:
     print(f"100 slices of equal models: {slice_alarms(100, n // 2):.1%} of runs with an alarm", flush=True)
     print("\n| nights | rule | years with a promotion | true gain a year | quoted | corrected | true |")
     print("|---|---|---|---|---|---|---|")
-    for truth, mean, spread in (("equal", 0.0, 0.0), ("-1 ± 1 points", -1.0, 1.0)):
-        for planned in (1, 365):
-            year = nights(GateSection(planned_looks=planned), mean, spread, n)
-            figures = " | ".join(f"{f:+.2f}" for f in (year.gain, year.quoted, year.corrected, year.true))
-            print(f"| {truth} | planned_looks {planned} | {100 * year.promoted:.1f} % | {figures} |", flush=True)
+    for name, truth in YEARS.items():
+        for planned in PLANNED.get(name, (1, 365)):
+            print(_row(name, truth, planned, n), flush=True)
+
+
+def _row(name: str, truth: Challengers, planned: int, n_years: int) -> str:
+    """Return a line of the table of years."""
+    gate = GateSection(planned_looks=planned)
+    year = nights(gate, truth, n_years)
+    figures = " | ".join(f"{f:+.2f}" for f in (year.gain, year.quoted, year.corrected, year.true))
+    return f"| {name} | planned_looks {planned} | {100 * year.promoted:.1f} % | {figures} |"
 
 
 if __name__ == "__main__":

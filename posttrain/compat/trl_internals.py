@@ -161,11 +161,12 @@ def score_positions(fused_forward: Callable[..., Any], head: Any, hidden: Tensor
 
 
 class PreparedPairs:
-    """Mixin for `DPOTrainer`: the datasets are tokenised and hold the reference's log-probabilities already.
+    """Mixin for `DPOTrainer` and `RewardTrainer`: datasets are tokenised and hold the reference's log-probabilities already.
 
     Reason: TRL tokenises and scores by itself, with other rules for truncation, and drops pairs without counting them.
     `SFTConfig.dataset_kwargs` can switch the preparation off; `DPOConfig` has no such setting.
-    Read against: TRL 1.15 and 1.16 (`DPOTrainer.__init__` and `DPOTrainer.evaluate` call both methods).
+    Read against: TRL 1.15 and 1.16 (`DPOTrainer.__init__` and `DPOTrainer.evaluate` call both methods; `RewardTrainer` calls
+    the first one, and removes long rows by the length of the responses alone).
     Remove when: `DPOTrainer` leaves a dataset alone that has `prompt_ids` and `ref_chosen_logps`.
     """
 
@@ -192,13 +193,26 @@ def restore_metrics(trainer: Any, metrics: dict[str, list[float]], n_tokens: int
     trainer._total_train_tokens = n_tokens
 
 
-def weight_metrics(trainer: Any, n_pairs: int) -> None:
-    """Let the validation rewards of the last batch count once for each of its pairs.
+def weight_metrics(trainer: Any, n_pairs: int, beginnings: tuple[str, ...] = ("rewards/",)) -> None:
+    """Let the validation metrics of the last batch count once for each of its pairs.
+
+    Args:
+        beginnings: of the metrics' names.
 
     Reason: TRL averages the metrics of a validation over batches, so each pair of a smaller last batch has a larger weight.
-    Read against: TRL 1.15 and 1.16 (`_metrics` of `DPOTrainer`, one value a batch, averaged by `log`).
+    Read against: TRL 1.15 and 1.16 (`_metrics` of `DPOTrainer` and `RewardTrainer`, one value a batch, averaged by `log`).
     Remove when: TRL weights validation metrics by the number of pairs.
     """
     for name, values in trainer._metrics["eval"].items():
-        if name.startswith("rewards/"):
+        if name.startswith(beginnings):
             values.extend([values[-1]] * (n_pairs - 1))
+
+
+def add_metric(trainer: Any, name: str, value: float) -> None:
+    """Add a value of the current batch to the metrics that a trainer averages and logs.
+
+    Reason: TRL's trainers have no other way to log a figure of each batch.
+    Read against: TRL 1.15 and 1.16 (`_metrics` of `RewardTrainer`).
+    Remove when: TRL has a public method for it.
+    """
+    trainer._metrics["train" if trainer.model.training else "eval"][name].append(value)

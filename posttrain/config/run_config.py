@@ -8,14 +8,18 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from posttrain.config.explain import explain
+from posttrain.config.sections.alerts_section import AlertsSection
 from posttrain.config.sections.checkpoints_section import CheckpointsSection
+from posttrain.config.sections.collect_section import CollectSection
+from posttrain.config.sections.costs_section import CostsSection
 from posttrain.config.sections.data_section import DataSection
 from posttrain.config.sections.evaluation_section import EvaluationSection
 from posttrain.config.sections.gate_section import GateSection
 from posttrain.config.sections.model_section import ModelSection
 from posttrain.config.sections.section import Section
 from posttrain.config.sections.sweep_section import SweepSection, point_label
-from posttrain.config.sections.training_sections import DpoSection, SftSection
+from posttrain.config.sections.training_sections import DpoSection, Lengths, SftSection
+from posttrain.config.sections.verifier_section import VerifierSection
 
 
 class TrackingSection(Section):
@@ -44,7 +48,21 @@ class RunConfig(Section):
     gate: GateSection = GateSection()
     checkpoints: CheckpointsSection = CheckpointsSection()
     tracking: TrackingSection = TrackingSection()
+    costs: CostsSection = CostsSection()
+    alerts: AlertsSection = AlertsSection()
     sweep: SweepSection | None = Field(None, description="settings of sweep_pipeline: DPO trainings to run and compare")
+    collect: CollectSection | None = Field(
+        None,
+        description="settings of collect_pipeline: which models answer which prompts, who judges, how pairs are made",
+    )
+    verifier: VerifierSection | None = Field(
+        None, description="settings of verifier_pipeline: the reward model that it trains instead of DPO"
+    )
+
+    @property
+    def lengths(self) -> Lengths:
+        """The token limits of the pairs."""
+        return (self.verifier or self.dpo).lengths
 
     def without_sources(self) -> RunConfig:
         """Return the settings for steps that are given the instructions, start of DPO and pair sets as artifacts.
@@ -54,7 +72,7 @@ class RunConfig(Section):
         sections = {
             "sft": self.sft.model_copy(update={"dataset": None}),
             "dpo": self.dpo.model_copy(update={"start": None}),
-            "evaluation": self.evaluation.model_copy(update={"sets": []}),
+            "evaluation": self.evaluation.model_copy(update={"sets": [], "benchmarks": []}),
         }
         return self.model_copy(update=sections)
 
@@ -109,9 +127,29 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def validate_verifier(self) -> RunConfig:
+        if self.verifier is None:
+            return self
+        for name, is_set in (
+            ("dpo", self.dpo != DpoSection()),
+            ("sweep", self.sweep is not None),
+            ("finetuning_type", self.finetuning_type != "both"),
+        ):
+            if is_set:
+                raise ValueError(
+                    f"verifier and {name} are both set, but a config trains either DPO or a verifier: remove one of them"
+                )
+        if self.verifier.start != "sft" and self.sft != SftSection():
+            raise ValueError(
+                f"sft is set, but the verifier starts from {self.verifier.start} (verifier.start), so no SFT is run: remove "
+                "sft, or set verifier.start to sft"
+            )
+        return self
+
+    @model_validator(mode="after")
     def validate_sharding(self) -> RunConfig:
-        for name, section in (("sft", self.sft), ("dpo", self.dpo)):
-            if section.sharding != "none" and self.model.method == "qlora":
+        for name, section in (("sft", self.sft), ("dpo", self.dpo), ("verifier", self.verifier)):
+            if section and section.sharding != "none" and self.model.method == "qlora":
                 raise ValueError(
                     f"{name}.sharding {section.sharding} does not shard the 4-bit base of model.method "
                     "qlora: set model.method to lora, or sharding to none"
@@ -124,7 +162,10 @@ class RunConfig(Section):
         if (
             self.model.base == "demo"
             and not starts_elsewhere
-            and any(source.location != "demo" for source in self.data.sources)
+            and any(
+                not source.location.startswith("artifact:") and source.location != "demo"
+                for source in self.data.sources
+            )
         ):
             raise ValueError(
                 "model.base is demo, a tiny model whose vocabulary covers only the demo data: set model.base to another model"

@@ -224,7 +224,7 @@ class Figures(SetFigures):
     confidence: float
     seed: int
     digests: dict[str, str]
-    """Digests of the test pairs (`preferences`), of each additional set and of each model (`base`, `sft`, `dpo`, `champion`)."""
+    """Digests of the data (`preferences`), the test prompts, each further set and each model (`base`, `sft`, `dpo`, `champion`)."""
 
     def worse_slices(self, comparison: str, margin: float, min_pairs: int) -> list[Slice]:
         """Return the slices in which the newer model loses more than a margin, the largest loss first.

@@ -9,7 +9,8 @@ from posttrain.evaluation.labels import ANSWERS, METRICS
 KEPT_OF_SETS = ("likelihood_accuracy", "normalised_accuracy", "implicit_accuracy")
 OTHERS = {
     "gain": "difference in preference accuracy of two models on the same pairs",
-    "p": "McNemar's exact test of that difference",
+    "p": "p-value of that difference, with prompts as the unit",
+    "n": "number of test pairs and of their prompts, which are the unit of every interval and test",
     "length": "accuracy of always choosing the longer response",
     "cal": "expected calibration error and Brier score of DPO's confidence",
     "sftloss": "loss on held-out SFT data in nats per token",
@@ -24,7 +25,7 @@ def key_figures(figures: Figures) -> dict[str, float]:
     MLflow groups charts by the part before the slash, so one section shows a figure of all models. In a window of 1500
     pixels with its assistant open, MLflow cuts chart titles after about eight characters, so the names are short.
     """
-    flat = _of_stages(figures)
+    flat = _of_stages(figures) | {"n/pairs": float(figures.n_pairs), "n/prompts": float(figures.n_prompts)}
     for name, comparison in figures.comparisons.items():
         flat |= {f"gain/{name}": comparison.gain.value, f"p/{name}": comparison.p_value}
     flat["length/prefer_longer"] = figures.length.prefer_longer.value

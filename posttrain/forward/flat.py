@@ -31,8 +31,9 @@ from posttrain.compat.trl_internals import (
 from posttrain.config import ModelSection
 from posttrain.errors import UserError
 from posttrain.forward import lm_head
-from posttrain.forward.attention import attention_name, no_mask, register_attention
-from posttrain.forward.flat_row import lay_out
+from posttrain.forward.attention import BY_BLOCKS, attention_name, no_mask, register_attention
+from posttrain.forward.flat_row import lay_out, pad_row
+from posttrain.forward.flex import row_length
 from posttrain.forward.fused.install import announce_fused, fuse, unfuse
 from posttrain.forward.layout_support import expected_windows, why_padded
 from posttrain.forward.probe import Probe
@@ -185,6 +186,8 @@ def _add_flat_forward(inner: Any) -> None:
         if flat is None:
             return fused(*args, fused_lm_head=fused_lm_head, **options)
         router = {"output_router_logits": True} if options.get("output_router_logits") else {}
+        if flat["input_ids"].is_cuda and attention_implementation(self) == BY_BLOCKS and not router:
+            flat = pad_row(flat, row_length(flat["input_ids"].shape[1]))
         backbone = self.base_model(
             input_ids=flat["input_ids"],
             position_ids=flat["position_ids"],

@@ -13,8 +13,11 @@ from posttrain.config import LoraSection, ModelSection
 from posttrain.errors import UserError
 
 
-def with_adapter(model: PreTrainedModel, section: ModelSection) -> PeftModel:
+def with_adapter(model: PreTrainedModel, section: ModelSection, task: str = "CAUSAL_LM") -> PeftModel:
     """Return the model with a new LoRA adapter.
+
+    Args:
+        task: as PEFT names it. `SEQ_CLS` also trains the head for scores.
 
     Raises:
         UserError: `target_modules` names a layer that does not exist or cannot have an adapter.
@@ -30,7 +33,7 @@ def with_adapter(model: PreTrainedModel, section: ModelSection) -> PeftModel:
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         exclude_modules=sorted(state_space) if state_space and lora.target_modules == "all-linear" else None,
-        task_type="CAUSAL_LM",
+        task_type=task,
     )
     adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)

@@ -38,7 +38,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: Literal["sft", "dpo"]
+    stage: Literal["sft", "dpo", "verifier"]
     kind: Literal["full", "adapter", "base"]
     """`full`: complete weights. `adapter`: LoRA weights that apply to `base`. `base`: no weights, the model is `base` itself."""
     base: Base
@@ -52,6 +52,12 @@ class Manifest(BaseModel):
     stop_ids: list[int]
     beta: float | None = None
     """Beta of the DPO loss; None for SFT."""
+    max_length: int | None = None
+    """Of a verifier: prompt and answer are cut to this number of tokens before they are scored."""
+    max_prompt_length: int | None = None
+    """Of a verifier: prompts are cut to this number of tokens."""
+    pad_id: int | None = None
+    """Of a verifier: the pad token. A score is read at the last token that is not this one."""
     batches: str = ""
     """Layout of the training batches: `flat`, or `padded` with the reason."""
     metrics: dict[str, float]

@@ -93,15 +93,11 @@ def load_model(
     Raises:
         UserError: the checkpoint belongs to another base model, or the machine lacks what the method needs.
     """
-    disable_library_bars()
-    choose_deepspeed_accelerator()
-    if checkpoint is not None and checkpoint.manifest.base.digest != base.digest:
+    if checkpoint is not None and checkpoint.manifest.stage == "verifier":
         raise UserError(
-            f"{checkpoint.path}: was trained from {checkpoint.manifest.base.id} ({checkpoint.manifest.base.digest[:16]}), but "
-            f"model.base is {base.id} ({base.digest[:16]}): set model.base to the model that it was trained from"
+            f"{checkpoint.path}: is a verifier, which scores answers and writes none: name an SFT or DPO model"
         )
-    if device().type == "cpu":
-        keep_freed_memory()
+    prepare_loading(base, checkpoint)
     kind = checkpoint.manifest.kind if checkpoint is not None else "base"
     if kind == "adapter" and section.method == "full":
         assert checkpoint is not None
@@ -113,7 +109,7 @@ def load_model(
         source, options = str(checkpoint.path), dict(LOCAL_ONLY)
     else:
         source, options = base_source(base, section)
-    model = _load_weights(source, section, options)
+    model = load_weights(source, section, options)
     if kind == "adapter":
         assert checkpoint is not None
         model = PeftModel.from_pretrained(model, str(checkpoint.path), is_trainable=trainable)
@@ -130,7 +126,35 @@ def load_model(
     return model if section.method == "qlora" else model.to(device())
 
 
-def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -> PreTrainedModel:
+def prepare_loading(base: Base, checkpoint: Checkpoint | None) -> None:
+    """Prepare this process for models, and check that a checkpoint belongs to a base model.
+
+    Raises:
+        UserError: the checkpoint belongs to another base model.
+    """
+    disable_library_bars()
+    choose_deepspeed_accelerator()
+    if checkpoint is not None and checkpoint.manifest.base.digest != base.digest:
+        raise UserError(
+            f"{checkpoint.path}: was trained from {checkpoint.manifest.base.id} ({checkpoint.manifest.base.digest[:16]}), but "
+            f"model.base is {base.id} ({base.digest[:16]}): set model.base to the model that it was trained from"
+        )
+    if device().type == "cpu":
+        keep_freed_memory()
+
+
+def load_weights(
+    source: str, section: ModelSection, options: dict[str, Any], auto: Any = AutoModelForCausalLM
+) -> PreTrainedModel:
+    """Load the weights of a folder or a Hub model, in the precision that the method trains or applies them in.
+
+    Args:
+        options: keyword arguments for `from_pretrained`.
+        auto: class of transformers that chooses the model's class.
+
+    Raises:
+        UserError: the machine lacks what the method needs, or weights are missing.
+    """
     # An optimizer step is far smaller than the resolution of bf16, so trained weights stay in fp32.
     dtype = torch.bfloat16 if uses_bf16(section) and section.method != "full" else torch.float32
     options = {**options, "dtype": dtype, "use_safetensors": True}
@@ -147,7 +171,7 @@ def _load_weights(source: str, section: ModelSection, options: dict[str, Any]) -
         )
         options["device_map"] = {"": device()}
     with without_its_code(source), _attention_supported(section):
-        model, info = AutoModelForCausalLM.from_pretrained(source, **options, output_loading_info=True)
+        model, info = auto.from_pretrained(source, **options, output_loading_info=True)
     if problem := missing_weights(source, info):
         raise UserError(problem)
     if unused := drop_unused_sampling(model):

@@ -30,7 +30,7 @@ def drop_unused_sampling(model: PreTrainedModel) -> list[str]:
 
     They have no effect there, and transformers refuses to save them.
     """
-    settings = model.generation_config
+    settings = getattr(model, "generation_config", None)
     if settings is None or settings.do_sample is True:
         return []
     unused = [name for name, neutral in SAMPLING.items() if getattr(settings, name, None) not in (None, neutral)]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from peft import PeftModel
 
 from posttrain.chat.template import Chat
-from posttrain.models.checkpoint import Base, Checkpoint
+from posttrain.models.checkpoint import Base
 from posttrain.models.stored_settings import StoredSettings
 
 
@@ -20,10 +20,10 @@ class Trained:
     model: Any
     chat: Chat
     base: Base
-    parent: Checkpoint | None
-    """The checkpoint that training started from; None for the base."""
     stored: StoredSettings
     """The settings of the model as it was loaded."""
+    merges: bool = False
+    """Whether an adapter becomes part of the weights: they are those of another checkpoint, on which this one must not depend."""
 
 
 def save_trained(trained: Trained, folder: Path) -> Literal["full", "adapter"]:
@@ -33,13 +33,13 @@ def save_trained(trained: Trained, folder: Path) -> Literal["full", "adapter"]:
     # Several named templates would go into a folder of their own, which a checkpoint may not contain.
     chat.tokenizer.save_pretrained(folder, save_jinja_files=isinstance(chat.tokenizer.chat_template, str))
     adapter = isinstance(model, PeftModel)
-    if adapter and trained.parent is not None and trained.parent.manifest.kind == "full":
-        # The adapter belongs to the parent's weights. Merged, the checkpoint depends on no other artifact.
+    if adapter and trained.merges:
         model, adapter = model.merge_and_unload(), False
     if not adapter:
         trained.stored.restore(model)
-        model.generation_config.eos_token_id = chat.stop_ids
-        model.generation_config.pad_token_id = chat.tokenizer.pad_token_id
+        if getattr(model, "generation_config", None) is not None:  # a verifier has none
+            model.generation_config.eos_token_id = chat.stop_ids
+            model.generation_config.pad_token_id = chat.tokenizer.pad_token_id
         model.save_pretrained(folder)
         return "full"
     config = model.peft_config["default"]

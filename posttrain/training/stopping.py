@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.config import DpoSection, TrainSection
+from posttrain.config import DpoSection, PairSection, TrainSection
 from posttrain.errors import UserError
 from posttrain.training.resume.resumable_trainer import KeptInCheckpoints
 from posttrain.training.sharding import has_shares, put_back, trained_weights
@@ -28,7 +28,7 @@ class Goal:
     """What early stopping follows."""
 
     stage: str
-    """For messages: `SFT` or `DPO`."""
+    """For messages: `SFT`, `DPO` or `VERIFIER`."""
     patience: int
     threshold: float = 0.0
     """Smallest improvement that counts against patience."""
@@ -154,7 +154,12 @@ class StopOnDivergence(TrainerCallback):
         UserError: at the log that shows it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stage: str = "dpo") -> None:
+        self.stage = stage
+        self._remedy = (
+            f"nothing is saved; lower {stage}.learning_rate, or raise {stage}.warmup_steps ({stage}.stop_on_divergence: false "
+            "disables this check)"
+        )
         self._first: float | None = None
         self._last: deque[float] = deque(maxlen=N_LOGS)
 
@@ -171,14 +176,14 @@ class StopOnDivergence(TrainerCallback):
             return
         for name in ("loss", "grad_norm"):
             if not math.isfinite(value := float(logs.get(name, 0.0))):
-                raise UserError(f"dpo: {name} is {value} at step {state.global_step}: {_REMEDY}")
+                raise UserError(f"{self.stage}: {name} is {value} at step {state.global_step}: {self._remedy}")
         self._see(float(logs["loss"]))
         assert self._first is not None
         mean = sum(self._last) / len(self._last)
         if len(self._last) == N_LOGS and mean > DIVERGED_TIMES * max(abs(self._first), 1e-3):
             raise UserError(
-                f"dpo: the loss has diverged: its mean over the last {N_LOGS} logs up to step {state.global_step} is {mean:.4g}, "
-                f"the first was {self._first:.4g}: {_REMEDY}"
+                f"{self.stage}: the loss has diverged: its mean over the last {N_LOGS} logs up to step {state.global_step} is "
+                f"{mean:.4g}, the first was {self._first:.4g}: {self._remedy}"
             )
 
     def on_train_begin(
@@ -194,13 +199,10 @@ class StopOnDivergence(TrainerCallback):
         self._first = loss if self._first is None else self._first
 
 
-_REMEDY = "nothing is saved; lower dpo.learning_rate, or raise dpo.warmup_steps (dpo.stop_on_divergence: false disables this check)"
-
-
 def stopping_callbacks(
     section: TrainSection, *, has_validation: bool, start: Path | None = None
 ) -> list[TrainerCallback]:
-    """Return the callbacks for the settings of SFT or DPO.
+    """Return the callbacks for the settings of a training.
 
     Args:
         start: the training checkpoint to resume from.
@@ -209,10 +211,10 @@ def stopping_callbacks(
         UserError: early stopping is set, but there are no validation pairs.
     """
     dpo = section if isinstance(section, DpoSection) else None
-    stage = "dpo" if dpo else "sft"
+    stage = section.stage
     callbacks: list[TrainerCallback] = []
-    if dpo and dpo.stop_on_divergence:
-        callbacks.append(StopOnDivergence())
+    if isinstance(section, PairSection) and section.stop_on_divergence:
+        callbacks.append(StopOnDivergence(stage))
     if dpo and dpo.stop_at_accuracy is not None:
         callbacks.append(StopAtAccuracy(dpo.stop_at_accuracy))
     patience = section.early_stopping_patience
@@ -222,7 +224,9 @@ def stopping_callbacks(
                 f"{stage}.early_stopping_patience {patience}: early stopping needs validation pairs, and there are none: raise "
                 "data.validation_size, or remove the setting"
             )
-        metric = "eval_rewards/accuracies" if dpo and dpo.early_stopping_metric == "accuracy" else "eval_loss"
+        metric = "eval_loss"
+        if isinstance(section, PairSection) and section.early_stopping_metric == "accuracy":
+            metric = "eval_rewards/accuracies" if dpo else "eval_accuracy"
         goal = Goal(stage.upper(), patience, section.early_stopping_threshold, metric)
         callbacks.append(EarlyStopping(goal, start))
     return callbacks

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +23,9 @@ from posttrain.forward.flat import FlatCollator, announce, use_flat_batches
 from posttrain.forward.routers import has_balance_loss
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.models.loading import Model
-from posttrain.models.memory import GIB, Shape, activations_gib, loaded_gib, weights_gib
+from posttrain.models.memory import Shape, loaded_gib
 from posttrain.models.precision import free_gib, uses_bf16
+from posttrain.models.step_memory import StepSize, training_gib
 from posttrain.models.stored_settings import StoredSettings
 from posttrain.training.resume.resumable_trainer import ResumableTrainer, Resume
 from posttrain.training.resume.training_checkpoints import Resumption, TrainingCheckpoints
@@ -122,18 +124,21 @@ def needs_checkpointing(section: TrainSection, model_section: ModelSection, mode
         return section.gradient_checkpointing
     if section.sharding != "none":
         return True
-    config = model.config.get_text_config()
-    shape = Shape(model.num_parameters(), config.num_hidden_layers, config.hidden_size, 0)
-    bf16 = uses_bf16(model_section)
+    bf16, full = uses_bf16(model_section), model_section.method == "full"
+    n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    n_base = model.num_parameters() - (0 if full else n_trained)
+    shape = Shape.of(model.config.get_text_config().to_dict(), n_base, n_trained // model_section.lora.rank)
+    if shape is None:
+        return False
     sequences_per_row = 2 if isinstance(section, DpoSection) else 1
-    needed = activations_gib(section, shape, sequences_per_row, bf16, gradient_checkpointing=False)
-    if model_section.method == "full":
-        needed += weights_gib(section, model_section, shape, bf16) - loaded_gib(model_section, shape, bf16)
-        needed += shape.n_parameters * 2 / GIB if bf16 else 0  # autocast's copies, which the backward pass needs
+    n_tokens = section.batch_size * sequences_per_row * section.max_length
+    size = StepSize(n_tokens, n_tokens, bf16, on_gpu=False)  # the context of a GPU is in memory already
+    needed = training_gib(section, model_section, shape, size, gradient_checkpointing=False)
+    needed -= loaded_gib(model_section, shape, bf16 and not full)
     free = free_gib()
     needs = needed > FILL * free
     print(
-        f"{'DPO' if sequences_per_row == 2 else 'SFT'}: {section.effective_batch_size} rows per step "
+        f"{section.stage.upper()}: {section.effective_batch_size} rows per step "
         f"({section.gradient_accumulation_steps} x {section.batch_size}) in {'bf16' if bf16 else 'fp32'}, at most about "
         f"{max(0.0, needed):.1f} GiB in addition to the weights, {free:.1f} GiB free: gradient checkpointing "
         f"{'on' if needs else 'off'}"
@@ -141,12 +146,16 @@ def needs_checkpointing(section: TrainSection, model_section: ModelSection, mode
     return needs
 
 
-def prepare(trainer: Trainer, section: ModelSection) -> str:
-    """Keep what a trainer trains in fp32, give it flat batches if its model supports them, and return the layout in words."""
-    # TRL casts adapters on a 4-bit base to bf16, in which most updates of DPO's size are rounded away.
-    for parameter in trainer.model.parameters():
+def train_in_fp32(model: Model) -> None:
+    """Keep what is trained in fp32: TRL casts adapters on a 4-bit base to bf16, where most of DPO's updates round to nothing."""
+    for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
+
+
+def prepare(trainer: Trainer, section: ModelSection) -> str:
+    """Keep what a trainer trains in fp32, give it flat batches if its model supports them, and return the layout in words."""
+    train_in_fp32(trainer.model)
     padded = use_flat_batches(trainer.model, section)
     announce(padded)
     if padded:
@@ -177,7 +186,7 @@ class TrainingSetup:
     trainer: ResumableTrainer
     chat: Chat
     job: TrainingJob
-    stage: Literal["sft", "dpo"]
+    stage: Literal["sft", "dpo", "verifier"]
     parent: Checkpoint | None
     """The checkpoint that training starts from; None for the base."""
     counts: dict[str, int]
@@ -186,6 +195,10 @@ class TrainingSetup:
     """How batches are laid out, as `prepare` returned it."""
     stored: StoredSettings
     """The settings of the model as it was loaded."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the manifest."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Further files of the checkpoint: text by name."""
 
 
 def train_and_seal(setup: TrainingSetup) -> Checkpoint:
@@ -208,7 +221,12 @@ def train_and_seal(setup: TrainingSetup) -> Checkpoint:
     if not trainer.is_world_process_zero():  # the first process writes for all
         trainer.accelerator.wait_for_everyone()
         return Checkpoint.load(job.dest)
-    kind = save_trained(Trained(trainer.model, setup.chat, job.base, setup.parent, setup.stored), job.dest)
+    # DPO goes on with the adapter of its parent; a verifier has an adapter of its own, over the parent's.
+    not_the_base = ("full", "adapter") if stage == "verifier" else ("full",)
+    merges = setup.parent is not None and setup.parent.manifest.kind in not_the_base
+    kind = save_trained(Trained(trainer.model, setup.chat, job.base, setup.stored, merges), job.dest)
+    for name, text in setup.files.items():
+        (job.dest / name).write_text(text, encoding="utf-8")
     history = [{key: float(value) for key, value in entry.items()} for entry in trainer.state.log_history]
     sealed = seal(
         job.dest,
@@ -224,6 +242,7 @@ def train_and_seal(setup: TrainingSetup) -> Checkpoint:
         beta=getattr(trainer, "beta", None),
         batches=setup.batches,
         metrics=_summary(history, trainer, setup.counts),
+        **setup.about,
     )
     trainer.accelerator.wait_for_everyone()
     return sealed

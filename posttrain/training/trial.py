@@ -86,7 +86,7 @@ def _step_save_reload(tried: _Tried, chat: Chat, folder: Path) -> str:
     base, section = tried.base, tried.section
     with _named("loading the model"):
         model = load_model(base, section, trainable=True)
-    stored = StoredSettings.of(model)
+    stored, generation = StoredSettings.of(model), _generation_settings(model)
     with own_forward_afterwards(model):
         with _named("one training step"):
             padded = use_flat_batches(model, section)
@@ -95,7 +95,7 @@ def _step_save_reload(tried: _Tried, chat: Chat, folder: Path) -> str:
             train_one_step(model, padded=padded is not None)
         expected = Probe.of(model)
     with _named("saving the trained model"):
-        trained = Trained(model, chat, base, None, stored)
+        trained = Trained(model, chat, base, stored)
         kind = save_trained(trained, folder / "checkpoint")
         seal(
             folder / "checkpoint",
@@ -116,6 +116,7 @@ def _step_save_reload(tried: _Tried, chat: Chat, folder: Path) -> str:
         chat_again = load_chat(base, section.model_copy(update={"chat_template": None}), checkpoint)
     _compare(model, again)
     _compare_chats(chat, chat_again)
+    _compare_generation(generation, _generation_settings(again))
     if not Probe.of(again).logps.allclose(expected.logps, atol=expected.tolerance):
         raise UserError(_message("a saved and reloaded model has other log-probabilities than the trained one"))
     return f"batches are padded: {padded}" if padded else "batches are flat"
@@ -197,6 +198,23 @@ def _compare_chats(chat: Chat, again: Chat) -> None:
     ):
         if before != after:
             raise UserError(_message(f"saving and reloading the tokenizer changes its {what} ({before} to {after})"))
+
+
+def _generation_settings(model: Any) -> dict[str, Any]:
+    """Return the settings of a model for generation, without those that the checkpoint takes from the chat template."""
+    settings = model.generation_config.to_dict() if model.generation_config else {}
+    of_chat = ("eos_token_id", "pad_token_id", "transformers_version")
+    return {name: value for name, value in settings.items() if value is not None and name not in of_chat}
+
+
+def _compare_generation(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            raise UserError(
+                _message(
+                    f"saving and reloading changes {name} in generation_config.json ({before.get(name)} to {after.get(name)})"
+                )
+            )
 
 
 def _message(what: str) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gate_simulation import (
+    Challengers,
     Shape,
     calibrated,
     coverage,
@@ -42,7 +43,7 @@ def test_many_slices_raise_no_alarms():
 
 def test_a_year_of_equal_challengers_promotes_rarely_and_better_ones_are_found():
     year = GateSection(planned_looks=365)
-    assert nights(year, 0.0, 0.0, 150).promoted <= 0.05 + 0.05
-    once, planned = nights(GateSection(planned_looks=1), -1.0, 1.0, 60), nights(year, -1.0, 1.0, 60)
+    assert nights(year, Challengers(), 150).promoted <= 0.05 + 0.05
+    once, planned = (nights(gate, Challengers(-1, 1), 60) for gate in (GateSection(planned_looks=1), year))
     assert planned.gain >= 0.5 * once.gain
     assert abs(planned.corrected - planned.true) < abs(planned.quoted - planned.true)

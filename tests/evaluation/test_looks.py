@@ -6,7 +6,7 @@ from support.figures import figures_of, spread, table
 
 from posttrain.config import GateSection
 from posttrain.evaluation.clustered.power import detectable_gain, pairs_needed
-from posttrain.evaluation.clusters import prompts_digest
+from posttrain.evaluation.clusters import prompts_digest, prompts_sketch, share_seen
 from posttrain.evaluation.gate.decision import decide
 from posttrain.evaluation.gate.foresight import foresight
 from posttrain.evaluation.gate.looks import Look, look_level, shrunken_gain
@@ -83,3 +83,22 @@ def test_digest_of_prompts_ignores_order_and_repetition():
     one, other = ([{"role": "user", "content": text}] for text in "ab")
     assert prompts_digest([one, other, one]) == prompts_digest([other, one])
     assert prompts_digest([one]) != prompts_digest([other])
+
+
+def prompts(numbers: range) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": str(number)}] for number in numbers]
+
+
+def test_share_of_prompts_seen_earlier():
+    today = prompts_sketch(prompts(range(400)))
+    assert share_seen(today, prompts_sketch(prompts(range(100)))) == 0.25
+    assert share_seen(today, prompts_sketch(prompts(range(300, 1400)))) == pytest.approx(0.25, abs=0.03)
+    assert share_seen(today, prompts_sketch(prompts(range(400, 500)))) == 0
+    assert share_seen(today, today) == 1
+
+
+def test_share_of_many_prompts_is_estimated():
+    today = prompts_sketch(prompts(range(8000)))
+    assert len(today) < 4200
+    for n in (800, 4000, 7900, 8000):
+        assert share_seen(today, prompts_sketch(prompts(range(n)))) == pytest.approx(n / 8000, abs=0.05)

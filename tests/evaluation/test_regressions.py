@@ -40,6 +40,16 @@ def test_loss_on_a_further_set_is_refused():
     assert decide(with_set(0.58), GateSection()).promoted
 
 
+def test_sets_are_tested_together():
+    """-10 points on one set (p = 0.028 of a loss beyond 5 points) refuse a model; as the worst of three they do not: p = 0.084."""
+    figures = with_set(0.5)
+    (reason,) = decide(figures, GateSection()).reasons[1:]
+    assert reason.startswith("accuracy on the set bench fell: -10.0")
+    at_the_margin = with_set(0.55).sets["bench"]
+    of_three = figures.model_copy(update={"sets": {**figures.sets, "second": at_the_margin, "third": at_the_margin}})
+    assert decide(of_three, GateSection()).promoted
+
+
 def test_loss_per_token_by_hand():
     """2 + 6 nats on 4 + 4 tokens are 1 a token for SFT, 4 + 12 are 2 for DPO; the champion loses 1 + 3."""
     logps = {"sft": np.array([-2.0, -6.0]), "dpo": np.array([-4.0, -12.0]), "champion": np.array([-1.0, -3.0])}

@@ -291,3 +291,16 @@ def test_a_save_that_loses_weights_is_found(base: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(trial, "save_trained", stale)
     with pytest.raises(UserError, match="saving and reloading changes 2 weights"):
         trial.try_out(resolve_base(section), section)
+
+
+def test_a_save_that_changes_the_generation_settings_is_found(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (base / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.7}))
+    save = trial.save_trained
+
+    def without_temperature(trained: Any, folder: Path) -> Any:
+        trained.model.generation_config.temperature = None
+        return save(trained, folder)
+
+    monkeypatch.setattr(trial, "save_trained", without_temperature)
+    with pytest.raises(UserError, match=r"reloading changes temperature in generation_config\.json \(0\.7 to "):
+        check(base)

@@ -143,7 +143,7 @@ def try_family(family: str, method: str, folder: Path, **changes: Any) -> Outcom
         return outcome
     trained = scored(score_pairs(model, pairs, section, 60, "trained"))
     outcome.answers = changed_answers(model, chat, section, pairs)
-    checkpoint = _save(Trained(model, chat, base, None, stored), folder / method)
+    checkpoint = _save(Trained(model, chat, base, stored), folder / method)
     again = load_model(base, section, checkpoint)
     outcome.saved = largest(own_logps(again, pairs) - trained)
     merged = again.merge_and_unload(safe_merge=True) if method == "lora" else again

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.layouts import INSTRUCTION_FORMATS
 from posttrain.config.sections.data_section import Source, check_weights
+from posttrain.config.sections.passes import Passes
 from posttrain.config.sections.section import Interval, Section
 
 LossType = Literal[
@@ -22,7 +23,10 @@ LEARNING_RATE = "peak learning rate of AdamW; full fine-tuning needs about a ten
 
 
 class TrainSection(Section):
-    """Settings that SFT and DPO share."""
+    """Settings that all trainings share."""
+
+    sequences_per_row: ClassVar[int] = 1
+    """Number of responses in a row of the training data."""
 
     learning_rate: float = Field(gt=0, le=1, description=LEARNING_RATE)
     epochs: float = Field(1.0, gt=0, description="passes over the training data; ignored if max_steps is set")
@@ -113,9 +117,19 @@ class TrainSection(Section):
         return self
 
     @property
+    def stage(self) -> str:
+        """Name of the training in the config and in messages: `sft`, `dpo` or `verifier`."""
+        return type(self).__name__.removesuffix("Section").lower()
+
+    @property
     def effective_batch_size(self) -> int:
         """Rows per optimizer step, of all processes together."""
         return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def passes(self) -> Passes:
+        """The length of the training."""
+        return Passes(rows_per_step=self.effective_batch_size, epochs=self.epochs, max_steps=self.max_steps)
 
 
 def _as_list(dataset: Source | list[Source] | None) -> list[Source]:
@@ -167,7 +181,50 @@ class Lengths(Section):
     max_prompt_length: int
 
 
-class DpoSection(TrainSection):
+class PairSection(TrainSection):
+    """Settings that trainings on pairs share."""
+
+    sequences_per_row: ClassVar[int] = 2
+
+    max_prompt_length: int = Field(
+        512,
+        ge=1,
+        description="maximum number of prompt tokens, at most max_length; longer prompts are truncated from the left and counted",
+    )
+    early_stopping_metric: Literal["loss", "accuracy"] = Field(
+        "loss",
+        description="metric on the validation pairs that early stopping follows; accuracy: share of pairs with a positive margin",
+    )
+    stop_on_divergence: bool = Field(
+        True,
+        description="stop if the loss or gradient norm is NaN or infinite, or if the mean loss of ten logs exceeds three times "
+        "the first",
+    )
+
+    @model_validator(mode="after")
+    def validate_early_stopping_metric(self) -> PairSection:
+        if self.early_stopping_metric != "loss" and self.early_stopping_patience is None:
+            raise ValueError(
+                "early_stopping_metric is set but early_stopping_patience is not, so it has no effect: set both or remove it"
+            )
+        return self
+
+    @property
+    def lengths(self) -> Lengths:
+        """The token limits of a pair."""
+        return Lengths(max_length=self.max_length, max_prompt_length=self.max_prompt_length)
+
+    @model_validator(mode="after")
+    def validate_lengths(self) -> PairSection:
+        if self.max_prompt_length > self.max_length:
+            raise ValueError(
+                f"max_prompt_length {self.max_prompt_length} is above max_length {self.max_length}: lower it to leave room for a "
+                "response"
+            )
+        return self
+
+
+class DpoSection(PairSection):
     """Direct preference optimization (Rafailov et al. 2023) with any of TRL's losses."""
 
     start: str | None = Field(
@@ -201,15 +258,6 @@ class DpoSection(TrainSection):
     f_alpha_divergence_coef: float = Field(0.5, description="alpha of alpha_divergence")
     discopop_tau: float = Field(0.05, gt=0, description="temperature of the discopop loss")
     use_weighting: bool = Field(False, description="weight each pair by its probability under the policy (WPO)")
-    max_prompt_length: int = Field(
-        512,
-        ge=1,
-        description="maximum number of prompt tokens, at most max_length; longer prompts are truncated from the left and counted",
-    )
-    early_stopping_metric: Literal["loss", "accuracy"] = Field(
-        "loss",
-        description="metric on the validation pairs that early stopping follows; accuracy: share of pairs with a positive margin",
-    )
     stop_at_accuracy: float | None = Field(
         None,
         gt=0.5,
@@ -217,38 +265,11 @@ class DpoSection(TrainSection):
         description="stop as soon as the mean training accuracy of ten logs exceeds this, for example 0.8: human annotators rarely "
         "agree more, so higher values mean that DPO memorises their errors; null: no ceiling",
     )
-    stop_on_divergence: bool = Field(
-        True,
-        description="stop if the loss or gradient norm is NaN or infinite, or if the mean loss of ten logs exceeds three times "
-        "the first",
-    )
-
-    @model_validator(mode="after")
-    def validate_early_stopping_metric(self) -> DpoSection:
-        if self.early_stopping_metric != "loss" and self.early_stopping_patience is None:
-            raise ValueError(
-                "early_stopping_metric is set but early_stopping_patience is not, so it has no effect: set both or remove it"
-            )
-        return self
-
-    @property
-    def lengths(self) -> Lengths:
-        """The token limits of a pair."""
-        return Lengths(max_length=self.max_length, max_prompt_length=self.max_prompt_length)
 
     @property
     def losses(self) -> list[str]:
         """The loss types as a list, also for a single loss."""
         return [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
-
-    @model_validator(mode="after")
-    def validate_lengths(self) -> DpoSection:
-        if self.max_prompt_length > self.max_length:
-            raise ValueError(
-                f"max_prompt_length {self.max_prompt_length} is above max_length {self.max_length}: lower it to leave room for a "
-                "response"
-            )
-        return self
 
     @model_validator(mode="after")
     def validate_loss_weights(self) -> DpoSection:

@@ -16,14 +16,14 @@ CORRELATION = 0.5
 
 
 class Look(BaseModel):
-    """A comparison of a model with its opponent on a test set, among all that were made on the same test prompts."""
+    """A comparison of a model with its opponent, among all that were made on the same test prompts or some of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: int = 1
-    """Of this look, from 1."""
+    """Of this look, from 1, among those at any of these prompts."""
     used: float = 0.0
-    """Share of the planned looks that was used before this one."""
+    """Share of the planned looks that was used before this one. An earlier look at some of the prompts counts as their share."""
 
     def is_within(self, gate: GateSection) -> bool:
         """Return whether this look is one of those planned."""

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from posttrain.config import GateSection
+from posttrain.evaluation.clustered.gains import holm
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.labels import NAMES, plain, points
 
 
 def set_conditions(figures: Figures, comparison: str, gate: GateSection) -> Iterator[str]:
-    """Yield the sets of `evaluation.sets` on which the model got worse."""
-    for name, found in figures.sets.items():
-        if found.n_pairs >= gate.min_slice_pairs:
-            yield from lost(f"accuracy on the set {name}", found.comparisons[comparison].gain, gate)
+    """Yield the sets of `evaluation.sets` on which the model got worse, with Holm's correction for their number."""
+    gains = {
+        name: found.comparisons[comparison].gain
+        for name, found in figures.sets.items()
+        if found.n_pairs >= gate.min_slice_pairs
+    }
+    p_values = holm([gain.p_beyond(-gate.max_set_loss) for gain in gains.values()])
+    for (name, gain), p_value in zip(gains.items(), p_values, strict=True):
+        if p_value <= 1 - figures.confidence:
+            yield from lost(f"accuracy on the set {name}", gain, gate)
 
 
 def lost(what: str, gain: Estimate, gate: GateSection) -> Iterator[str]:

@@ -106,7 +106,8 @@ def _which(version: str) -> dict[str, Any]:
 
 def _of_model(version: ModelVersionResponse) -> ArtifactVersionResponse:
     """Return the checkpoint behind a version of a model."""
-    artifact = version.get_artifact("dpo_checkpoint") or version.get_artifact("sft_checkpoint")
+    names = ("verifier_checkpoint", "dpo_checkpoint", "sft_checkpoint")
+    artifact = next(filter(None, map(version.get_artifact, names)), None)
     if artifact is None:
         raise UserError(f"{version.model.name}:{version.number}: has no checkpoint: {REMEDY}")
     return artifact

@@ -1,0 +1,1 @@
+"""Verifiers: scoring answers, and how good a verifier is on held-out questions."""

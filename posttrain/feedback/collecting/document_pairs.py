@@ -73,20 +73,7 @@ def collect_from_documents(section: CollectSection, held_out: set[bytes], work: 
             f"collect.documents.writer: {failures.total()} of {len(passages)} requests failed ({_listed(failures)}): correct the "
             "endpoint and run again, which asks only what is missing, or raise collect.max_failed_share"
         )
-    rows: list[dict[str, Any]] = []
-    without: Counter[str] = Counter()
-    seen = set[bytes]()
-    for passage, reply in zip(passages, replies, strict=True):
-        if (why := refuse(passage, reply, documents)) is None:
-            assert reply is not None
-            prompt = [{"role": "user", "content": reply["instruction"].strip()}]
-            key = prompt_key(prompt)  # type: ignore[arg-type]
-            why = "held_out" if key in held_out else "duplicate_instruction" if key in seen else None
-            seen.add(key)
-        if why or reply is None:
-            without[str(why)] += 1
-        else:
-            rows.append(_row(passage, prompt, reply, documents))
+    rows, without = _rows(passages, replies, documents, held_out)
     if not rows:
         raise UserError(
             f"collect.documents: none of {len(passages)} passages gave a pair ({_listed(without + counts)}): use longer documents, "
@@ -105,6 +92,30 @@ def collect_from_documents(section: CollectSection, held_out: set[bytes], work: 
         **figures_of_pairs(rows),
     )
     return CollectedPreferences(pa.Table.from_pylist(rows, COLLECTED_SCHEMA), report)
+
+
+def _rows(
+    passages: Sequence[Passage],
+    replies: Sequence[dict[str, str] | None],
+    section: DocumentsSection,
+    held_out: set[bytes],
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Return the rows of all pairs, and the number of passages without one by reason."""
+    rows: list[dict[str, Any]] = []
+    without: Counter[str] = Counter()
+    seen = set[bytes]()
+    for passage, reply in zip(passages, replies, strict=True):
+        if (why := refuse(passage, reply, section)) is None:
+            assert reply is not None
+            prompt = [{"role": "user", "content": reply["instruction"].strip()}]
+            key = prompt_key(prompt)  # type: ignore[arg-type]
+            why = "held_out" if key in held_out else "duplicate_instruction" if key in seen else None
+            seen.add(key)
+        if why or reply is None:
+            without[str(why)] += 1
+        else:
+            rows.append(_row(passage, prompt, reply, section))
+    return rows, without
 
 
 def refuse(passage: Passage, reply: dict[str, str] | None, section: DocumentsSection) -> str | None:

@@ -6,9 +6,11 @@ import click
 
 from posttrain import __version__, configure
 from posttrain.cli.ab_commands import ab
+from posttrain.cli.collect_commands import collect, collected
 from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
 from posttrain.cli.label_command import label_check
+from posttrain.cli.loop_command import loop
 from posttrain.cli.model_commands import chat, export, serve
 from posttrain.cli.operations.history_command import history
 from posttrain.cli.operations.prune_command import prune
@@ -20,6 +22,7 @@ from posttrain.cli.operations.trace_command import trace
 from posttrain.cli.operations.why_command import why
 from posttrain.cli.project_commands import init, run
 from posttrain.cli.report_commands import compare, report
+from posttrain.orchestration.artifact_sources import connect_artifact_sources
 from posttrain.orchestration.log_colours import disable_colours_in_files
 
 
@@ -29,6 +32,7 @@ def main() -> None:
     """Train SFT, then DPO from that SFT model, and measure on held-out data whether DPO helped."""
     configure()
     disable_colours_in_files()
+    connect_artifact_sources()
 
 
 for command in (
@@ -38,6 +42,9 @@ for command in (
     data,
     label_check,
     run,
+    collect,
+    collected,
+    loop,
     report,
     compare,
     why,

@@ -10,6 +10,7 @@ from posttrain.config.run_config import RunConfig, TrackingSection
 from posttrain.config.sections.alerts_section import AlertsSection
 from posttrain.config.sections.benchmark_section import BenchmarkSection
 from posttrain.config.sections.checkpoints_section import CheckpointsSection
+from posttrain.config.sections.collect_section import CollectJudgeSection, CollectSection, PairRuleSection
 from posttrain.config.sections.costs_section import CostsSection
 from posttrain.config.sections.data_section import DataSection, Source
 from posttrain.config.sections.evaluation_section import EvaluationSection, GenerationsSection, JudgeSection
@@ -35,6 +36,8 @@ __all__ = [
     "AlertsSection",
     "BenchmarkSection",
     "CheckpointsSection",
+    "CollectJudgeSection",
+    "CollectSection",
     "CostsSection",
     "DataSection",
     "DpoSection",
@@ -48,6 +51,7 @@ __all__ = [
     "LoraSection",
     "LossType",
     "ModelSection",
+    "PairRuleSection",
     "PairSection",
     "Passes",
     "PreferenceFormat",

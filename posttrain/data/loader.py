@@ -17,7 +17,7 @@ from posttrain.data.copies.contamination import EvaluationPrompts
 from posttrain.data.demo import pairs as demo
 from posttrain.data.exclusion import Exclusion
 from posttrain.data.formats import INSTRUCTION_LAYOUTS, PREFERENCE_LAYOUTS
-from posttrain.data.formats.layout import Example, Pair, Parsed, Values
+from posttrain.data.formats.layout import Example, Pair, Parsed, PromptOnly, Values
 from posttrain.data.formats.turns import as_tools
 from posttrain.data.mixture import find_left_out
 from posttrain.data.pool import LEAKS, NEAR_LEAKS, TEST, Pool
@@ -190,7 +190,7 @@ def _rows(
             yield record, values, row
 
 
-def _row(record: SourceRecord, parsed: Pair | Example, values: Values) -> dict[str, Any]:
+def _row(record: SourceRecord, parsed: Pair | Example | PromptOnly, values: Values) -> dict[str, Any]:
     tools = as_tools(values)
     row: dict[str, Any] = {**parsed._asdict(), "tools": tools}
     # The order of keys in the tools does not matter for the id.

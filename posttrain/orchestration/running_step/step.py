@@ -12,6 +12,7 @@ from zenml.steps.step_context import StepContext
 from posttrain import configure
 from posttrain.compat.zenml_internals import without_caching_parameters
 from posttrain.errors import UserError
+from posttrain.orchestration.artifact_sources import connect_artifact_sources
 from posttrain.orchestration.caching.step_keys import cache_policy
 from posttrain.orchestration.interruption import stopping_step
 from posttrain.orchestration.running_step.alerts import alert
@@ -23,6 +24,7 @@ MISTAKE = f"{UserError.__module__}.{UserError.__name__}"
 def step(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Return a ZenML step that is cached by the code it uses, does not retry a user's mistake, and alerts on failure."""
     configure()
+    connect_artifact_sources()
     if function is None:
         return functools.partial(step, **options)
     options.setdefault("cache_policy", cache_policy(function.__module__))

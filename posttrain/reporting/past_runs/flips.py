@@ -120,13 +120,18 @@ def _by_source(
         of_source["gained"] += by > 0
         of_source["lost"] += by < 0
     names = sorted(counts.keys() | rows[0].keys() | rows[1].keys())
-    return {
-        name: SourceFlips(
-            *(counts.get(name, Counter())[key] for key in ("shared", "gained", "lost", "first", "second")),
+    found = {}
+    for name in names:
+        of_source = counts.get(name, Counter())
+        found[name] = SourceFlips(
+            n_shared=of_source["shared"],
+            n_gained=of_source["gained"],
+            n_lost=of_source["lost"],
+            n_first=of_source["first"],
+            n_second=of_source["second"],
             rows=(rows[0].get(name, 0), rows[1].get(name, 0)),
         )
-        for name in names
-    }
+    return found
 
 
 def _rows(report: RunReport) -> dict[str, int]:

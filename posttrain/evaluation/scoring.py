@@ -177,7 +177,7 @@ class _Scoring:
         if stored.keys() == self.sets.keys() and kl is None and self._held_out is None:
             return
         section = self._models.section
-        policy = load_model(self._models.base, section, checkpoint)
+        policy = load_model(self._models.base, section, checkpoint, frozen=True)
         self._score_held_out(stage, policy, section)
         for name, pairs in self.sets.items():
             if name not in stored:
@@ -205,7 +205,7 @@ class _Scoring:
             return
         section = section_of_champion(champion, self._models.base, self._models.section)
         chat = load_chat(champion.manifest.base, section, champion)
-        policy = load_model(champion.manifest.base, section, champion)
+        policy = load_model(champion.manifest.base, section, champion, frozen=True)
         if chat.digest == self._chat_digest:
             self._score_held_out("champion", policy, section)
         for name, pairs in self.sets.items():

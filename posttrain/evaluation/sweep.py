@@ -157,7 +157,7 @@ def score_validation(
             f"sweep: no validation pair is left to compare the points on ({reference.cut['validation']}): raise "
             "data.validation_size"
         )
-    policy = load_model(job.base, job.model, checkpoint)
+    policy = load_model(job.base, job.model, checkpoint, frozen=True)
     found = score_pairs(policy, rows, job.model, tokens_per_batch, "validation pairs")
     stored = reference.of(rows, reference.lengths)
     logps = np.stack([found.chosen_logps, found.rejected_logps]).astype(np.float64)

@@ -21,7 +21,7 @@ from posttrain.errors import UserError
 from posttrain.forward.logprobs import PairLogps, score_pairs
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_chat, load_model
-from posttrain.models.precision import uses_bf16
+from posttrain.models.precision import PRECISIONS, compute_dtype
 from posttrain.training.order import epoch_order
 
 LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -206,7 +206,7 @@ def score_reference(
     """
     chat = load_chat(policy.base, policy.model, policy.checkpoint)
     check_chat(tokens, chat, "the SFT checkpoint")
-    precision = "bf16" if uses_bf16(policy.model) else "fp32"
+    precision = PRECISIONS[compute_dtype(policy.model)]
     about = hashlib.sha256(f"{policy.checkpoint.digest} {chat.template} {precision}".encode()).hexdigest()
     key = hashlib.sha256(f"{about} {tokens.digest}".encode()).hexdigest()
     table = pa.concat_tables(
@@ -233,7 +233,7 @@ def score_reference(
 
 def _score(pairs: pa.Table, policy: ReferencePolicy, tokens_per_batch: int, key: str) -> Iterator[tuple[float, float]]:
     """Yield the log-probabilities of pairs, which are in the order of their splits."""
-    model = load_model(policy.base, policy.model, policy.checkpoint)
+    model = load_model(policy.base, policy.model, policy.checkpoint, frozen=True)
     for split in pc.unique(pairs["split"]).to_pylist():
         part = pairs.filter(pc.equal(pairs["split"], split))
         # Without a fingerprint, `datasets` copies and hashes all tokens to make one.

@@ -85,7 +85,8 @@ class EvaluationSection(Section):
     tokens_per_batch: int = Field(
         8192,
         ge=1,
-        description="maximum number of tokens per scoring batch, padding included; higher is faster and takes more memory",
+        description="maximum number of tokens per scoring batch, padding included; higher is faster and takes more memory; on a "
+        "GPU answers are generated in batches that fill its memory instead",
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="confidence level of all intervals")
     n_bootstrap: int = Field(2000, ge=100, description="number of bootstrap resamples per interval")

@@ -28,6 +28,7 @@ from posttrain.evaluation.answers.answer_figures import (
     repetition,
     summarise_answers,
 )
+from posttrain.evaluation.answers.generation_batches import merged, rows_that_fit
 from posttrain.evaluation.answers.judge import Contest, judge_contests
 from posttrain.evaluation.clusters import conversation_key
 from posttrain.evaluation.evaluated_models import EvaluatedModels, section_of_champion
@@ -142,7 +143,7 @@ def _writers(
     prompt_ids = dict(zip(test["id"], test["prompt_ids"], strict=True))
 
     def load(base: Base, section: ModelSection, checkpoint: Checkpoint, own: Chat) -> Callable[[], Writer]:
-        return lambda: Writer(load_model(base, section, checkpoint), own, section)
+        return lambda: Writer(merged(load_model(base, section, checkpoint, frozen=True)), own, section)
 
     writers = {
         stage: (load(models.base, models.section, checkpoint, chat), prompt_ids)
@@ -216,7 +217,7 @@ def complete(
     where = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     longest_whole = max(map(len, prompts), default=0) + settings.max_new_tokens
-    n_rows = max(1, section.tokens_per_batch // longest_whole)
+    n_rows = rows_that_fit(model, longest_whole, section.tokens_per_batch)
     if n_rows > 1 and len(set(map(len, prompts))) > 1 and not left_padding_is_exact(model, chat.tokenizer.pad_token_id):
         print(f"{label}: one prompt at a time, because this model reads the padding of a batch")
         n_rows = 1

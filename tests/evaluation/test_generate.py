@@ -98,14 +98,17 @@ def test_an_adapter_is_merged_to_answer_where_nothing_is_rounded(tiny_base):
 
 
 def test_a_gpu_answers_as_many_prompts_at_once_as_have_room(monkeypatch, tiny_base):
-    """2 layers, 2 heads of 8 for keys: keys and values of a token take 2 x 2 x 16 x 2 = 128 bytes in bf16. Of 1 MiB free, half for
-    sequences of 64 tokens: 64 rows. On a CPU 8192 tokens a batch are 128 rows."""
+    """Half of the 1 MiB beside the weights: 64 rows of 64 tokens. On a CPU 8192 tokens a batch are 128 rows.
+
+    Keys and values of a token: 2 layers, 2 heads of width 8 for keys, bf16: 2 x 2 x 16 x 2 = 128 bytes.
+    """
     base, model = tiny_base
     policy = load_model(base, model)
     assert kv_bytes(policy.config, 2) == 128
     assert rows_that_fit(policy, 64, 8192) == 128
-    monkeypatch.setattr("posttrain.evaluation.answers.generation_batches.free_gib", lambda: 2**-10)
-    weight = SimpleNamespace(device=torch.device("cuda"))
+    properties = SimpleNamespace(total_memory=2**20 + 4096)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: properties)
+    weight = SimpleNamespace(device=torch.device("cuda"), numel=lambda: 1024, element_size=lambda: 4)
     on_gpu = SimpleNamespace(parameters=lambda: iter([weight]), config=policy.config, dtype=torch.bfloat16)
     assert rows_that_fit(on_gpu, 64, 1) == 64
     assert rows_that_fit(on_gpu, 10**6, 1) == 1
@@ -209,7 +212,7 @@ def test_a_champion_that_is_this_runs_model_is_not_asked_again(tiny_base, prefer
         loaded.append(args)
         return load_model(*args)
 
-    monkeypatch.setattr("posttrain.evaluation.answers.generations.load_model", counted)
+    monkeypatch.setattr("posttrain.forward.ranks.load_model", counted)
     tokens = pair_tokens(preferences, base, model)
     found = generate(preferences, tokens, EvaluatedModels(base, model, sft, champion=sft), section(n=5))
     assert len(loaded) == 1

@@ -9,11 +9,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from posttrain.models.loading import Model
-from posttrain.models.memory import GIB
-from posttrain.models.precision import free_gib
 
 SHARE = 0.5
-"""Share of the free GPU memory that the keys and values of a batch may take."""
+"""Share of the GPU's memory beside the weights that the keys and values of a batch may take."""
 MOST_ROWS = 256
 """Largest batch. More rows per step gain little, and the batch goes on until its longest answer ends."""
 
@@ -31,6 +29,13 @@ def kv_bytes(config: Any, width: int) -> int:
     return int(2 * config.num_hidden_layers * n_key_heads * head * width)
 
 
+def room_bytes(model: Any, gpu: torch.device) -> int:
+    """Return a GPU's memory beside the weights. Not what is free now, so that all ranks and a later run make the same batches."""
+    weights: int = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    total = int(torch.cuda.get_device_properties(gpu).total_memory)
+    return max(0, total - weights)
+
+
 def rows_that_fit(model: Any, n_tokens: int, tokens_per_batch: int) -> int:
     """Return how many sequences of `n_tokens` are generated at once.
 
@@ -42,7 +47,7 @@ def rows_that_fit(model: Any, n_tokens: int, tokens_per_batch: int) -> int:
     if where.type != "cuda" or not hasattr(config, "num_attention_heads"):
         return max(1, tokens_per_batch // n_tokens)
     width = 4 if model.dtype == torch.float32 and not torch.is_autocast_enabled("cuda") else 2
-    fitting = int(SHARE * free_gib() * GIB) // (n_tokens * kv_bytes(config, width))
+    fitting = int(SHARE * room_bytes(model, where)) // (n_tokens * kv_bytes(config, width))
     return max(1, min(MOST_ROWS, fitting))
 
 

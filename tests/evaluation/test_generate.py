@@ -208,9 +208,9 @@ def test_a_champion_that_is_this_runs_model_is_not_asked_again(tiny_base, prefer
     sft = sft_on(preferences, SFT, TrainingJob(base, model, 0, tmp_path / "sft"))
     loaded = []
 
-    def counted(*args):
+    def counted(*args, **options):
         loaded.append(args)
-        return load_model(*args)
+        return load_model(*args, **options)
 
     monkeypatch.setattr("posttrain.forward.ranks.load_model", counted)
     tokens = pair_tokens(preferences, base, model)

@@ -31,7 +31,7 @@ class _RmsNorm(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         inputs, scale, weight = ctx.saved_tensors
-        scaled = gradient * weight
+        scaled = gradient.to(inputs.dtype) * weight
         along = torch.linalg.vecdot(scaled, inputs)[..., None]
         along.mul_(scale.pow(3)).div_(-inputs.shape[-1])
         return scaled.mul_(scale).addcmul_(inputs, along).to(ctx.dtype), None, None

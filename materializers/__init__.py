@@ -10,12 +10,13 @@ from materializers.benchmarks import (
     BenchmarkScoresMaterializer,
 )
 from materializers.checkpoint import CheckpointMaterializer
+from materializers.collected import CollectedPreferencesMaterializer
 from materializers.data_report import ReportMaterializer
 from materializers.evaluation import EvaluationMaterializer
 from materializers.generations import GenerationsMaterializer
 from materializers.pair_sets import PairSetsMaterializer
 from materializers.preferences import InstructionsMaterializer, PreferencesMaterializer
-from materializers.promotion import ChampionMaterializer, PromotionMaterializer
+from materializers.promotion import ChampionMaterializer, PromotionMaterializer, RejectionMaterializer
 from materializers.records import RecordMaterializer
 from materializers.reference import ReferenceLogpsMaterializer
 from materializers.report import RunReportMaterializer
@@ -30,6 +31,7 @@ __all__ = [
     "BenchmarkScoresMaterializer",
     "ChampionMaterializer",
     "CheckpointMaterializer",
+    "CollectedPreferencesMaterializer",
     "EvaluationMaterializer",
     "GenerationsMaterializer",
     "InstructionsMaterializer",
@@ -39,6 +41,7 @@ __all__ = [
     "PromotionMaterializer",
     "RecordMaterializer",
     "ReferenceLogpsMaterializer",
+    "RejectionMaterializer",
     "ReportMaterializer",
     "RunReportMaterializer",
     "SweepOutcomeMaterializer",

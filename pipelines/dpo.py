@@ -34,12 +34,19 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     from steps.score_reference import score_reference
     from steps.train_dpo import train_dpo
 
-    dpo, n_tokens = config.without_sources().dpo, config.evaluation.tokens_per_batch
+    dpo, scoring = config.without_sources().dpo, config.evaluation
     made = up_to_sft(config)
     reference_logps = dpo_checkpoint = None
     if config.finetuning_type != "sft":
         reference_logps = score_reference(
-            made.tokens, made.sft_checkpoint, made.base, made.model, n_tokens, [dpo.passes], config.seed
+            made.tokens,
+            made.sft_checkpoint,
+            made.base,
+            made.model,
+            scoring.tokens_per_batch,
+            scoring.processes,
+            [dpo.passes],
+            config.seed,
         )
         dpo_checkpoint = train_dpo(reference_logps, made.sft_checkpoint, made.base, made.model, dpo, config.seed)
     judge_and_promote(config, made, dpo_checkpoint, reference_logps)
@@ -104,7 +111,7 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
     section, sets = config.without_sources().evaluation, config.evaluation.sets
     preferences, tokens, base, model, sft = made.preferences, made.tokens, made.base, made.model, made.sft_checkpoint
     pair_sets = load_pair_sets(preferences, sets, config.data) if sets else None
-    champion = find_champion(dpo or sft, config.name)
+    champion, rejection = find_champion(dpo or sft, config.name)
     generations = generate(preferences, tokens, base, sft, dpo, champion, model, section)
     evaluation = evaluate(
         preferences,
@@ -121,7 +128,7 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
         generations,
     )
     benchmarks = take_benchmarks(config, made, dpo, champion) if made.benchmarks else None
-    promotion = promote(evaluation, generations, dpo or sft, champion, benchmarks, config.gate, config.name)
+    promotion = promote(evaluation, generations, dpo or sft, champion, rejection, benchmarks, config.gate, config.name)
     conclude(report(made.data_report, base, sft, dpo, evaluation, generations, benchmarks, promotion))
 
 

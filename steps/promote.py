@@ -11,6 +11,7 @@ from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.gate import decision as library
 from posttrain.evaluation.gate.champion import Champion
 from posttrain.evaluation.gate.decision import Promotion
+from posttrain.evaluation.gate.rejection import Rejection, respect
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.orchestration.gate_ledger import take_look
 from posttrain.orchestration.model_versions.registry import JudgedModel, result_name, settle
@@ -25,6 +26,7 @@ def promote(
     generations: Generations,
     candidate: UnmaterializedArtifact,
     champion: Champion,
+    rejection: Rejection,
     benchmarks: BenchmarkFigures | None,
     gate: GateSection,
     name: str,
@@ -37,7 +39,7 @@ def promote(
         judged = JudgedModel(
             name=name,
             version=result_name(evaluation.figures, gate.model_dump() | answers | scores),
-            promotion=library.decide(evaluation.figures, gate, generations, look, benchmarks),
+            promotion=respect(rejection, library.decide(evaluation.figures, gate, generations, look, benchmarks)),
             opponent=champion,
             candidate=candidate,
         )

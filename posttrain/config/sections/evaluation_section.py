@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -21,6 +22,9 @@ class GenerationsSection(Section):
         128, ge=1, description="maximum number of tokens per answer; longer answers are cut off and counted"
     )
     temperature: float = Field(0.0, ge=0, description="sampling temperature; 0: greedy decoding")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample from the smallest set of tokens with this probability; 1: from all"
+    )
 
 
 class JudgeSection(Section):
@@ -86,6 +90,11 @@ class EvaluationSection(Section):
         8192,
         ge=1,
         description="maximum number of tokens per scoring batch, padding included; higher is faster and takes more memory",
+    )
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="number of processes that score and answer, also for the reference; each has its own copy of the model; auto: "
+        "one per GPU, or one on a CPU",
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="confidence level of all intervals")
     n_bootstrap: int = Field(2000, ge=100, description="number of bootstrap resamples per interval")

@@ -16,7 +16,7 @@ from support.paths import ROOT
 from posttrain.config import load_config
 from posttrain.data.sources import readers
 from posttrain.errors import UserError
-from posttrain.feedback.ballots import read_ballots
+from posttrain.feedback.vote_files import read_ballots
 from posttrain.feedback.vote_score import ab_score
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 

@@ -114,7 +114,7 @@ def _rate(rate: Any) -> str:
 def _voted(files: Sequence[Path], run: str | None) -> tuple[Any, Any]:
     """Return the answers that votes are about, and the votes."""
     from posttrain.feedback.ab import digest
-    from posttrain.feedback.ballots import read_ballots, the_answers
+    from posttrain.feedback.vote_files import read_ballots, the_answers
     from posttrain.orchestration.voted_run import find_answers
 
     ballots = read_ballots(files)

@@ -8,7 +8,8 @@ from support.run_reports import make_report
 
 from posttrain.errors import UserError
 from posttrain.feedback.ab import digest
-from posttrain.feedback.ballots import Vote, read_ballots
+from posttrain.feedback.ballots import Vote
+from posttrain.feedback.vote_files import read_ballots
 from posttrain.feedback.vote_score import ab_score
 from posttrain.feedback.vote_store import VoteStore
 

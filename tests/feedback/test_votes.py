@@ -9,7 +9,7 @@ from posttrain.config import DataSection, Source
 from posttrain.data.loader import load_preferences
 from posttrain.errors import UserError
 from posttrain.feedback.ab import ab_page, digest, dpo_is_left, shown_pairs
-from posttrain.feedback.ballots import read_ballots, the_answers
+from posttrain.feedback.vote_files import read_ballots, the_answers
 from posttrain.feedback.vote_pairs import voted_pairs
 from posttrain.feedback.vote_score import ab_score, krippendorff_alpha
 

@@ -17,7 +17,7 @@ from posttrain.reporting.html import render
 
 
 @dataclass(frozen=True)
-class Pair:
+class ShownPair:
     """Two answers to a prompt that are shown side by side."""
 
     id: str
@@ -26,7 +26,7 @@ class Pair:
     right: str
 
 
-def shown_pairs(generations: Generations) -> list[Pair]:
+def shown_pairs(generations: Generations) -> list[ShownPair]:
     """Return the pairs that people see: those of SFT and DPO that differ, with shuffled sides.
 
     Raises:
@@ -44,7 +44,7 @@ def shown_pairs(generations: Generations) -> list[Pair]:
     for exchange in different:
         left, right = ("dpo", "sft") if dpo_is_left(exchange.id) else ("sft", "dpo")
         prompt = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in exchange.prompt)
-        pairs.append(Pair(exchange.id, prompt, _text(exchange, left), _text(exchange, right)))
+        pairs.append(ShownPair(exchange.id, prompt, _text(exchange, left), _text(exchange, right)))
     return pairs
 
 

@@ -130,15 +130,20 @@ def _print_outcome(run: PipelineRunResponse | None) -> None:
         UserError: the run failed on a cluster, whose exceptions do not reach this terminal; names the step and the reason.
     """
     # Imported late: the steps have loaded these packages by now, and loading them first would delay the check of the config.
-    from posttrain.orchestration.finished_runs import read_report
-    from posttrain.reporting.terminal import print_report
+    from posttrain.orchestration.finished_runs import read_outcome
+    from posttrain.reporting.terminal import Report, print_report
+    from posttrain.reporting.verifier_summary import print_verifier
 
     if run is None:
         click.echo(
             "Scheduled. List schedules and their runs: posttrain schedule list. Show the last outcome: posttrain report"
         )
     elif run.status.is_successful:
-        print_report(read_report(run.id))
+        outcome = read_outcome(run.id)
+        if isinstance(outcome, Report):
+            print_report(outcome)
+        else:
+            print_verifier(outcome)
     elif run.status.is_finished:
         ended = [step for step in run.steps.values() if step.status.is_finished and not step.status.is_successful]
         why = [

@@ -29,6 +29,7 @@ from posttrain.reporting.html import Picture, Table, first_line, render
 from posttrain.reporting.pages.label_page import noise_words
 from posttrain.reporting.plots import ACCURACY, CALIBRATION, LENGTH, MARGINS, NOTES, SLICES, contest, draw, present
 from posttrain.reporting.run_report import RunReport
+from posttrain.reporting.verifier_report import VerifierReport
 
 QUANTILES = ("5", "25", "50", "75", "95")
 
@@ -59,8 +60,8 @@ def report_page(report: RunReport, pictures: dict[str, Markup] | None = None) ->
         labels=noise_words(figures.label_noise, "test pairs") if figures.label_noise else "",
         wrong=list(_wrong(figures)),
         answers=answers_view(generations) if generations and generations.exchanges else None,
-        data=_data(report),
-        lineage=_lineage(report),
+        data=data_view(report),
+        lineage=lineage_view(report),
     )
 
 
@@ -200,7 +201,8 @@ def _wrong(figures: Figures) -> Iterator[dict[str, Any]]:
         }
 
 
-def _data(report: RunReport) -> dict[str, Any]:
+def data_view(report: RunReport | VerifierReport) -> dict[str, Any]:
+    """Return what the section about the data shows."""
     data, cut = report.data, report.figures.cut
     splits = ", ".join(f"{n} {split}" for split, n in data.splits.items())
     lines = [f"{data.n_read} rows read, {data.n_kept} kept ({splits}), {data.n_dropped} dropped."]
@@ -223,7 +225,8 @@ def _data(report: RunReport) -> dict[str, Any]:
     }
 
 
-def _lineage(report: RunReport) -> dict[str, Any]:
+def lineage_view(report: RunReport | VerifierReport) -> dict[str, Any]:
+    """Return what the section about the origin shows."""
     lineage = report.lineage
     rows = [
         ["run", lineage.run],

@@ -23,7 +23,7 @@ RUN python3 -m venv /opt/posttrain \
     && case $TORCH_BACKEND in auto) ;; *) export UV_TORCH_BACKEND=$TORCH_BACKEND ;; esac \
     && VIRTUAL_ENV=/opt/posttrain /opt/posttrain/bin/uv pip install --no-cache --compile-bytecode --constraint /build/constraints.txt \
         --find-links /build --requirement /build/pyproject.toml \
-        --extra aws --extra deepspeed --extra gpu --extra kubernetes --extra sagemaker \
+        --extra aws --extra benchmarks --extra deepspeed --extra gpu --extra kubernetes --extra sagemaker \
     && useradd --create-home --uid 1000 posttrain \
     && install --directory --owner posttrain /app /app/.zen
 ENV PATH=/opt/posttrain/bin:$PATH HF_HUB_DISABLE_TELEMETRY=1 MLFLOW_DISABLE_TELEMETRY=true ZENML_ANALYTICS_OPT_IN=false

@@ -4,13 +4,19 @@ Every materializer hashes the content. If a step runs again and gives the same c
 """
 
 from materializers.base import BaseModelMaterializer, ModelSettingsMaterializer
+from materializers.benchmarks import (
+    BenchmarkFiguresMaterializer,
+    BenchmarkItemsMaterializer,
+    BenchmarkScoresMaterializer,
+)
 from materializers.checkpoint import CheckpointMaterializer
+from materializers.collected import CollectedPreferencesMaterializer
 from materializers.data_report import ReportMaterializer
 from materializers.evaluation import EvaluationMaterializer
 from materializers.generations import GenerationsMaterializer
 from materializers.pair_sets import PairSetsMaterializer
 from materializers.preferences import InstructionsMaterializer, PreferencesMaterializer
-from materializers.promotion import ChampionMaterializer, PromotionMaterializer
+from materializers.promotion import ChampionMaterializer, PromotionMaterializer, RejectionMaterializer
 from materializers.records import RecordMaterializer
 from materializers.reference import ReferenceLogpsMaterializer
 from materializers.report import RunReportMaterializer
@@ -25,8 +31,12 @@ from materializers.verifier import (
 
 __all__ = [
     "BaseModelMaterializer",
+    "BenchmarkFiguresMaterializer",
+    "BenchmarkItemsMaterializer",
+    "BenchmarkScoresMaterializer",
     "ChampionMaterializer",
     "CheckpointMaterializer",
+    "CollectedPreferencesMaterializer",
     "EvaluationMaterializer",
     "GenerationsMaterializer",
     "InstructionsMaterializer",
@@ -36,6 +46,7 @@ __all__ = [
     "PromotionMaterializer",
     "RecordMaterializer",
     "ReferenceLogpsMaterializer",
+    "RejectionMaterializer",
     "ReportMaterializer",
     "RunReportMaterializer",
     "SampledAnswersMaterializer",

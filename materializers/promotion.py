@@ -1,10 +1,11 @@
-"""Materializers of the champion and of the decision whether a new model replaces it."""
+"""Materializers of the champion, of an earlier rejection of the candidate, and of the decision whether a new model replaces it."""
 
 from typing import Any, ClassVar
 
 from materializers.records import RecordMaterializer
 from posttrain.evaluation.gate.champion import Champion
 from posttrain.evaluation.gate.decision import Promotion
+from posttrain.evaluation.gate.rejection import Rejection
 
 
 class ChampionMaterializer(RecordMaterializer):
@@ -21,3 +22,9 @@ class PromotionMaterializer(RecordMaterializer):
     """Stores the decision."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Promotion,)
+
+
+class RejectionMaterializer(RecordMaterializer):
+    """Stores whether the candidate was taken out of production before."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Rejection,)

@@ -15,7 +15,9 @@ class ReferenceLogpsMaterializer(FolderMaterializer):
 
     def extract_metadata(self, data: ReferenceLogps) -> dict[str, MetadataType]:
         """Return the number of scored pairs, and what they were scored with."""
-        return {"n_pairs": data.table.num_rows, "key": data.key, "checkpoint": data.checkpoint, "cut": data.cut}
+        return {
+            "n_pairs": data.n_scored, "key": data.key, "policy": data.policy, "checkpoint": data.checkpoint, "cut": data.cut
+        }  # fmt: skip
 
     def compute_content_hash(self, data: ReferenceLogps) -> str:
         """Return the key: it is the same for the same weights, tokens, template and precision."""

@@ -22,6 +22,8 @@ class RunArtifacts:
     tokens: Any
     sft_tokens: Any
     sft_checkpoint: Any
+    benchmarks: Any
+    """Items of the benchmarks; None if there are none."""
 
 
 def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen)
@@ -34,11 +36,20 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     from steps.score_reference import score_reference
     from steps.train_dpo import train_dpo
 
-    dpo, n_tokens = config.without_sources().dpo, config.evaluation.tokens_per_batch
+    dpo, scoring = config.without_sources().dpo, config.evaluation
     made = up_to_sft(config)
     reference_logps = dpo_checkpoint = None
     if config.finetuning_type != "sft":
-        reference_logps = score_reference(made.tokens, made.sft_checkpoint, made.base, made.model, n_tokens)
+        reference_logps = score_reference(
+            made.tokens,
+            made.sft_checkpoint,
+            made.base,
+            made.model,
+            scoring.tokens_per_batch,
+            scoring.processes,
+            [dpo.passes],
+            config.seed,
+        )
         dpo_checkpoint = train_dpo(reference_logps, made.sft_checkpoint, made.base, made.model, dpo, config.seed)
     judge_and_promote(config, made, dpo_checkpoint, reference_logps)
 
@@ -49,6 +60,7 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     from posttrain.orchestration.dpo_start import start_of
     from posttrain.training.preflight import needs_of
     from steps.import_checkpoint import import_checkpoint
+    from steps.load_benchmarks import load_benchmarks
     from steps.load_instructions import load_instructions
     from steps.load_preferences import load_preferences
     from steps.preflight import preflight
@@ -58,6 +70,7 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
 
     sft = config.sft
     section, start = start_of(config)
+    benchmarks = load_benchmarks(config.evaluation.benchmarks) if config.evaluation.benchmarks else None
     base, model, tokenizer = resolve_base(section)
     base = preflight(base, model, needs_of(config, reads_base=start is None or start.kind != "full"))
     preferences, data_report = load_preferences(config.data, after="preflight")  # a broken base is found first
@@ -84,7 +97,7 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     )
     if sft_checkpoint is None:
         sft_checkpoint = train_sft(sft_tokens, base, model, config.without_sources().sft, config.seed)
-    return RunArtifacts(preferences, data_report, base, model, tokens, sft_tokens, sft_checkpoint)
+    return RunArtifacts(preferences, data_report, base, model, tokens, sft_tokens, sft_checkpoint, benchmarks)
 
 
 def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference_logps: Any) -> None:
@@ -100,7 +113,7 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
     section, sets = config.without_sources().evaluation, config.evaluation.sets
     preferences, tokens, base, model, sft = made.preferences, made.tokens, made.base, made.model, made.sft_checkpoint
     pair_sets = load_pair_sets(preferences, sets, config.data) if sets else None
-    champion = find_champion(dpo or sft, config.name)
+    champion, rejection = find_champion(dpo or sft, config.name)
     generations = generate(preferences, tokens, base, sft, dpo, champion, model, section)
     evaluation = evaluate(
         preferences,
@@ -116,8 +129,26 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
         section,
         generations,
     )
-    promotion = promote(evaluation, generations, dpo or sft, champion, config.gate, config.name)
-    conclude(report(made.data_report, base, sft, dpo, evaluation, generations, promotion))
+    benchmarks = take_benchmarks(config, made, dpo, champion) if made.benchmarks else None
+    promotion = promote(evaluation, generations, dpo or sft, champion, rejection, benchmarks, config.gate, config.name)
+    conclude(report(made.data_report, base, sft, dpo, evaluation, generations, benchmarks, promotion))
+
+
+def take_benchmarks(config: RunConfig, made: RunArtifacts, dpo: Any, champion: Any) -> Any:
+    """The steps of the benchmarks: one for each model, so that a model that stays the same is not scored again."""
+    from steps.benchmark_champion import benchmark_champion
+    from steps.benchmark_model import benchmark_model
+    from steps.compare_benchmarks import compare_benchmarks
+
+    items, base, model, n_tokens = made.benchmarks, made.base, made.model, config.evaluation.tokens_per_batch
+
+    def take(stage: str, checkpoint: Any) -> Any:
+        return benchmark_model(items, base, checkpoint, model, n_tokens, id=f"benchmark_{stage}")
+
+    scores = {"base": take("base", None), "sft": take("sft", made.sft_checkpoint)}
+    scores["dpo"] = take("dpo", dpo) if dpo else None
+    scores["champion"] = benchmark_champion(items, base, champion, model, n_tokens)
+    return compare_benchmarks(items, **scores, evaluation=config.without_sources().evaluation)
 
 
 dpo_pipeline = CheckedPipeline("dpo_pipeline", sft_then_dpo, default_config=ROOT / "configs" / "demo.yaml")

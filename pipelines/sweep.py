@@ -20,9 +20,20 @@ def one_sft_then_many_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B00
 
     n_tokens = config.evaluation.tokens_per_batch
     made = up_to_sft(config)
-    reference_logps = score_reference(made.tokens, made.sft_checkpoint, made.base, made.model, n_tokens)
+    grid = config.without_sources().sweep_points()
+    passes = [*dict.fromkeys(dpo.passes for _, dpo in grid)]
+    reference_logps = score_reference(
+        made.tokens,
+        made.sft_checkpoint,
+        made.base,
+        made.model,
+        n_tokens,
+        config.evaluation.processes,
+        passes,
+        config.seed,
+    )
     checkpoints, points = [], []
-    for values, dpo in config.without_sources().sweep_points():
+    for values, dpo in grid:
         checkpoint, point = train_point(
             values, reference_logps, made.sft_checkpoint, made.base, made.model, dpo, n_tokens, config.seed
         )

@@ -7,9 +7,11 @@ from zenml.artifacts.unmaterialized_artifact import UnmaterializedArtifact
 
 from posttrain.config import GateSection
 from posttrain.evaluation.answers.generations import Generations
+from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.gate import decision as library
 from posttrain.evaluation.gate.champion import Champion
 from posttrain.evaluation.gate.decision import Promotion
+from posttrain.evaluation.gate.rejection import Rejection, respect
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.orchestration.gate_ledger import take_look
 from posttrain.orchestration.model_versions.registry import JudgedModel, result_name, settle
@@ -24,16 +26,20 @@ def promote(
     generations: Generations,
     candidate: UnmaterializedArtifact,
     champion: Champion,
+    rejection: Rejection,
+    benchmarks: BenchmarkFigures | None,
     gate: GateSection,
     name: str,
 ) -> Annotated[Promotion, "promotion"]:
     """Return whether the model is promoted, and why. In either case it is registered as a version of the model."""
     with tracked(nested=False) as run:
+        answers = {"answers": generations.answers_digest}
+        scores = {"benchmarks": benchmarks.digest} if benchmarks else {}
         look = take_look(name, evaluation.figures, gate)
         judged = JudgedModel(
             name=name,
-            version=result_name(evaluation.figures, gate.model_dump() | {"answers": generations.answers_digest}),
-            promotion=library.decide(evaluation.figures, gate, generations, look),
+            version=result_name(evaluation.figures, gate.model_dump() | answers | scores),
+            promotion=respect(rejection, library.decide(evaluation.figures, gate, generations, look, benchmarks)),
             opponent=champion,
             candidate=candidate,
         )

@@ -3,16 +3,19 @@
 from typing import Annotated
 
 from zenml import get_step_context
+from zenml.client import Client
 
 from posttrain.config import RunConfig
 from posttrain.data.report import DataReport
 from posttrain.evaluation.answers.generations import Generations
+from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.scoring import Evaluation
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.caching.cache_key import code_digest
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked
+from posttrain.orchestration.spent import costs_of
 from posttrain.reporting.drawing import file_name
 from posttrain.reporting.pages.run_page import report_page
 from posttrain.reporting.plots import draw
@@ -28,6 +31,7 @@ def report(
     dpo_checkpoint: Checkpoint | None,
     evaluation: Evaluation,
     generations: Generations,
+    benchmarks: BenchmarkFigures | None,
     promotion: Promotion,
 ) -> Annotated[RunReport, "report"]:
     """Return the verdict with its evidence, and the lineage of the models."""
@@ -47,7 +51,9 @@ def report(
         histories={stage: checkpoint.history for stage, checkpoint in checkpoints.items()},
         figures=evaluation.figures,
         generations=generations,
+        benchmarks=benchmarks,
         promotion=promotion,
+        costs=costs_of(Client().get_pipeline_run(run.id)),
     )
     with tracked(nested=False) as tracking:
         pictures = draw(result)

@@ -43,7 +43,13 @@ sys.modules["tests"] = ModuleType("tests")
 sys.modules["tests"].__path__ = [str(ROOT / "tests")]
 
 
-pytest_plugins = ["support.databases", "support.forks", "support.servers", "support.transformers4"]
+pytest_plugins = [
+    "support.databases",
+    "support.forks",
+    "support.registries",
+    "support.servers",
+    "support.transformers4",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

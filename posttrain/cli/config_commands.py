@@ -45,7 +45,7 @@ def check(config: Path | None, assignments: tuple[str, ...]) -> None:
         memory = (
             "memory: unknown until the model is on this machine"
             if stage.memory_gib is None
-            else f"about {stage.memory_gib:.1f} GiB for model and batch"
+            else f"about {stage.memory_gib:.1f} GiB per process for model and batch"
         )
         echo(f"{name}: {rows}, effective batch size {stage.effective_batch_size}, {steps}, {memory}")
     echo(f"model: {tried}")

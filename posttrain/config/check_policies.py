@@ -44,6 +44,7 @@ REASONS = {
     "deleted": "the message was marked as deleted by the authors of the dataset",
     "parent_missing": "an earlier message of the conversation was deleted, is unusable or is missing",
     "no_rival": "there is no other ranked answer to compare it with, here or further down the conversation",
+    "excluded": "the row is in the file of data.exclude",
     "not_sampled": "left out so that the source has the share given by its weight",
     "length_bias": "the share of a source's pairs whose chosen response is the longer one exceeds data.max_length_bias",
     "truncated": "a prompt or a response does not fit into dpo.max_length and dpo.max_prompt_length",
@@ -63,7 +64,7 @@ TOKEN_CHECKS = (
 """Checks of the rendered row, which need the tokenizer."""
 
 DELIBERATE = frozenset(
-    "tie not_trained too_close over_max_pairs other_language deleted parent_missing no_rival not_sampled".split()
+    "tie not_trained too_close over_max_pairs other_language deleted parent_missing no_rival excluded not_sampled".split()
 )
 """Reasons that follow from a dataset's design or from the settings; they do not count towards data.max_drop_share."""
 
@@ -111,6 +112,7 @@ WHY = {
     **dict.fromkeys(
         ("too_close", "over_max_pairs", "other_language", "not_sampled"), "A setting of the source asks for it."
     ),
+    "excluded": "`data.exclude` asks for it.",
     "not_trained": "The author of the data asks for it.",
     "template_refuses": "One row must not stop a run, and `fold` changes what the model sees.",
     "template_leaves_out": "Thoughts of the answer come back, so the text is trained on.",

@@ -15,8 +15,9 @@ from datasets import Dataset, concatenate_datasets
 from posttrain.config import DataSection, Source
 from posttrain.data.copies.contamination import EvaluationPrompts
 from posttrain.data.demo import pairs as demo
+from posttrain.data.exclusion import Exclusion
 from posttrain.data.formats import INSTRUCTION_LAYOUTS, PREFERENCE_LAYOUTS
-from posttrain.data.formats.layout import Example, Pair, Values
+from posttrain.data.formats.layout import Example, Pair, Parsed, PromptOnly, Values
 from posttrain.data.formats.turns import as_tools
 from posttrain.data.mixture import find_left_out
 from posttrain.data.pool import LEAKS, NEAR_LEAKS, TEST, Pool
@@ -37,22 +38,22 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
         UserError: a source is missing or has no known layout, too many rows cannot be used, a row fails a check with policy
             `fail`, or a split is empty.
     """
-    tally = Tally(data.checks)
+    tally, exclusion = Tally(data.checks), Exclusion(data.exclude)
     evaluation_prompts = EvaluationPrompts(data.contamination) if data.contamination else None
     with _scratch_folder() as folder:
         pool = Pool(PAIR_SCHEMA, ("prompt", "chosen", "rejected"), folder, tally)
         for source in data.sources:
             opened = open_source(source)
-            for record, values, pair in read_source(SourceReading(source, opened, PREFERENCE_LAYOUTS), data, tally):
+            reading = SourceReading(source, opened, PREFERENCE_LAYOUTS)
+            for record, values, row in _rows(reading, data, tally, exclusion):
                 split = record.split
                 if split == "train":
                     chosen_split = choose_split(
-                        prompt_key(pair.prompt), data.seed, data.test_size, data.validation_size
+                        prompt_key(row["prompt"]), data.seed, data.test_size, data.validation_size
                     )
                     split = "train" if chosen_split in opened.splits else chosen_split
                 true_margin = values["true_margin"] if source.location == DEMO else None
-                row = {**_row(record, pair, values), "true_margin": true_margin}
-                pool.add({**row, "annotators_agree": agreement(values)}, split)
+                pool.add({**row, "true_margin": true_margin, "annotators_agree": agreement(values)}, split)
         pool.finish()
         pool.mark_leaks(LEAKS, NEAR_LEAKS, data.near_threshold)
         pool.mark_repeats()
@@ -63,6 +64,7 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
             pool.mark_where("disputed", lambda row: _or(row["annotators_agree"], 1.0) < data.min_agreement)
         _mark_not_sampled(pool, data.sources, data.seed)
         tables, figures = pool.sort()
+    tally.unmatched_exclusions = exclusion.unmatched()
     tally.check_policies()
     tally.check_share(data.max_drop_share)
     preferences = Preferences(**{name: _dataset(table) for name, table in tables.items()})
@@ -87,15 +89,15 @@ def load_instructions(
         UserError: a source is missing or has no known layout, or too many rows cannot be used.
     """
     sources = sources if isinstance(sources, list) else [sources]
-    tally = Tally(data.checks)
+    tally, exclusion = Tally(data.checks), Exclusion(data.exclude)
     evaluation_prompts = EvaluationPrompts(data.contamination) if data.contamination else None
     with _scratch_folder() as folder:
         pool = Pool(EXAMPLE_SCHEMA, ("prompt", "completion"), folder, tally)
         pool.hold_out(concatenate_datasets([held_out.validation, held_out.test]))
         for source in sources:
             reading = SourceReading(source, open_source(source), INSTRUCTION_LAYOUTS, train_only=True)
-            for record, values, example in read_source(reading, data, tally):
-                pool.add(_row(record, example, values), "train")
+            for _, _, row in _rows(reading, data, tally, exclusion):
+                pool.add(row, "train")
         pool.finish()
         pool.mark_leaks({TEST: "held_out"}, {TEST: "near_held_out"}, data.near_threshold)
         pool.mark_repeats()
@@ -104,6 +106,7 @@ def load_instructions(
         pool.mark_near_repeats(data.near_threshold)
         _mark_not_sampled(pool, sources, data.seed)
         tables, figures = pool.sort()
+    tally.unmatched_exclusions = exclusion.unmatched()
     tally.check_policies()
     tally.check_share(data.max_drop_share)
     instructions = Instructions(_dataset(tables["train"]))
@@ -125,16 +128,17 @@ def load_pairs(source: Source, trained_on: set[bytes], data: DataSection) -> tup
     Raises:
         UserError: the source is missing or has no known layout, too many rows cannot be used, or no pair is left.
     """
-    tally = Tally(data.checks)
+    tally, exclusion = Tally(data.checks), Exclusion(data.exclude)
     with _scratch_folder() as folder:
         pool = Pool(PAIR_SCHEMA, ("prompt", "chosen", "rejected"), folder, tally)
         reading = SourceReading(source, open_source(source), PREFERENCE_LAYOUTS)
-        for record, values, pair in read_source(reading, data, tally):
-            pool.add({**_row(record, pair, values), "true_margin": None}, "test")
+        for _, _, row in _rows(reading, data, tally, exclusion):
+            pool.add({**row, "true_margin": None}, "test")
         pool.finish()
         pool.mark_where("trained_on", lambda row: prompt_key(row["prompt"]) in trained_on)
         pool.mark_repeats()
         tables, figures = pool.sort()
+    tally.unmatched_exclusions = exclusion.unmatched()
     tally.check_policies()
     pairs = _dataset(tables["test"])
     if not len(pairs):
@@ -174,7 +178,19 @@ def _mark_not_sampled(pool: Pool, sources: list[Source], seed: int) -> None:
         pool.mark([staying[place] for place in left_out], "not_sampled")
 
 
-def _row(record: SourceRecord, parsed: Pair | Example, values: Values) -> dict[str, Any]:
+def _rows(
+    reading: SourceReading[Parsed], data: DataSection, tally: Tally, exclusion: Exclusion
+) -> Iterator[tuple[SourceRecord, Values, dict[str, Any]]]:
+    """Yield the record, the values and the finished row of each usable pair or example that is not excluded."""
+    for record, values, parsed in read_source(reading, data, tally):
+        row = _row(record, parsed, values)
+        if exclusion.covers(row, (record.values or {}).get("id")):
+            tally.drop("excluded", record.where, f"id {row['id']}")  # its text may be a person's
+        else:
+            yield record, values, row
+
+
+def _row(record: SourceRecord, parsed: Pair | Example | PromptOnly, values: Values) -> dict[str, Any]:
     tools = as_tools(values)
     row: dict[str, Any] = {**parsed._asdict(), "tools": tools}
     # The order of keys in the tools does not matter for the id.

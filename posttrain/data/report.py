@@ -65,6 +65,8 @@ class DataReport(BaseModel):
     """Best possible accuracy on the test labels of the demo, some of which are wrong."""
     digest: str
     """Digest of the kept rows."""
+    unmatched_exclusions: list[str] = []
+    """Where the entries of data.exclude are that match no usable row of these sources."""
 
 
 class Tally:
@@ -86,6 +88,7 @@ class Tally:
         self.fixed: Counter[str] = Counter()
         self.flagged: Counter[str] = Counter()
         self.examples: defaultdict[str, list[str]] = defaultdict(list)
+        self.unmatched_exclusions: list[str] = []
 
     @property
     def n_read(self) -> int:
@@ -250,6 +253,7 @@ class Tally:
             figures=figures,
             ceiling=ceiling,
             digest=digest,
+            unmatched_exclusions=self.unmatched_exclusions,
         )
 
 

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from posttrain.forward.block_mask import build_block_mask
+from posttrain.forward.flex import attend_by_blocks, in_one_dtype, row_length
 
 BY_SEGMENTS, BY_BLOCKS = "posttrain_segments", "posttrain_blocks"
 """Names under which transformers knows the attention functions. With sdpa or flex in them, models without support would refuse."""
@@ -75,6 +78,20 @@ class Segments:
             made[name] = make()
         return made[name]
 
+    def padded(self, n: int) -> Segments:
+        """Return the segments with a further group, which nothing else sees and which fills the row to n tokens."""
+        n_tokens = sum(map(sum, self.groups))
+        if n == n_tokens:
+            return self
+
+        def make() -> Segments:
+            longer = Segments((*self.groups, (0, n - n_tokens)))
+            longer._once("windows", lambda: self.windows)
+            return longer
+
+        made: Segments = self._once(f"padded {n}", make)
+        return made
+
     def labels(self) -> tuple[Tensor, Tensor]:
         """Return for each of the N tokens the index of its group, and the number of its branch in the row (0 in a prefix)."""
         group_sizes = torch.tensor([sum(group) for group in self.groups])
@@ -89,15 +106,7 @@ class Segments:
         """Return the mask of the whole row for FlexAttention."""
 
         def make() -> BlockMask:
-            group, branch = (labels.to(device) for labels in self.labels())
-            position = self.positions().to(device)
-
-            def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                own = (branch[query] == branch[key]) | (branch[key] == 0)
-                near = True if window is None else position[query] - position[key] < window
-                return (group[query] == group[key]) & own & (query >= key) & near
-
-            return create_block_mask(sees, None, None, len(group), len(group), device=str(device))
+            return build_block_mask(self.groups, (*self.labels(), self.positions()), device, window)
 
         made: BlockMask = self._once(f"block_mask {window}", make)
         return made
@@ -147,10 +156,13 @@ class _Layer:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: _Layer) -> Tensor:
     """Run SDPA. Without a mask, each of the last tokens sees itself and all before it."""
-    options: dict[str, Any] = {"scale": layer.scale, "dropout_p": layer.dropout}
-    options["enable_gqa"] = query.shape[1] != key.shape[1]
     if layer.softcap is not None:
         return _attend_capped(query, key, value, mask, layer)
+    options: dict[str, Any] = {"scale": layer.scale, "dropout_p": layer.dropout}
+    options["enable_gqa"] = query.shape[1] != key.shape[1]
+    if options["enable_gqa"] and repeats_keys(query.device, has_mask=mask is not None or layer.sinks is not None):
+        key, value = _for_each_query_head(key, value, query.shape[1])
+        options["enable_gqa"] = False
     if layer.sinks is None:
         if mask is None:
             return scaled_dot_product_attention(query, key, value, is_causal=True, **options)
@@ -169,11 +181,21 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, laye
     return scaled_dot_product_attention(query, key, pad(value, (0, 0, 1, 0)), attn_mask=mask, **options)
 
 
+def repeats_keys(device: torch.device, *, has_mask: bool) -> bool:
+    """Return whether to repeat shared keys for SDPA: on CUDA its only kernel with a mask and `enable_gqa` keeps all scores."""
+    return device.type == "cuda" and has_mask
+
+
+def _for_each_query_head(key: Tensor, value: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
+    """Return keys and values repeated for the query heads that share them."""
+    n_shared = n_heads // key.shape[1]
+    return key.repeat_interleave(n_shared, dim=1), value.repeat_interleave(n_shared, dim=1)
+
+
 def _attend_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: _Layer) -> Tensor:
     """Attend in single operations, because no kernel caps scores on a CPU."""
     assert layer.softcap is not None
-    n_shared = query.shape[1] // key.shape[1]
-    key, value = (tensor.repeat_interleave(n_shared, dim=1) for tensor in (key, value))
+    key, value = _for_each_query_head(key, value, query.shape[1])
     scale = layer.scale if layer.scale is not None else query.shape[-1] ** -0.5
     scores = layer.softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / layer.softcap))
     if mask is None:
@@ -188,6 +210,7 @@ def _attend_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
 
 def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, layer: _Layer) -> Tensor:
     """Run SDPA for each prefix with its first branch, and for each further branch. Takes and returns (1, heads, N, width)."""
+    query, key, value = in_one_dtype(query, key, value)
     if _attends_in_fp32(query):
         with torch.autocast("cpu", enabled=False):
             return _by_segment(query.float(), key.float(), value.float(), segments, layer).to(query.dtype)
@@ -204,23 +227,15 @@ def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, l
     return torch.cat(outputs, dim=2)
 
 
-@functools.cache
-def _compiled_flex() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
-
-
 def _flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, layer: _Layer) -> Tensor:
-    attend = _compiled_flex() if query.is_cuda else flex_attention
-    mask = segments.block_mask(query.device, layer.window)
-    options: dict[str, Any] = {"block_mask": mask, "enable_gqa": query.shape[1] != key.shape[1], "scale": layer.scale}
-    if (softcap := layer.softcap) is not None:
-        options["score_mod"] = lambda score, *_: softcap * torch.tanh(score / softcap)
-    if layer.sinks is None:
-        result: Tensor = attend(query, key, value, **options)
-        return result
-    result, log_sum = attend(query, key, value, return_lse=True, **options)
-    # Softmax with one more logit s: the other weights shrink by exp(l) / (exp(l) + exp(s)) = sigmoid(l - s).
-    return result * torch.sigmoid(log_sum - layer.sinks.view(1, -1, 1))[..., None].to(result.dtype)
+    """Run FlexAttention for the whole row. Takes and returns (1, heads, N, width)."""
+    query, key, value = in_one_dtype(query, key, value)
+    n = query.shape[2]
+    if query.is_cuda and (n_padded := row_length(n)) != n:  # a row that `pad_row` has not padded
+        query, key, value = (pad(tensor, (0, 0, 0, n_padded - n)) for tensor in (query, key, value))
+        segments = segments.padded(n_padded)
+    output = attend_by_blocks((query, key, value), segments.block_mask(query.device, layer.window), layer)
+    return output[:, :, :n]
 
 
 def _interface(attend: Any) -> Any:

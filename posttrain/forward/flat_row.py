@@ -85,6 +85,20 @@ def lay_out(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> dic
     }
 
 
+def pad_row(flat: dict[str, Any], n: int) -> dict[str, Any]:
+    """Return a flat row of n tokens: the end is a group of its own, which is not trained and which no other token sees."""
+    n_more = n - flat["input_ids"].shape[1]
+    if not n_more:
+        return flat
+    position_ids = torch.arange(n_more, device=flat["position_ids"].device)[None]
+    return {
+        **flat,
+        "input_ids": torch.nn.functional.pad(flat["input_ids"], (0, n_more)),
+        "position_ids": torch.cat((flat["position_ids"], position_ids), dim=1),
+        "segments": flat["segments"].padded(n),
+    }
+
+
 def _n_common(sequences: list[list[int]]) -> int:
     """Return the length of the sequences' longest common prefix."""
     smallest, largest = min(sequences), max(sequences)  # all others lie between these two

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -27,12 +29,53 @@ class Shape:
     hidden_size: int
     n_adapter_parameters_per_rank: int
     """For LoRA on every linear layer: the sum of the layers' input and output sizes."""
+    inner_size: int
+    """Width of the MLP; of a mixture of experts: of all experts that a token passes."""
+    query_size: int
+    """Width of the queries of all heads."""
+    key_size: int
+    n_vocabulary: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], n_parameters: int, n_adapter_parameters_per_rank: int) -> Shape | None:
+        """Return the shape by a config of transformers; None if it does not tell the number of layers and their width.
+
+        Args:
+            config: of a language model, as `config.json` has it.
+        """
+        n_layers, hidden = (
+            _first(config, *names) for names in (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd"))
+        )
+        if not n_parameters or n_layers is None or hidden is None:
+            return None
+        n_heads = _first(config, "num_attention_heads", "n_head") or 1
+        head = _first(config, "head_dim") or hidden // n_heads
+        n_key_heads = _first(config, "num_key_value_heads") or n_heads
+        inner = _first(config, "moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden
+        n_experts = _first(config, "num_experts_per_tok") or 1
+        n_vocabulary = _first(config, "vocab_size") or 0
+        return cls(
+            n_parameters, n_layers, hidden, n_adapter_parameters_per_rank, inner * n_experts, n_heads * head, n_key_heads * head,
+            n_vocabulary,
+        )  # fmt: skip
+
+
+def _first(config: Mapping[str, Any], *names: str) -> int | None:
+    """Return the first of these settings that is set."""
+    return next((int(config[name]) for name in names if config.get(name) is not None), None)
+
+
+DEMO = Shape(
+    n_parameters=1_912_896, n_layers=4, hidden_size=192, n_adapter_parameters_per_rank=14_592, inner_size=512, query_size=192,
+    key_size=192, n_vocabulary=738,
+)  # fmt: skip
+"""The demo's model, which need not be built for an estimate."""
 
 
 def read_shape(section: ModelSection) -> Shape | None:
     """Return the shape of the base model from its config and the headers of its weights; None if it is not on this machine."""
     if section.base == "demo":
-        return Shape(n_parameters=1_912_896, n_layers=4, hidden_size=192, n_adapter_parameters_per_rank=14_592)
+        return DEMO
     folder = local_base(section.base)
     if folder is None:
         cached = try_to_load_from_cache(section.base, "config.json", revision=section.revision)
@@ -53,12 +96,7 @@ def read_shape(section: ModelSection) -> Shape | None:
         raise UserError(
             f"model.base: {section.base} is not a complete transformers model ({error}): download it again"
         ) from error
-    config = config.get("text_config", config)
-    n_layers = config.get("num_hidden_layers", config.get("n_layer"))
-    hidden_size = config.get("hidden_size", config.get("n_embd"))
-    if not n_parameters or n_layers is None or hidden_size is None:
-        return None
-    return Shape(n_parameters, n_layers, hidden_size, n_per_rank)
+    return Shape.of(config.get("text_config", config), n_parameters, n_per_rank)
 
 
 def local_base(base: str) -> Path | None:
@@ -91,27 +129,16 @@ def weights_gib(section: TrainSection, model: ModelSection, shape: Shape, in_16_
     n_weight_shards = 1 if section.sharding == "zero2" else n_shards
     own_copy = 4 if section.sharding in ("zero2", "zero3") else 0  # the fp32 copy that DeepSpeed updates
     trained_bytes = 4 / n_weight_shards + (4 + own_copy + (2 if section.optimizer == "adamw_8bit" else 8)) / n_shards
-    if model.method == "full":
-        return shape.n_parameters * trained_bytes / GIB
-    adapter = shape.n_adapter_parameters_per_rank * model.lora.rank
-    return loaded_gib(model, shape, in_16_bit) / n_weight_shards + adapter * trained_bytes / GIB
+    trained = trained_parameters(model, shape) * trained_bytes / GIB
+    return trained if model.method == "full" else loaded_gib(model, shape, in_16_bit) / n_weight_shards + trained
+
+
+def trained_parameters(model: ModelSection, shape: Shape) -> int:
+    """Return the number of trained parameters."""
+    return shape.n_parameters if model.method == "full" else shape.n_adapter_parameters_per_rank * model.lora.rank
 
 
 def loaded_gib(model: ModelSection, shape: Shape, in_16_bit: bool) -> float:
     """Return the estimated memory of the base model's weights in GiB as they are loaded."""
     bytes_each = {"full": 4.0, "lora": 2.0 if in_16_bit else 4.0, "qlora": 0.55}
     return shape.n_parameters * bytes_each[model.method] / GIB
-
-
-def activations_gib(
-    section: TrainSection, shape: Shape, sequences_per_row: int, in_16_bit: bool, gradient_checkpointing: bool
-) -> float:
-    """Return the estimated memory in GiB of the activations that a step keeps, if every row has `max_length` tokens.
-
-    34 bytes per token, layer and hidden unit in 16 bit (2 with gradient checkpointing), twice as much in 32 bit.
-
-    Source: Korthikanti et al. 2022, equation 2, without the attention matrix, which SDPA does not keep.
-    """
-    tokens = section.batch_size * sequences_per_row * section.max_length
-    per_unit = (2 if gradient_checkpointing else 34) * (1 if in_16_bit else 2)
-    return tokens * shape.n_layers * shape.hidden_size * per_unit / GIB

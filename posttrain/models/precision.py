@@ -26,7 +26,9 @@ def device() -> torch.device:
 def free_gib() -> float:
     """Return the free memory in GiB where models run: of the GPU, else of this machine within the limit of its container."""
     if torch.cuda.is_available():
-        return float(torch.cuda.mem_get_info()[0]) / GIB
+        # PyTorch keeps freed memory for its next tensors, and the driver counts it as used.
+        reusable = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return float(torch.cuda.mem_get_info()[0] + reusable) / GIB
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # no control group, or no limit
         limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))

@@ -7,10 +7,12 @@ from typing import Any
 
 from posttrain.data.report import DataReport
 from posttrain.evaluation.answers.generations import Generations
+from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.intervals import Result
 from posttrain.models.checkpoint import Base
+from posttrain.reporting.run_costs import RunCosts
 
 
 class Lineage(Result):
@@ -40,7 +42,11 @@ class RunReport(Result):
     """Metrics that the trainer of each stage logged, one dict for each logging step."""
     figures: Figures
     generations: Generations | None
+    benchmarks: BenchmarkFigures | None = None
+    """None if the run has no benchmarks."""
     promotion: Promotion
+    costs: RunCosts | None = None
+    """Up to the report itself, without the steps that were taken from the cache."""
 
     @property
     def verdict(self) -> str:

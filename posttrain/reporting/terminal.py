@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.data.report import DataReport
+from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.figures import STAGES as ALL_STAGES
 from posttrain.evaluation.figures import Figures, SetFigures, StageFigures
 from posttrain.evaluation.gate.decision import Promotion
@@ -20,6 +21,7 @@ from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.labels import ABSENT, ACCURACIES, METRICS, STAGES, percent, sample_size, words
 from posttrain.evaluation.sweep import SweepOutcome
 from posttrain.reporting.plain_console import PlainConsole
+from posttrain.reporting.run_costs import RunCosts
 from posttrain.reporting.sweep_report import render_sweep
 
 INDENTED = ("normalised_accuracy", "implicit_accuracy")
@@ -38,10 +40,13 @@ class Report:
     figures: Figures
     promotion: Promotion
     data: DataReport
+    benchmarks: BenchmarkFigures | None = None
+    """None if the run has no benchmarks."""
     unchanged_since: str | None = None
     """The run that computed these figures, if this run had nothing new to train or to evaluate."""
     sweep: SweepOutcome | None = None
     """How the DPO checkpoint was chosen, if there was a sweep."""
+    costs: RunCosts | None = None
     next_steps: tuple[str, ...] = ()
     """Commands and links, each a line."""
 
@@ -61,8 +66,10 @@ class Report:
             **self.figures.model_dump(exclude={"stages"}),
             "stages": stages,
             "promotion": self.promotion.model_dump(),
+            **({"benchmarks": self.benchmarks.model_dump()} if self.benchmarks else {}),
             "data": self.data.model_dump(),
             **({"sweep": self.sweep.model_dump()} if self.sweep else {}),
+            **({"costs": self.costs.as_dict()} if self.costs else {}),
         }
 
 
@@ -98,8 +105,10 @@ def _formatted(report: Report, is_stacked: bool, digits: int) -> Table:
         table.add_column(STAGES[stage], justify="right", no_wrap=True)
 
     def cells(of: SetFigures, name: str) -> list[str]:
-        found = (_estimates(of.stages[stage]).get(name) for stage in shown)
-        texts = [percent(estimate, digits) for estimate in found]
+        return formatted(_estimates(of.stages[stage]).get(name) for stage in shown)
+
+    def formatted(estimates: Iterable[Estimate | None]) -> list[str]:
+        texts = [percent(estimate, digits) for estimate in estimates]
         return [text.replace(" (", "\n").rstrip(")") for text in texts] if is_stacked else texts
 
     for name in ACCURACIES:
@@ -108,6 +117,9 @@ def _formatted(report: Report, is_stacked: bool, digits: int) -> Table:
             table.add_row(f"{'  ' if name in INDENTED else ''}{METRICS[name].short}", *row)
     for name, of_set in figures.sets.items():
         table.add_row(f"{name} ({sample_size(of_set)})", *cells(of_set, "likelihood_accuracy"))
+    for name, task in report.benchmarks.tasks.items() if report.benchmarks else ():
+        scores = {stage: found.score for stage, found in task.stages.items()}
+        table.add_row(f"{name} ({task.n_items} items)", *formatted(scores.get(stage) for stage in shown))
     return table
 
 
@@ -125,6 +137,8 @@ def _lines(report: Report) -> Iterator[Text]:
         yield Text(
             f"Ceiling: the true reward itself is expected to agree with {data.ceiling:.1%} of these noisy labels"
         )
+    if report.costs:
+        yield Text(f"Cost: {report.costs.line()}")
     for finding in figures.findings:
         line = Text(f"{finding.severity.capitalize()}: ", style=STYLES[finding.severity])
         yield line.append(f"{finding.title}. What to do: {finding.advice}", style="not bold default")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
@@ -21,7 +23,7 @@ from posttrain.models.precision import uses_bf16
 from posttrain.models.stored_settings import StoredSettings, remove_randomness
 from posttrain.models.token_ids import check_token_ids
 from posttrain.training.launcher import on_processes
-from posttrain.training.reference import ReferenceLogps
+from posttrain.training.reference import ReferenceLogps, TrainedOn
 from posttrain.training.resume.resumable_trainer import ResumableTrainer
 from posttrain.training.stopping import stopping_callbacks
 from posttrain.training.trainer import TrainingJob, TrainingSetup, prepare, train_and_seal, training_arguments
@@ -63,6 +65,7 @@ def train_dpo(reference: ReferenceLogps, sft_checkpoint: Checkpoint, dpo: DpoSec
         UserError: the reference has other lengths, training would not start at the reference, no pair is left, or the loss is
             NaN or infinite.
     """
+    reference.check_read(TrainedOn([dpo.passes], job.seed))  # a process knows only its own rows of a step
     return on_processes(dpo, _train, reference, sft_checkpoint, job=job)
 
 
@@ -129,8 +132,8 @@ def check_start(
     Raises:
         UserError: the log-probabilities differ; names the expected checkpoint and the one that was scored.
     """
-    train = reference.rows("train")
-    pairs = train.select(range(min(N_START_PAIRS, len(train))))
+    train = reference.rows("train").with_format("arrow")[:]
+    pairs = Dataset(train.filter(pc.is_finite(train["ref_chosen_logps"])).slice(0, N_START_PAIRS))  # not all are scored
     policy.train()  # as in training: dropout that is left would move the start
     scored = score_as_it_is(policy, pairs, model, 2 * dpo.batch_size * dpo.max_length, "start of DPO")
     found = torch.from_numpy(scored.chosen_logps), torch.from_numpy(scored.rejected_logps)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from posttrain.config import ModelSection, RunConfig, TrainSection
 from posttrain.data.sources import count_rows
 from posttrain.errors import UserError
-from posttrain.models.memory import Shape, activations_gib, loaded_gib, read_shape, weights_gib
+from posttrain.models.memory import Shape, loaded_gib, read_shape
+from posttrain.models.step_memory import StepSize, training_gib
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,13 @@ def _stage(section: TrainSection, model: ModelSection, n_rows: int | None, shape
         n_steps = math.ceil(n_rows / section.effective_batch_size * section.epochs)
     memory = None
     if shape is not None:
-        in_16_bit = model.precision == "bf16" or (model.precision == "auto" and model.method != "full")
-        memory = weights_gib(section, model, shape, in_16_bit) + activations_gib(
-            section, shape, section.sequences_per_row, in_16_bit, section.gradient_checkpointing is True
+        # The demo's model runs on a CPU and in fp32, others on a GPU.
+        on_gpu = model.base != "demo"
+        in_16_bit = model.precision == "bf16" or (model.precision == "auto" and on_gpu)
+        n_tokens = section.batch_size * section.sequences_per_row * section.max_length
+        size = StepSize(n_tokens, n_tokens, in_16_bit, on_gpu)
+        memory = training_gib(
+            section, model, shape, size, gradient_checkpointing=section.gradient_checkpointing is True
         )
         # Each process loads all weights before they are sharded.
         memory = max(memory, loaded_gib(model, shape, in_16_bit))

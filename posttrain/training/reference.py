@@ -1,12 +1,13 @@
-"""Log-probabilities of every pair under the reference: computed once, stored, and used by every DPO training."""
+"""Log-probabilities of pairs under the reference: computed once a pair, stored, and used by every DPO training."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +17,14 @@ from datasets import Dataset
 
 from posttrain.chat.tokenise import PAIR_TOKENS
 from posttrain.chat.tokens import PairTokens, check_chat
-from posttrain.config import Lengths, ModelSection
+from posttrain.config import Lengths, ModelSection, Passes
 from posttrain.errors import UserError
-from posttrain.forward.logprobs import PairLogps, score_pairs
+from posttrain.forward.logprobs import PairLogps
+from posttrain.forward.ranks import LoadedBy, on_ranks
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.models.loading import load_chat, load_model
+from posttrain.models.loading import load_chat
 from posttrain.models.precision import uses_bf16
+from posttrain.training.order import epoch_order
 
 LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
 REMEDY = "score the reference again with the tokens that are used now"
@@ -34,17 +37,37 @@ class ReferencePolicy:
     checkpoint: Checkpoint
     base: Base
     model: ModelSection
+    processes: int | Literal["auto"] = "auto"
+    """Number of processes that score; auto: one per GPU, or one on a CPU."""
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The DPO trainings that will use a reference. Of the training pairs, only those that they read are scored."""
+
+    passes: Sequence[Passes]
+    """The length of each training."""
+    seed: int
+    """Seed of the order in which they read the pairs."""
+
+    def positions(self, n_pairs: int) -> list[int]:
+        """Return the positions of the training pairs that are read, in ascending order."""
+        n_read = max((passes.n_read(n_pairs) for passes in self.passes), default=0)
+        return sorted(epoch_order(n_pairs, self.seed)[:n_read])
 
 
 @dataclass(frozen=True)
 class ReferenceLogps:
-    """Log-probabilities of every pair under one frozen policy, with the tokens that they were computed on."""
+    """Log-probabilities of pairs under one frozen policy, with the tokens that they were computed on."""
 
     table: pa.Table
     """One row a pair: split, id, prompt_ids, chosen_ids, rejected_ids, and ref_chosen_logps and ref_rejected_logps
-    (float32, nats, summed over completion tokens)."""
+    (float32, nats, summed over completion tokens; null for training pairs that were not scored)."""
     key: str
-    """sha256 of what the log-probabilities depend on: weights, tokens, lengths, template, precision."""
+    """sha256 of what the log-probabilities depend on: weights, tokens, lengths, template, precision. It does not depend on which
+    training pairs were scored."""
+    policy: str
+    """sha256 of weights, template and precision. A pair with the same tokens has the same log-probabilities."""
     checkpoint: str
     """Digest of the checkpoint that was scored."""
     lengths: Lengths
@@ -56,7 +79,8 @@ class ReferenceLogps:
         """Write the table and what it was computed from into a folder."""
         pq.write_table(self.table, folder / "reference.parquet")
         about = {
-            "key": self.key, "checkpoint": self.checkpoint, "lengths": self.lengths.model_dump(), "cut": self.cut
+            "key": self.key, "policy": self.policy, "checkpoint": self.checkpoint, "lengths": self.lengths.model_dump(),
+            "cut": self.cut,
         }  # fmt: skip
         (folder / "reference.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
 
@@ -68,12 +92,35 @@ class ReferenceLogps:
         return cls(pq.read_table(folder / "reference.parquet"), lengths=lengths, **about)
 
     def rows(self, split: str) -> Dataset:
-        """Return the tokenised pairs of a split with their log-probabilities, as TRL reads them."""
+        """Return the tokenised pairs of a split with their log-probabilities, as TRL reads them.
+
+        Pairs that were not scored have NaN: the data loader reads one batch ahead of the last step.
+        """
+        table = self.table.filter(pc.equal(self.table["split"], split)).drop_columns("split")
+        for name in LOGPS:
+            table = table.set_column(table.column_names.index(name), name, pc.fill_null(table[name], float("nan")))
         # Without a fingerprint, `datasets` copies and hashes all tokens to make one.
         fingerprint = hashlib.sha256(f"{self.key} {split}".encode()).hexdigest()[:16]
-        return Dataset(
-            self.table.filter(pc.equal(self.table["split"], split)).drop_columns("split"), fingerprint=fingerprint
-        )
+        return Dataset(table, fingerprint=fingerprint)
+
+    def check_read(self, training: TrainedOn) -> None:
+        """Check that every pair that a training reads was scored.
+
+        Raises:
+            UserError: with the number of pairs that were not.
+        """
+        train = self.table.filter(pc.equal(self.table["split"], "train"))
+        read = train.take(pa.array(training.positions(len(train)), pa.int64()))
+        if missing := read[LOGPS[0]].null_count:
+            raise UserError(
+                f"{missing} of the {len(read)} pairs that this training reads have no reference log-probabilities, because the "
+                "reference was scored for a shorter training or another seed: score the reference again with these settings"
+            )
+
+    @property
+    def n_scored(self) -> int:
+        """Return the number of pairs that have log-probabilities."""
+        return len(self.table) - int(self.table[LOGPS[0]].null_count)
 
     def of(self, rows: Dataset, lengths: Lengths) -> PairLogps:
         """Return the stored log-probabilities of tokenised pairs, in their order.
@@ -86,7 +133,8 @@ class ReferenceLogps:
             UserError: the reference was scored with other lengths or on other tokens, or lacks a pair.
         """
         self.check_lengths(lengths)
-        position = {row_id: i for i, row_id in enumerate(self.table["id"].to_pylist())}
+        is_scored = self.table[LOGPS[0]].is_valid().to_pylist()
+        position = {row_id: i for i, row_id in enumerate(self.table["id"].to_pylist()) if is_scored[i]}
         wanted: pa.Table = rows.with_format("arrow")[:]
         ids = wanted["id"].to_pylist()
         missing = [row_id for row_id in ids if row_id not in position]
@@ -146,12 +194,16 @@ def score_reference(
     tokens: PairTokens,
     policy: ReferencePolicy,
     tokens_per_batch: int,
-    find: Callable[[str], ReferenceLogps | None] = lambda key: None,
+    trained_on: TrainedOn | None = None,
+    find: Callable[[str], Iterable[ReferenceLogps]] = lambda policy: (),
 ) -> ReferenceLogps:
-    """Return the log-probabilities of every pair of every split under the reference.
+    """Return the log-probabilities of all validation and test pairs, and of the training pairs that are needed.
+
+    A pair that an earlier run scored with the same weights, template and precision is not scored again.
 
     Args:
-        find: returns what an earlier run stored under a key, or None. If it returns log-probabilities, nothing is scored.
+        trained_on: the trainings that will use them; None: score all training pairs.
+        find: returns what earlier runs stored for a `ReferenceLogps.policy`, the newest first.
 
     Raises:
         UserError: the pairs were tokenised for another tokenizer or template.
@@ -159,16 +211,72 @@ def score_reference(
     chat = load_chat(policy.base, policy.model, policy.checkpoint)
     check_chat(tokens, chat, "the SFT checkpoint")
     precision = "bf16" if uses_bf16(policy.model) else "fp32"
-    about = f"{policy.checkpoint.digest} {chat.template} {precision} {tokens.digest}"
-    key = hashlib.sha256(about.encode()).hexdigest()
-    if (stored := find(key)) is not None:
-        print(f"Reference: taken from an earlier run (same weights, tokens, template and precision: {key[:16]})")
-        return stored
-    model = load_model(policy.base, policy.model, policy.checkpoint)
-    tables = []
-    for split, table in tokens.tables.items():
-        scored = score_pairs(model, tokens.rows(split), policy.model, tokens_per_batch, f"reference, {split}")
-        for name, values in zip(LOGPS, (scored.chosen_logps, scored.rejected_logps), strict=True):
-            table = table.append_column(name, pa.array(values.astype(np.float32), pa.float32()))
-        tables.append(table.append_column("split", pa.array([split] * len(table), pa.string())))
-    return ReferenceLogps(pa.concat_tables(tables), key, policy.checkpoint.digest, tokens.lengths, tokens.cut)
+    about = hashlib.sha256(f"{policy.checkpoint.digest} {chat.template} {precision}".encode()).hexdigest()
+    key = hashlib.sha256(f"{about} {tokens.digest}".encode()).hexdigest()
+    table = pa.concat_tables(
+        part.append_column("split", pa.array([split] * len(part), pa.string())) for split, part in tokens.tables.items()
+    )
+    digests = _digests(table)
+    needed = _needed(table, trained_on)
+    known = _stored(find(about), {digests[i] for i in needed})
+    new = [i for i in needed if digests[i] not in known]
+    if len(new) < len(needed):
+        print(
+            f"Reference: {len(needed) - len(new)} of {len(needed)} pairs are taken from earlier runs (same weights, tokens, "
+            "template and precision)"
+        )
+    if new:
+        scored = _score(table.take(pa.array(new, pa.int64())), policy, tokens_per_batch, key)
+        known |= dict(zip([digests[i] for i in new], scored, strict=True))
+    wanted = set(needed)
+    logps = [known[digest] if i in wanted else (None, None) for i, digest in enumerate(digests)]
+    for name, values in zip(LOGPS, zip(*logps, strict=True), strict=True):
+        table = table.append_column(name, pa.array(values, pa.float32()))
+    return ReferenceLogps(table, key, about, policy.checkpoint.digest, tokens.lengths, tokens.cut)
+
+
+def _score(pairs: pa.Table, policy: ReferencePolicy, tokens_per_batch: int, key: str) -> Iterator[tuple[float, float]]:
+    """Yield the log-probabilities of pairs, which are in the order of their splits."""
+    with on_ranks(LoadedBy(policy.base, policy.model, policy.checkpoint, policy.processes)) as ranks:
+        for split in pc.unique(pairs["split"]).to_pylist():
+            part = pairs.filter(pc.equal(pairs["split"], split))
+            # Without a fingerprint, `datasets` copies and hashes all tokens to make one.
+            rows = Dataset(part, fingerprint=hashlib.sha256(f"{key} {split} {len(part)}".encode()).hexdigest()[:16])
+            found = ranks.score(rows, tokens_per_batch, f"reference, {split}")
+            yield from zip(found.chosen_logps.tolist(), found.rejected_logps.tolist(), strict=True)
+
+
+def _needed(table: pa.Table, trained_on: TrainedOn | None) -> list[int]:
+    """Return the positions of the pairs that are scored."""
+    if trained_on is None:
+        return list(range(len(table)))
+    is_train = np.array([split == "train" for split in table["split"].to_pylist()], dtype=bool)
+    train = np.flatnonzero(is_train)
+    read = train[trained_on.positions(len(train))]
+    needed: list[int] = np.sort(np.concatenate([read, np.flatnonzero(~is_train)])).tolist()
+    return needed
+
+
+def _stored(earlier: Iterable[ReferenceLogps], wanted: set[bytes]) -> dict[bytes, tuple[float, float]]:
+    """Return the log-probabilities of pairs by their digests, as far as earlier references have them."""
+    found: dict[bytes, tuple[float, float]] = {}
+    for reference in earlier:
+        scored = reference.table.filter(reference.table[LOGPS[0]].is_valid())
+        pairs = zip(_digests(scored), *(scored[name].to_pylist() for name in LOGPS), strict=True)
+        found |= {digest: (chosen, rejected) for digest, chosen, rejected in pairs if digest in wanted - found.keys()}
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def _digests(table: pa.Table) -> list[bytes]:
+    """Return sha256 of the token ids of each pair."""
+    parts = []
+    for name in PAIR_TOKENS.names[1:]:
+        ids = pc.list_flatten(table[name]).to_numpy().astype("<i4")
+        ends = np.cumsum(pc.list_value_length(table[name]).to_numpy())
+        parts.append(np.split(ids, ends[:-1]))
+    return [
+        hashlib.sha256(b"".join(len(part).to_bytes(4, "little") + part.tobytes() for part in pair)).digest()
+        for pair in zip(*parts, strict=True)
+    ]

@@ -23,8 +23,9 @@ from posttrain.forward.flat import FlatCollator, announce, use_flat_batches
 from posttrain.forward.routers import has_balance_loss
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.models.loading import Model
-from posttrain.models.memory import GIB, Shape, activations_gib, loaded_gib, weights_gib
+from posttrain.models.memory import Shape, loaded_gib
 from posttrain.models.precision import free_gib, uses_bf16
+from posttrain.models.step_memory import StepSize, training_gib
 from posttrain.models.stored_settings import StoredSettings
 from posttrain.training.resume.resumable_trainer import ResumableTrainer, Resume
 from posttrain.training.resume.training_checkpoints import Resumption, TrainingCheckpoints
@@ -123,13 +124,17 @@ def needs_checkpointing(section: TrainSection, model_section: ModelSection, mode
         return section.gradient_checkpointing
     if section.sharding != "none":
         return True
-    config = model.config.get_text_config()
-    shape = Shape(model.num_parameters(), config.num_hidden_layers, config.hidden_size, 0)
-    bf16 = uses_bf16(model_section)
-    needed = activations_gib(section, shape, section.sequences_per_row, bf16, gradient_checkpointing=False)
-    if model_section.method == "full":
-        needed += weights_gib(section, model_section, shape, bf16) - loaded_gib(model_section, shape, bf16)
-        needed += shape.n_parameters * 2 / GIB if bf16 else 0  # autocast's copies, which the backward pass needs
+    bf16, full = uses_bf16(model_section), model_section.method == "full"
+    n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    n_base = model.num_parameters() - (0 if full else n_trained)
+    shape = Shape.of(model.config.get_text_config().to_dict(), n_base, n_trained // model_section.lora.rank)
+    if shape is None:
+        return False
+    sequences_per_row = 2 if isinstance(section, DpoSection) else 1
+    n_tokens = section.batch_size * sequences_per_row * section.max_length
+    size = StepSize(n_tokens, n_tokens, bf16, on_gpu=False)  # the context of a GPU is in memory already
+    needed = training_gib(section, model_section, shape, size, gradient_checkpointing=False)
+    needed -= loaded_gib(model_section, shape, bf16 and not full)
     free = free_gib()
     needs = needed > FILL * free
     print(

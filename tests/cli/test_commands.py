@@ -1,6 +1,7 @@
 """Commands on finished runs: report, compare, export, chat and ab."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,19 @@ def test_ab_counts_the_choices_of_people(runs, tmp_path):
     (tmp_path / "choices.json").write_text(json.dumps({"answers": digest, "choices": dict.fromkeys(ids, "tie")}))
     printed = call("ab", "score", tmp_path / "choices.json", "--run", runs[1])
     assert "DPO preferred on 50.0% of 3 prompts" in printed
+
+
+def test_trace_names_the_models_that_were_trained_on_a_row(runs, tmp_path):
+    preferences = Client().get_pipeline_run(runs[0]).steps["load_preferences"].outputs["preferences"][0].load()
+    row, held_out = preferences.train[3], preferences.test[0]
+    found = call("trace", row["id"])
+    assert found.startswith("1 rows found in ")
+    assert f"{row['id']}  {row['source']}  preferences, train: {row['prompt'][0]['content']}" in found
+    for name in ("sft_checkpoint", "dpo_checkpoint"):
+        assert re.search(rf"trained on it: {name}:\d+ \(run {runs[0]}\)", found), found
+    assert re.search(rf"trained on it: dpo_checkpoint:\d+ \(run {runs[1]}\)", found), found
+    assert call("trace", row["chosen"][0]["content"].upper()).count("trained on it") == found.count("trained on it")
+    (tmp_path / "erased.txt").write_text(held_out["prompt"][0]["content"])
+    assert "preferences, test" in (of_file := call("trace", "--file", tmp_path / "erased.txt"))
+    assert "no stored model was trained on it" in of_file
+    assert call("trace", "nobody ever wrote this").startswith("0 rows found in ")

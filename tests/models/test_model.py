@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from posttrain.config import ModelSection
-from posttrain.models.precision import MIN_AMX_WIDTH, uses_bf16
+from posttrain.models.precision import MIN_AMX_WIDTH, free_gib, uses_bf16
 
 
 @pytest.fixture
@@ -39,3 +39,12 @@ def test_auto_is_bf16_on_a_cpu_with_amx_and_a_wide_model(folder, monkeypatch, hi
 def test_auto_is_fp32_for_the_demo_on_every_cpu(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": True})
     assert not uses_bf16(ModelSection(base="demo"))
+
+
+def test_memory_that_pytorch_can_use_again_counts_as_free(monkeypatch):
+    """The driver has 10 GiB free; of 60 GiB that PyTorch holds, tensors take 25."""
+    sizes = {"mem_get_info": (10 * 2**30, 80 * 2**30), "memory_reserved": 60 * 2**30, "memory_allocated": 25 * 2**30}
+    for name, value in sizes.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert free_gib() == 45

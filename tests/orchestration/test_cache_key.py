@@ -24,6 +24,8 @@ from posttrain.orchestration.caching.source_graph import SourceGraph
 from posttrain.orchestration.caching.step_keys import cache_policy
 from posttrain.orchestration.project import step_names
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = ("posttrain", "steps", "materializers")
 TRAININGS = {"train_sft", "score_reference", "train_dpo"}
 JUDGING = {"evaluate", "promote", "report"}
@@ -140,7 +142,7 @@ def test_docstrings_and_descriptions_of_settings_change_no_digest(changed: Any) 
     def texts(root: Path) -> None:
         path = root / "posttrain/config/sections/training_sections.py"
         replace(path, '"passes over the training data', '"epochs over the training data')
-        replace(path, '"""Settings that SFT and DPO share."""', '"""Settings of SFT and DPO."""')
+        replace(path, '"""Settings that all trainings share."""', '"""Settings of SFT and DPO."""')
 
     assert changed(texts) == set()
 
@@ -279,7 +281,6 @@ def worked(done: PipelineRunResponse | None) -> set[str]:
     return steps - {"load_preferences", "load_instructions", "resolve_base", "find_champion", "conclude"}
 
 
-@pytest.mark.slow
 def test_only_steps_that_use_the_edited_code_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {
         "name": "edited",
@@ -308,7 +309,6 @@ def test_only_steps_that_use_the_edited_code_run_again(tmp_path: Path, monkeypat
     assert {"train_sft", "score_reference", "train_dpo"} <= after("posttrain/forward", "c")
 
 
-@pytest.mark.slow
 def test_the_key_does_not_depend_on_folder_or_path(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

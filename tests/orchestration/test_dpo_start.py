@@ -25,6 +25,8 @@ from posttrain.orchestration.finished_runs import read_report
 from posttrain.training.dpo import train_dpo
 from posttrain.training.trainer import TrainingJob
 
+pytestmark = pytest.mark.slow
+
 DPO = DpoSection(learning_rate=5e-3, max_steps=2, batch_size=2, max_length=96, max_prompt_length=64)
 
 
@@ -131,7 +133,6 @@ def test_the_settings_of_the_template_go_with_the_start(tiny_folder: Path, tmp_p
     assert asked == "Dear Ann"
 
 
-@pytest.mark.slow
 def test_a_run_on_an_instruct_model_and_one_on_the_model_in_production(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,8 @@ import sys
 import pytest
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 from zenml.logger import get_logger, init_logging
 init_logging()

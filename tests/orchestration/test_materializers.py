@@ -141,7 +141,9 @@ def test_a_checkpoint_that_was_tampered_with_is_refused(tmp_path: Path, tamper: 
 def test_reference_logps_survive_a_round_trip() -> None:
     table = pa.table({"id": ["a"], "ref_chosen_logps": np.array([-1.5], dtype=np.float32)})
     lengths = Lengths(max_length=9, max_prompt_length=4)
-    reference = ReferenceLogps(table, key="k" * 64, checkpoint="c" * 64, lengths=lengths, cut={"train": {"cut": 1}})
+    reference = ReferenceLogps(
+        table, key="k" * 64, policy="p" * 64, checkpoint="c" * 64, lengths=lengths, cut={"train": {"cut": 1}}
+    )
     assert stored(ReferenceLogpsMaterializer, reference).load(ReferenceLogps) == reference
 
 
@@ -202,7 +204,9 @@ def files_of(materializer: Any) -> list[Path]:
 @pytest.mark.parametrize("damage", [flip_a_bit, lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
 def test_no_file_of_any_artifact_can_change_unseen(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     lengths = Lengths(max_length=9, max_prompt_length=4)
-    reference = ReferenceLogps(pa.table({"id": ["a"]}), key="k" * 64, checkpoint="c" * 64, lengths=lengths, cut={})
+    reference = ReferenceLogps(
+        pa.table({"id": ["a"]}), key="k" * 64, policy="p" * 64, checkpoint="c" * 64, lengths=lengths, cut={}
+    )
     artifacts = [
         (PreferencesMaterializer, preferences()),
         (ReferenceLogpsMaterializer, reference),

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import pytest
 import yaml
+from support.data_files import write_rows
 from support.paths import ROOT
 from zenml.client import Client
 from zenml.enums import ExecutionStatus, ModelStages
@@ -20,11 +21,16 @@ from zenml.models import PipelineRunResponse
 from pipelines.dpo import dpo_pipeline
 from posttrain.errors import UserError
 from posttrain.evaluation.gate.decision import Promotion
+from posttrain.evaluation.gate.rejection import Rejection
 from posttrain.orchestration.caching import cache_key as _code
 from posttrain.orchestration.finished_runs import read_report
+from posttrain.orchestration.history.why import explain_run
+from posttrain.orchestration.model_versions.registry import digest_of
+from posttrain.orchestration.model_versions.rejections import lift, reject
 from posttrain.orchestration.project import step_names
 from posttrain.orchestration.run_file import read_run_file
 from posttrain.orchestration.running_step.stored_files import DamagedArtifact
+from posttrain.reporting.past_runs.explanation import explanation_lines
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -148,6 +154,22 @@ def test_the_finetuning_type_decides_which_steps_there_are(
     assert list(pipeline.invocations) == [*steps.split(), *verdict]
 
 
+def test_benchmarks_are_loaded_first_and_scored_model_by_model(tmp_path: Path) -> None:
+    config = {"evaluation": {"benchmarks": [{"task": "gsm8k"}]}}
+    pipeline = dpo_pipeline.with_options(config_path=written(tmp_path, config))
+    pipeline.prepare()
+    steps = list(pipeline.invocations)
+    assert steps[0] == "load_benchmarks"
+    assert [name for name in steps[1:] if "benchmark" in name] == [
+        "benchmark_base",
+        "benchmark_sft",
+        "benchmark_dpo",
+        "benchmark_champion",
+        "compare_benchmarks",
+    ]
+    assert "benchmarks" in pipeline.invocations["promote"].input_artifacts
+
+
 @pytest.mark.parametrize(
     "name", ["70007", "sft_checkpoint:70007", "no/such/folder", "0b51e4e2-2a4e-4d4c-8f4c-3f1d1b1f4c11"]
 )
@@ -235,11 +257,28 @@ def test_nothing_is_trained_twice(
 
     steeper = run({**TINY, "dpo": {**TINY["dpo"], "beta": 0.3}})
     assert worked(steeper) == always | {"train_dpo", "generate", "evaluate", "promote", "report"}
+    explained = "\n".join(explanation_lines(explain_run(steeper.name), 200))
+    assert (
+        f"Compared with the run of model tiny before it: {again.name}\n\nsettings  dpo.beta: 0.1 -> 0.3\n\n"
+        in explained
+    )
+    assert re.search(r"\ntrain_dpo +ran +dpo\.beta 0\.1 -> 0\.3\n", explained), explained
+    assert re.search(rf"\ntrain_sft +cached +the result of {first.name}\n", explained)
+    nothing = "\n".join(explanation_lines(explain_run(str(again.id)), 200))
+    assert "Nothing changed: neither rows nor settings, files, packages or code." in nothing
+    records: list[Any] = [Client().get_pipeline_run(done.id).run_metadata["record"] for done in (first, again)]
+    assert [record["outcome"] for record in records] == ["refused", "unchanged"]
+    assert records[1]["judged_in"] == first.name
+    assert records[0]["costs"]["steps"]["train_dpo"]["tokens"] > 0
+    assert "train_dpo" not in records[1]["costs"]["steps"]
     assert outcomes(first, again, steeper) == ["trained", "unchanged", "trained"]
 
     shorter = run({**TINY, "dpo": {**TINY["dpo"], "max_length": 64, "max_prompt_length": 32}})
     # SFT does not depend on DPO's lengths. No pair of the demo is cut by them, so the figures and the verdict stay.
     assert worked(shorter) == always | {"tokenise", "score_reference", "train_dpo", "generate", "evaluate"}
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    n_pairs = shorter.steps["score_reference"].outputs["reference_logps"][0].run_metadata["n_pairs"]
+    assert f"Reference: {n_pairs} of {n_pairs} pairs are taken from earlier runs" in printed
 
     renamed = run({**TINY, "tracking": {"experiment": "another"}})
     assert worked(renamed) == always
@@ -259,6 +298,17 @@ def test_nothing_is_trained_twice(
     assert {"sft_checkpoint", "dpo_checkpoint", "evaluation", "preferences"} <= {
         link.artifact_version.name for link in Client().list_model_version_artifact_links(model_version_id=champion.id)
     }
+
+    # Taken out of production, it is refused by the same config, although the verdict was in the cache.
+    about = Rejection(model="tiny", version=champion.name, digest=digest_of(champion), reason="answers in French")
+    reject(champion, about)
+    champion.set_stage(ModelStages.ARCHIVED, force=True)
+    rejected = run({**TINY, "gate": {"max_p_value": 0.5}})
+    assert worked(rejected) == always | {"promote", "report"}
+    assert "was taken out of production" in read_report(rejected.id).promotion.reasons[-1]
+    assert not Client().list_model_versions(model="tiny", stage=ModelStages.PRODUCTION).items
+    lift(champion, "it was the tokenizer")
+    champion.set_stage(ModelStages.PRODUCTION, force=True)
 
     without_sft = {key: section for key, section in TINY.items() if key != "sft"}
     version = first.steps["train_sft"].outputs["sft_checkpoint"][0].version
@@ -308,6 +358,41 @@ def test_a_challenger_is_compared_with_the_champion_only_once(tmp_path: Path, mo
     assert third.digests["champion"] == second.digests["dpo"]
     assert run(0.15) == (set(), third)
     assert len(Client().list_model_versions(model="rivals", stage=ModelStages.PRODUCTION)) == 1
+
+
+@pytest.mark.soak
+def test_a_model_that_stays_the_same_takes_no_benchmark_again(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra `benchmarks` is not installed")
+    rows = [{"question": f"{i} + {i}?", "choices": [str(2 * i), "none"], "gold": 0} for i in range(1, 9)]
+    write_rows(tmp_path / "sums.jsonl", rows)
+    task = {
+        "task": "sums",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "sums.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "gold",
+        "doc_to_choice": "choices",
+    }
+    (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task))
+
+    def run(seed: int) -> tuple[set[str], Any]:
+        config = {**TINY, "name": "sums", "finetuning_type": "sft", "data": OTHER_DATA, "seed": seed}
+        config["evaluation"] = {"generations": {"n": 0}, "benchmarks": [{"task": str(tmp_path / "sums.yaml")}]}
+        done = dpo_pipeline.with_options(config_path=written(tmp_path, config))()
+        assert done is not None
+        worked = {name for name, step in done.steps.items() if step.status == ExecutionStatus.COMPLETED}
+        return {name for name in worked if "benchmark" in name}, read_report(done.id)
+
+    worked, first = run(3)
+    assert worked == {"load_benchmarks", "benchmark_base", "benchmark_sft", "benchmark_champion", "compare_benchmarks"}
+    assert first.benchmarks.tasks["sums"].n_items == 8
+    assert run(3)[0] == {"load_benchmarks"}
+    worked, second = run(4)
+    assert worked == {"load_benchmarks", "benchmark_sft", "compare_benchmarks"}
+    assert second.benchmarks.digests["base"] == first.benchmarks.digests["base"]
+    assert second.benchmarks.digests["sft"] != first.benchmarks.digests["sft"]
 
 
 @pytest.mark.slow

@@ -5,15 +5,27 @@ import shutil
 import subprocess
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from support.run_reports import make_report
 
+from posttrain.evaluation.benchmarks.benchmark_figures import (
+    BenchmarkComparison,
+    BenchmarkFigures,
+    StageScore,
+    TaskFigures,
+)
+from posttrain.evaluation.clustered.gains import paired_gain
+from posttrain.evaluation.clusters import Clusters
+from posttrain.evaluation.intervals import Estimate
 from posttrain.models.checkpoint import Base, Manifest
 from posttrain.reporting.model_card import model_card
 from posttrain.reporting.pages.run_page import report_page
 from posttrain.reporting.plots import draw, label_text
 from posttrain.reporting.run_report import RunReport
+
+pytestmark = pytest.mark.slow
 
 HOSTILE = (
     "</pre></style></title></svg><script>document.documentElement.dataset.ran = 1</script>"
@@ -38,6 +50,36 @@ def test_the_verdict_comes_first_and_every_part_follows(page):
     assert page.count("<svg") == 10
     for needed in ("data-digest", "code-digest", "org/base abc123", "30 won"):
         assert needed in page
+
+
+def test_benchmarks_have_a_section_of_their_own(page):
+    assert "Benchmarks" not in page
+    gain = paired_gain(np.array([-1.0] * 4 + [0.0] * 6), Clusters.single(10), 0.95)
+    quiz = TaskFigures(
+        metric="acc,none",
+        n_items=10,
+        n_questions=8,
+        stages={
+            "sft": StageScore(score=Estimate(value=0.9, low=0.6, high=0.98), std_error=0.1, n_cut=0),
+            "dpo": StageScore(score=Estimate(value=0.5, low=0.24, high=0.76), std_error=0.167, n_cut=3),
+        },
+        comparisons={"dpo_vs_sft": BenchmarkComparison(gain=gain, n_gained=0, n_lost=4)},
+        other_metrics={"f1,none": {"sft": 0.25, "dpo": 0.5}},
+    )
+    benchmarks = BenchmarkFigures(tasks={"quiz": quiz}, confidence=0.95, digests={})
+    found = report_page(make_report().model_copy(update={"benchmarks": benchmarks}))
+    part = found.partition("<h2>Benchmarks")[2].partition("Confidently wrong")[0]
+    for text in (
+        "90.0 (60.0-98.0)",
+        "50.0 (24.0-76.0)",
+        "DPO against SFT",
+        "-40.0 (",
+        "SFT 10.0, DPO 16.7",
+        "DPO 3",
+        "8 questions",
+    ):
+        assert text in part
+    assert "f1,none" in part
 
 
 def test_it_fetches_nothing(page):
@@ -84,7 +126,6 @@ def test_nothing_in_a_hostile_text_becomes_markup():
         assert tag not in found
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to open the page with")
 def test_nothing_in_a_hostile_text_runs_in_a_browser(tmp_path):
     """The control page has the same text unescaped, which shows that the browser would run it."""

@@ -28,6 +28,8 @@ from posttrain.serving.export import ExportedModel, ExportOptions, check_is_ours
 from posttrain.storage import s3 as storage
 from posttrain.training.trainer import TrainingJob
 
+pytestmark = pytest.mark.slow
+
 # Its responses end with <|system|>, which is not the tokenizer's end of sequence.
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if m['role'] == 'assistant' %}<|system|>{% endif %}"
@@ -210,7 +212,6 @@ def read(store, key: str) -> bytes:
     return store.get_object(Bucket="models", Key=key)["Body"].read()
 
 
-@pytest.mark.slow
 def test_s3_gets_it_whole_and_then_points_to_it(trained, bucket, tmp_path, monkeypatch):
     local = exported(trained, tmp_path / "out", dtype="bf16")
     card = model_card("tiny", trained.checkpoint.manifest, adapter=False)

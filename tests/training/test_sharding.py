@@ -240,7 +240,10 @@ def test_sharding_with_one_process_is_refused():
         share_rows(SftSection(sharding="fsdp"))
 
 
-SHAPE = Shape(n_parameters=8 * GIB, n_layers=1, hidden_size=1, n_adapter_parameters_per_rank=GIB // 16)
+SHAPE = Shape(
+    n_parameters=8 * GIB, n_layers=1, hidden_size=1, n_adapter_parameters_per_rank=GIB // 16, inner_size=1, query_size=1,
+    key_size=1, n_vocabulary=1,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -218,22 +218,22 @@ def test_sft_refuses_rows_that_were_cut_to_another_length(after_sft, preferences
         train_sft(tokens, SFT, job(after_sft, "other-length"))
 
 
-def test_a_reference_that_is_stored_is_not_scored_again(after_sft, preferences):
-    """The key is of weights, tokens, lengths, template and precision: another beta finds it, other rows or lengths do not."""
-    stored = {after_sft.reference.key: after_sft.reference}
+def test_a_reference_that_is_stored_is_not_scored_again(after_sft, preferences, monkeypatch):
+    """The key is of weights, tokens, lengths, template and precision. Without a new pair, the model is not even loaded."""
+    monkeypatch.setattr("posttrain.forward.ranks.load_model", None)
 
     def score(rows, lengths=LENGTHS):
         tokens = pair_tokens(rows, after_sft.base, after_sft.section, lengths)
         policy = ReferencePolicy(after_sft.checkpoint, after_sft.base, after_sft.section)
-        return score_reference(tokens, policy, 512, find=stored.get)
+        return score_reference(tokens, policy, 512, find=lambda policy: [after_sft.reference])
 
-    assert score(preferences) is after_sft.reference
+    assert score(preferences) == after_sft.reference
     fewer = Preferences(preferences.train.select(range(39)), preferences.validation, preferences.test)
     assert score(fewer).key != after_sft.reference.key
-    assert score(preferences, Lengths(max_length=40, max_prompt_length=20)).key != after_sft.reference.key
     longer = score(preferences, Lengths(max_length=1000, max_prompt_length=500))  # cuts no pair, as 96 and 64 do not
+    assert longer.key != after_sft.reference.key
     assert longer.lengths.max_length == 1000
-    assert longer.rows("train")["chosen_ids"][:] == after_sft.reference.rows("train")["chosen_ids"][:]
+    assert longer.table == after_sft.reference.table
 
 
 @pytest.mark.parametrize("after_sft", ["full"], indirect=True)
@@ -301,12 +301,22 @@ def test_pairs_weigh_the_same_whatever_the_micro_batches(after_sft, preferences,
 
 
 def test_checkpointing_is_on_only_where_a_step_would_not_fit(after_sft, monkeypatch):
-    """Two sequences of 96 tokens a pair, 8 pairs, 2 layers, width 32, 68 bytes: 6.4 MiB of activations in fp32; full
-    training adds three times the weights, gradients and optimizer state."""
-    model = load_model(after_sft.base, after_sft.section, after_sft.checkpoint)
-    needed = 8 * 2 * 96 * 2 * 32 * 68 / 2**30
+    """Two sequences of 96 tokens a pair, 8 pairs: 1536 tokens through 2 layers of width 32, keys of 16, an MLP of 64.
+
+    A layer keeps 24 x 32 (full) or 16 x 32 + 28 x 16 (LoRA) bytes a token, and 4 (3 x 32 + 4 x 16 + 4 x 64) for attention and MLP.
+    The head keeps logits and twice the hidden states in fp32; the optimizer 8 bytes a weight, the gradients 4.
+    """
+    model = load_model(after_sft.base, after_sft.section, after_sft.checkpoint, trainable=True)
+    n_vocabulary = model.config.vocab_size
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    head = 1536 * (4 * n_vocabulary + 8 * 32)
     if after_sft.section.method == "full":
-        needed += model.num_parameters() * 12 / 2**30
+        layer = 24 * 32 + 4 * (3 * 32 + 4 * 16 + 4 * 64)
+        step = 2 * 1536 * layer + max(head, n_vocabulary * 32 * 4 + 1536 * 8 * 64)
+        needed = (step + 8 * n_trained) / 2**30
+    else:
+        layer = 16 * 32 + 28 * 16 + 4 * (3 * 32 + 4 * 16 + 4 * 64)
+        needed = (2 * 1536 * layer + max(head, 1536 * 8 * 64) + 12 * n_trained) / 2**30
     for free, expected in ((needed / 0.79, False), (needed / 0.81, True)):
         monkeypatch.setattr("posttrain.training.trainer.free_gib", lambda free=free: free)
         assert needs_checkpointing(DPO, after_sft.section, model) is expected

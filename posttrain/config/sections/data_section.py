@@ -12,6 +12,9 @@ from posttrain.config.explain import nearest
 from posttrain.config.layouts import COLUMNS, INSTRUCTION_FORMATS, InstructionFormat, PreferenceFormat
 from posttrain.config.sections.section import Fraction, Section
 
+ARTIFACT = "artifact:"
+"""Beginning of the path of a source that is an artifact of an earlier run."""
+
 
 class Source(Section):
     """A dataset to read. A plain string is short for its `path`."""
@@ -20,7 +23,8 @@ class Source(Section):
         min_length=1,
         description="`demo`, a file, glob or folder (JSONL, JSON, CSV or TSV, also as .gz or .zst, Parquet or Arrow), the same on "
         "`s3://bucket/…`, a Hub dataset id, or hh-rlhf, oasst1, shp, "
-        "ultrafeedback; `path:50000` reads at most 50000 rows",
+        "ultrafeedback; `path:50000` reads at most 50000 rows; `artifact:collected_preferences` reads the newest pairs that "
+        "collect_pipeline made, `artifact:collected_preferences:3` those of version 3",
     )
     format: Literal["auto", PreferenceFormat, InstructionFormat] = Field(
         "auto", description="layout of the rows; `auto` detects it from the columns and the first rows"
@@ -100,21 +104,26 @@ class Source(Section):
 
     @model_validator(mode="after")
     def validate_limit(self) -> Source:
-        if self.limit is not None and _PATH_AND_LIMIT.fullmatch(self.path):
+        if self.limit is not None and self._path_and_limit:
             raise ValueError(f"path {self.path} ends in a number of rows and limit is {self.limit}: remove one of them")
         return self
 
     @property
     def location(self) -> str:
         """The path without the number of rows at its end."""
-        match = _PATH_AND_LIMIT.fullmatch(self.path)
+        match = self._path_and_limit
         return match.group(1) if match else self.path
 
     @property
     def row_limit(self) -> int | None:
         """The maximum number of rows to read from each split."""
-        match = _PATH_AND_LIMIT.fullmatch(self.path)
+        match = self._path_and_limit
         return int(match.group(2)) if match else self.limit
+
+    @property
+    def _path_and_limit(self) -> re.Match[str] | None:
+        """The match of a path with a number of rows at its end. After the name of an artifact the number is its version."""
+        return None if self.path.startswith(ARTIFACT) else _PATH_AND_LIMIT.fullmatch(self.path)
 
 
 _PATH_AND_LIMIT = re.compile(r"(.+):([1-9]\d*)")
@@ -179,6 +188,12 @@ class DataSection(Section):
         le=1,
         description="maximum share of pairs whose chosen response is the longer one; `length_bias` is reported if the lower "
         "bound of the share's confidence interval exceeds this",
+    )
+    exclude: str | None = Field(
+        None,
+        min_length=1,
+        description="file of rows to keep out of preferences, `sft.dataset` and `evaluation.sets`: an id or a prompt per line, "
+        "or a data file with a column `id` or `prompt`",
     )
     contamination: list[Source] = Field(
         [],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from posttrain.config.sections.benchmark_section import BenchmarkSection
 from posttrain.config.sections.data_section import Source
 from posttrain.config.sections.section import Section
 
@@ -20,6 +22,9 @@ class GenerationsSection(Section):
         128, ge=1, description="maximum number of tokens per answer; longer answers are cut off and counted"
     )
     temperature: float = Field(0.0, ge=0, description="sampling temperature; 0: greedy decoding")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample from the smallest set of tokens with this probability; 1: from all"
+    )
 
 
 class JudgeSection(Section):
@@ -86,6 +91,11 @@ class EvaluationSection(Section):
         ge=1,
         description="maximum number of tokens per scoring batch, padding included; higher is faster and takes more memory",
     )
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="number of processes that score and answer, also for the reference; each has its own copy of the model; auto: "
+        "one per GPU, or one on a CPU",
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="confidence level of all intervals")
     n_bootstrap: int = Field(2000, ge=100, description="number of bootstrap resamples per interval")
     seed: int = Field(0, ge=0, description="seed of the bootstrap and of the sample of pairs for KL")
@@ -103,5 +113,18 @@ class EvaluationSection(Section):
         description="additional evaluation sets, such as LLMBar or PandaLM, each as in `data.sources[]`; rows of all splits are "
         "used",
     )
+    benchmarks: list[BenchmarkSection] = Field(
+        [],
+        description="benchmarks of lm-evaluation-harness that base, SFT, DPO and the champion take, such as `[{task: gsm8k, limit: "
+        "200}]`; needs the extra `benchmarks`",
+    )
     generations: GenerationsSection = GenerationsSection()
     judge: JudgeSection = JudgeSection()
+
+    @field_validator("benchmarks")
+    @classmethod
+    def validate_benchmarks(cls, value: list[BenchmarkSection]) -> list[BenchmarkSection]:
+        names = [benchmark.name for benchmark in value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two benchmarks have the name {twice!r}: remove one, or rename a YAML file")
+        return value

@@ -12,6 +12,12 @@ from posttrain.config.sections.section import Section
 class GateSection(Section):
     """Conditions for promoting a model to production."""
 
+    decide_by: Literal["ranking", "answers"] = Field(
+        "ranking",
+        description="what a new model must be better in; ranking: accuracy on the test pairs; answers: win rate of the answers to "
+        "test prompts, by the judge or, without one, by the demo's true reward, while the ranking accuracy may fall by "
+        "max_slice_loss at most",
+    )
     min_gain: float = Field(
         0.0,
         ge=0,
@@ -53,6 +59,13 @@ class GateSection(Section):
         le=1,
         description="maximum loss of accuracy on a set of evaluation.sets; refused if the interval of a set with at least "
         "min_slice_pairs pairs lies entirely below minus this, also after Holm's correction for their number; 1: ignore sets",
+    )
+    max_benchmark_loss: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="maximum loss of score on a benchmark of evaluation.benchmarks, against the opponent; refused if the interval "
+        "of a benchmark lies entirely below minus this, also after Holm's correction for their number; 1: ignore benchmarks",
     )
     max_forgetting_nats: float = Field(
         1.0,

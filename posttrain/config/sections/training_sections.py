@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.layouts import INSTRUCTION_FORMATS
 from posttrain.config.sections.data_section import Source, check_weights
+from posttrain.config.sections.passes import Passes
 from posttrain.config.sections.section import Interval, Section
 
 LossType = Literal[
@@ -124,6 +125,11 @@ class TrainSection(Section):
     def effective_batch_size(self) -> int:
         """Rows per optimizer step, of all processes together."""
         return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def passes(self) -> Passes:
+        """The length of the training."""
+        return Passes(rows_per_step=self.effective_batch_size, epochs=self.epochs, max_steps=self.max_steps)
 
 
 def _as_list(dataset: Source | list[Source] | None) -> list[Source]:

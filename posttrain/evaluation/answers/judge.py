@@ -160,16 +160,24 @@ def load_judge(section: JudgeSection) -> Judge | None:
         UserError: the function cannot be imported, or the API key is not in the environment.
     """
     if section.function:
-        module, _, name = section.function.partition(":")
-        try:
-            judge: Judge = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise UserError(
-                f"evaluation.judge.function: {section.function} cannot be imported ({error}): write it as module:function, and put "
-                "the module on PYTHONPATH"
-            ) from error
+        judge: Judge = load_function(section.function, "evaluation.judge.function")
         return judge
     return Endpoint(section) if section.base_url else None
+
+
+def load_function(name: str, setting: str) -> Any:
+    """Return the function that a setting names as `module:function`.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"{setting}: {name} cannot be imported ({error}): write it as module:function, and put the module on PYTHONPATH"
+        ) from error
 
 
 def _ask(judge: Judge, prompt: Messages, first: str, second: str, failures: Counter[str]) -> str:

@@ -51,10 +51,6 @@ def decide_verifier(figures: VerifierFigures, gate: GateSection, look: Look | No
 
 def _slices(figures: VerifierFigures, gate: GateSection) -> Iterator[str]:
     tested = [part for part in figures.slices if part.n_pairs >= gate.min_slice_pairs]
-    if (
-        figures.opponent == "length"
-    ):  # against it a slice by length says nothing: it is right in one and wrong in the other
-        return
     for part in worse_slices(tested, figures.comparison, gate.max_slice_loss, figures.confidence):
         loss = part.gains[figures.comparison]
         yield (

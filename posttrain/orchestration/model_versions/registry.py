@@ -35,7 +35,9 @@ from posttrain.errors import UserError
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.champion import Champion
 from posttrain.evaluation.gate.decision import Promotion
+from posttrain.evaluation.gate.rejection import respect
 from posttrain.evaluation.verification.verifier_figures import VerifierFigures
+from posttrain.orchestration.model_versions.rejections import rejection_of, standing_rejection
 from posttrain.tracking import Tracker, reason
 from posttrain.tracking.mlflow_registry import ModelRegistry, Registration, registry_error
 
@@ -107,6 +109,7 @@ def settle(judged: JudgedModel, run: PipelineRunResponse, tracker: Tracker) -> P
     if promotion.promoted and champion and digest_of(champion) not in (opponent.digest, digest):
         changed = f"version {champion.name} has become the champion in the meantime: run again to compare with it"
         promotion = promotion.model_copy(update={"promoted": False, "reasons": [*promotion.reasons, changed]})
+    promotion = respect(standing_rejection(name, digest), promotion)
     judgement = JudgedVersion(
         **promotion.model_dump(include={"promoted", "opponent", "reasons"}),
         digest=digest,
@@ -117,7 +120,8 @@ def settle(judged: JudgedModel, run: PipelineRunResponse, tracker: Tracker) -> P
         pipeline_run=str(run.id),
         pipeline_run_name=run.name,
     )
-    log_metadata(metadata={JUDGEMENT: judgement.model_dump(exclude_none=True)}, model_version_id=version.id)
+    if not rejection_of(version):  # that it was promoted once is part of its history
+        log_metadata(metadata={JUDGEMENT: judgement.model_dump(exclude_none=True)}, model_version_id=version.id)
     if promotion.promoted:
         version.set_stage(ModelStages.PRODUCTION, force=True)
     reconcile(name, tracker.uri)
@@ -148,11 +152,25 @@ def standing_champion(name: str, candidate_digest: str) -> Champion:
 
 
 def sole_champion(name: str) -> ModelVersionResponse | None:
-    """Return the version in production; if concurrent promotions left two there, archive all but the latest."""
-    standing = _versions(name, stage=ModelStages.PRODUCTION)
+    """Return the version in production.
+
+    If concurrent promotions left two there, all but the latest are archived. A rollback that was interrupted is completed.
+    """
+    standing = versions_of(name, stage=ModelStages.PRODUCTION)
     for other in standing[1:]:
         other.set_stage(ModelStages.ARCHIVED, force=True)
-    return standing[0] if standing else None
+    if not standing:
+        return None
+    rejection = rejection_of(standing[0])
+    if rejection is None or rejection.successor is None:
+        return standing[0]
+    logger.warning(
+        "%s: version %s is in production, but was taken out at %s: its successor %s goes back into production. To change this: "
+        "`posttrain rollback`", name, rejection.version, rejection.at, rejection.successor,
+    )  # fmt: skip
+    successor = Client().get_model_version(name, rejection.successor)
+    successor.set_stage(ModelStages.PRODUCTION, force=True)
+    return Client().get_model_version(name, rejection.successor)
 
 
 def judgement_of(version: ModelVersionResponse) -> JudgedVersion | None:
@@ -238,16 +256,14 @@ def _registration(name: str, version: ModelVersionResponse, judgement: JudgedVer
 
 def _judged(name: str) -> list[tuple[ModelVersionResponse, JudgedVersion]]:
     """Return the versions that this pipeline has judged among the last `N_KEPT_IN_STEP`, newest first."""
-    found = ((version, judgement_of(version)) for version in _versions(name))
+    found = ((version, judgement_of(version)) for version in versions_of(name))
     return [(version, judgement) for version, judgement in found if judgement]
 
 
-def _versions(name: str, **filters: Any) -> list[ModelVersionResponse]:
+def versions_of(name: str, size: int = N_KEPT_IN_STEP, **filters: Any) -> list[ModelVersionResponse]:
     """Return versions of a model, newest first; none if the model does not exist."""
     try:
-        found = Client().list_model_versions(
-            model=name, sort_by="desc:number", size=N_KEPT_IN_STEP, hydrate=True, **filters
-        )
+        found = Client().list_model_versions(model=name, sort_by="desc:number", size=size, hydrate=True, **filters)
     except KeyError:
         return []
     return list(found.items)

@@ -4,10 +4,12 @@ from posttrain.data.report import DataReport
 from posttrain.data.stored import Preferences
 from posttrain.evaluation.answers import generations as generate
 from posttrain.evaluation.answers.generations import Generations
+from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.key_figures import key_figures, legend
 from posttrain.evaluation.verification.verifier_figures import VerifierFigures, verifier_key_figures
+from posttrain.feedback.collecting.collected_pairs import CollectionReport
 from posttrain.tracking import DatasetOrigin, TrackedStage
 
 
@@ -43,6 +45,22 @@ def log_generations(run: TrackedStage, generations: Generations) -> None:
     run.log_metrics(generate.key_figures(generations))
 
 
+def log_benchmarks(run: TrackedStage, benchmarks: BenchmarkFigures) -> None:
+    """Log the score of each model on each benchmark, and all figures as a file."""
+    run.log_metrics(benchmarks.key_figures())
+    run.log_dict(benchmarks.model_dump(), "benchmarks.json")
+
+
 def log_promotion(run: TrackedStage, promotion: Promotion) -> None:
     """Tag the run with the verdict."""
     run.set_tags({"promoted": str(promotion.promoted).lower(), "reasons": "; ".join(promotion.reasons)})
+
+
+def log_collection(run: TrackedStage, report: CollectionReport) -> None:
+    """Log the counts and mean scores of a collection, and its report as a file."""
+    figures = report.model_dump(include={"n_prompts", "n_pairs", "n_failures", "mean_margin", "longer_chosen"})
+    run.log_metrics({f"collect/{name}": value for name, value in figures.items() if value is not None})
+    for counts in report.models.values():
+        if counts.mean_score is not None:
+            run.log_metrics({"collect/mean_score": counts.mean_score})
+    run.log_dict(report.model_dump(), "collection.json")

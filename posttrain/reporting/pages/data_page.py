@@ -40,6 +40,8 @@ ADVICE = {
 }
 """What to do about the rows that a check finds."""
 
+N_UNMATCHED = 20
+"""Number of entries of data.exclude that are named."""
 MANY_CUT = 0.05
 """The page gives advice if more than this share of the pairs is cut."""
 
@@ -85,9 +87,19 @@ def advice(report: DataReport, tokens: TokenReport | None = None) -> list[str]:
     counts = {**report.flagged, **report.fixed, **report.dropped}
     found = sorted((reason for reason in counts if reason in ADVICE), key=lambda reason: (-counts[reason], reason))
     said = [f"{words(reason)} ({counts[reason]:,}): {ADVICE[reason]}" for reason in found]
+    if unmatched := _unmatched(report):
+        said.append(f"{unmatched}.")
     if sum(report.dropped.values()) == 0:
         said.append("No row was dropped.")
     return [*said, *(_token_advice(tokens) if tokens else ())]
+
+
+def _unmatched(report: DataReport) -> str | None:
+    """Return which entries of data.exclude match no row; None if all do."""
+    if not (left := report.unmatched_exclusions):
+        return None
+    more = f" and {len(left) - N_UNMATCHED:,} more" if len(left) > N_UNMATCHED else ""
+    return f"data.exclude: {', '.join(left[:N_UNMATCHED])}{more} match no usable row of these sources"
 
 
 def _token_advice(tokens: TokenReport) -> Iterator[str]:

@@ -25,9 +25,11 @@ from posttrain.evaluation.labels import (
     words,
 )
 from posttrain.reporting.answers_view import answers_view
+from posttrain.reporting.benchmarks_view import benchmarks_view
 from posttrain.reporting.html import Picture, Table, first_line, render
 from posttrain.reporting.pages.label_page import noise_words
 from posttrain.reporting.plots import ACCURACY, CALIBRATION, LENGTH, MARGINS, NOTES, SLICES, contest, draw, present
+from posttrain.reporting.run_costs import RunCosts
 from posttrain.reporting.run_report import RunReport
 from posttrain.reporting.verifier_report import VerifierReport
 
@@ -59,8 +61,10 @@ def report_page(report: RunReport, pictures: dict[str, Markup] | None = None) ->
         calibration=_calibration(figures, drawn) if figures.calibration else None,
         labels=noise_words(figures.label_noise, "test pairs") if figures.label_noise else "",
         wrong=list(_wrong(figures)),
+        benchmarks=benchmarks_view(report.benchmarks) if report.benchmarks else None,
         answers=answers_view(generations) if generations and generations.exchanges else None,
         data=data_view(report),
+        costs=_costs(report.costs) if report.costs else None,
         lineage=lineage_view(report),
     )
 
@@ -223,6 +227,10 @@ def data_view(report: RunReport | VerifierReport) -> dict[str, Any]:
             (f"{words(reason)}: {n}", data.examples.get(reason, [])) for reason, n in data.dropped.items() if n
         ],
     }
+
+
+def _costs(costs: RunCosts) -> dict[str, Any]:
+    return {"line": f"{costs.line()}, up to this report.", "steps": Table(costs.header, list(costs.rows()))}
 
 
 def lineage_view(report: RunReport | VerifierReport) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from zenml.enums import VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
-from posttrain.evaluation.verification.sampled_answers import SampledAnswers
+from posttrain.evaluation.verification.graded_samples import SampledAnswers
 from posttrain.evaluation.verification.verifier_evaluation import VerifierEvaluation
 from posttrain.evaluation.verification.verifier_figures import verifier_key_figures
 from posttrain.orchestration.running_step.folder_materializer import FolderMaterializer

@@ -7,7 +7,7 @@ from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.stored import Preferences
 from posttrain.evaluation.gate.champion import Champion
 from posttrain.evaluation.verification import verifier_evaluation as library
-from posttrain.evaluation.verification.sampled_answers import SampledAnswers
+from posttrain.evaluation.verification.graded_samples import SampledAnswers
 from posttrain.evaluation.verification.verifier_evaluation import EvaluatedVerifiers, VerifierEvaluation
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.model_versions.champion_checkpoint import champion_checkpoint

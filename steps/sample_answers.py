@@ -5,8 +5,8 @@ from typing import Annotated
 from posttrain.chat.tokens import PairTokens
 from posttrain.config import EvaluationSection, ModelSection
 from posttrain.data.stored import Preferences
-from posttrain.evaluation.verification import sampled_answers as library
-from posttrain.evaluation.verification.sampled_answers import SampledAnswers
+from posttrain.evaluation.verification import graded_samples as library
+from posttrain.evaluation.verification.graded_samples import SampledAnswers
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.running_step.step import step
 

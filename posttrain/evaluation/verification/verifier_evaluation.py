@@ -21,7 +21,7 @@ from posttrain.evaluation.evaluated_models import section_of_champion
 from posttrain.evaluation.scoring import prompt_text, response_text
 from posttrain.evaluation.verification.answer_scorer import AnswerScorer
 from posttrain.evaluation.verification.best_of_n import AnsweredQuestion
-from posttrain.evaluation.verification.sampled_answers import SampledAnswers
+from posttrain.evaluation.verification.graded_samples import SampledAnswers
 from posttrain.evaluation.verification.verdict_statistics import GradedAnswers, ScoredSets, summarise_verifier
 from posttrain.evaluation.verification.verifier_figures import VerifierFigures
 from posttrain.models.checkpoint import Base, Checkpoint

@@ -10,6 +10,7 @@ from materializers.benchmarks import (
     BenchmarkScoresMaterializer,
 )
 from materializers.checkpoint import CheckpointMaterializer
+from materializers.collected import CollectedPreferencesMaterializer
 from materializers.data_report import ReportMaterializer
 from materializers.evaluation import EvaluationMaterializer
 from materializers.generations import GenerationsMaterializer
@@ -30,6 +31,7 @@ __all__ = [
     "BenchmarkScoresMaterializer",
     "ChampionMaterializer",
     "CheckpointMaterializer",
+    "CollectedPreferencesMaterializer",
     "EvaluationMaterializer",
     "GenerationsMaterializer",
     "InstructionsMaterializer",

@@ -34,12 +34,19 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     from steps.score_reference import score_reference
     from steps.train_dpo import train_dpo
 
-    dpo, n_tokens = config.without_sources().dpo, config.evaluation.tokens_per_batch
+    dpo, scoring = config.without_sources().dpo, config.evaluation
     made = up_to_sft(config)
     reference_logps = dpo_checkpoint = None
     if config.finetuning_type != "sft":
         reference_logps = score_reference(
-            made.tokens, made.sft_checkpoint, made.base, made.model, n_tokens, [dpo.passes], config.seed
+            made.tokens,
+            made.sft_checkpoint,
+            made.base,
+            made.model,
+            scoring.tokens_per_batch,
+            scoring.processes,
+            [dpo.passes],
+            config.seed,
         )
         dpo_checkpoint = train_dpo(reference_logps, made.sft_checkpoint, made.base, made.model, dpo, config.seed)
     judge_and_promote(config, made, dpo_checkpoint, reference_logps)

@@ -23,7 +23,14 @@ def one_sft_then_many_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B00
     grid = config.without_sources().sweep_points()
     passes = [*dict.fromkeys(dpo.passes for _, dpo in grid)]
     reference_logps = score_reference(
-        made.tokens, made.sft_checkpoint, made.base, made.model, n_tokens, passes, config.seed
+        made.tokens,
+        made.sft_checkpoint,
+        made.base,
+        made.model,
+        n_tokens,
+        config.evaluation.processes,
+        passes,
+        config.seed,
     )
     checkpoints, points = [], []
     for values, dpo in grid:

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from zenml import get_step_context
+from zenml.client import Client
 
 from posttrain.config import RunConfig
 from posttrain.data.report import DataReport
@@ -14,6 +15,7 @@ from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.orchestration.caching.cache_key import code_digest
 from posttrain.orchestration.running_step.step import step
 from posttrain.orchestration.running_step.step_tracking import tracked
+from posttrain.orchestration.spent import costs_of
 from posttrain.reporting.drawing import file_name
 from posttrain.reporting.pages.run_page import report_page
 from posttrain.reporting.plots import draw
@@ -51,6 +53,7 @@ def report(
         generations=generations,
         benchmarks=benchmarks,
         promotion=promotion,
+        costs=costs_of(Client().get_pipeline_run(run.id)),
     )
     with tracked(nested=False) as tracking:
         pictures = draw(result)

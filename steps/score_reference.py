@@ -1,7 +1,7 @@
 """Score every pair with the reference, which DPO is measured against."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from zenml.client import Client
 
@@ -24,6 +24,7 @@ def score_reference(
     base: Base,
     model: ModelSection,
     tokens_per_batch: int,
+    processes: int | Literal["auto"],
     passes: list[Passes],
     seed: int,
 ) -> Annotated[ReferenceLogps, "reference_logps"]:
@@ -31,7 +32,7 @@ def score_reference(
 
     Of DPO's settings, only the lengths, the number of steps and the order of the pairs matter.
     """
-    policy = ReferencePolicy(sft_checkpoint, base, model)
+    policy = ReferencePolicy(sft_checkpoint, base, model, processes)
     return library.score_reference(tokens, policy, tokens_per_batch, TrainedOn(passes, seed), find=_stored)
 
 

@@ -6,18 +6,23 @@ import click
 
 from posttrain import __version__, configure
 from posttrain.cli.ab_commands import ab
+from posttrain.cli.collect_commands import collect, collected
 from posttrain.cli.config_commands import check, data, settings
 from posttrain.cli.import_command import import_config_command
 from posttrain.cli.label_command import label_check
+from posttrain.cli.loop_command import loop
 from posttrain.cli.model_commands import chat, export, serve
+from posttrain.cli.operations.history_command import history
 from posttrain.cli.operations.prune_command import prune
 from posttrain.cli.operations.rollback_command import rollback
 from posttrain.cli.operations.schedule_commands import schedule
 from posttrain.cli.operations.send_command import send
 from posttrain.cli.operations.stack_commands import stack
 from posttrain.cli.operations.trace_command import trace
+from posttrain.cli.operations.why_command import why
 from posttrain.cli.project_commands import init, run
 from posttrain.cli.report_commands import compare, report
+from posttrain.orchestration.artifact_sources import connect_artifact_sources
 from posttrain.orchestration.log_colours import disable_colours_in_files
 
 
@@ -27,6 +32,7 @@ def main() -> None:
     """Train SFT, then DPO from that SFT model, and measure on held-out data whether DPO helped."""
     configure()
     disable_colours_in_files()
+    connect_artifact_sources()
 
 
 for command in (
@@ -36,8 +42,13 @@ for command in (
     data,
     label_check,
     run,
+    collect,
+    collected,
+    loop,
     report,
     compare,
+    why,
+    history,
     export,
     chat,
     serve,

@@ -6,6 +6,7 @@ import os
 import shlex
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
@@ -52,16 +53,26 @@ def run(config: Path | None, assignments: tuple[str, ...], stack: str | None) ->
         config = config or Path(os.path.relpath(project / "configs" / "demo.yaml"))
         document, checked = load_document(config, assignments)
         pipeline = "sweep_pipeline" if checked.sweep else "dpo_pipeline"
-        from posttrain.orchestration.zenml_command import run_pipeline
+        run_config(pipeline, config, document if assignments else None, stack)
 
-        if not assignments:
-            run_pipeline(pipeline, config, stack)
-            return
-        with tempfile.TemporaryDirectory(prefix="posttrain-") as folder:
-            effective = Path(folder) / config.name
-            effective.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
-            try:
-                run_pipeline(pipeline, effective, stack)
-            except click.ClickException as error:
-                message = error.message.replace(str(effective), f"{config} with --set")
-                raise click.ClickException(message) from error
+
+def run_config(pipeline: str, config: Path, document: dict[str, Any] | None, stack: str | None) -> None:
+    """Run a pipeline with a config.
+
+    Args:
+        document: the content of the config after `--set`; None: the file itself.
+        stack: name or id; None: the active one.
+    """
+    from posttrain.orchestration.zenml_command import run_pipeline
+
+    if document is None:
+        run_pipeline(pipeline, config, stack)
+        return
+    with tempfile.TemporaryDirectory(prefix="posttrain-") as folder:
+        effective = Path(folder) / config.name
+        effective.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        try:
+            run_pipeline(pipeline, effective, stack)
+        except click.ClickException as error:
+            message = error.message.replace(str(effective), f"{config} with --set")
+            raise click.ClickException(message) from error

@@ -7,10 +7,19 @@ before it. Validators raise; none of them changes a value.
 from posttrain.config.layouts import INSTRUCTION_FORMATS, InstructionFormat, PreferenceFormat
 from posttrain.config.load import TOP_LEVEL_KEYS, check_config, load_config, load_document
 from posttrain.config.run_config import RunConfig, TrackingSection
+from posttrain.config.sections.alerts_section import AlertsSection
 from posttrain.config.sections.benchmark_section import BenchmarkSection
 from posttrain.config.sections.checkpoints_section import CheckpointsSection
+from posttrain.config.sections.collect_section import CollectJudgeSection, CollectSection, PairRuleSection
+from posttrain.config.sections.costs_section import CostsSection
 from posttrain.config.sections.data_section import DataSection, Source
-from posttrain.config.sections.evaluation_section import EvaluationSection, GenerationsSection, JudgeSection
+from posttrain.config.sections.documents_section import DocumentsSection, WriterSection
+from posttrain.config.sections.evaluation_section import (
+    EndpointSection,
+    EvaluationSection,
+    GenerationsSection,
+    JudgeSection,
+)
 from posttrain.config.sections.gate_section import GateSection
 from posttrain.config.sections.model_section import LoraSection, ModelSection
 from posttrain.config.sections.passes import Passes
@@ -30,10 +39,16 @@ __all__ = [
     "INSTRUCTION_FORMATS",
     "NOT_SWEPT",
     "TOP_LEVEL_KEYS",
+    "AlertsSection",
     "BenchmarkSection",
     "CheckpointsSection",
+    "CollectJudgeSection",
+    "CollectSection",
+    "CostsSection",
     "DataSection",
+    "DocumentsSection",
     "DpoSection",
+    "EndpointSection",
     "EvaluationSection",
     "GateSection",
     "GenerationsSection",
@@ -44,6 +59,7 @@ __all__ = [
     "LoraSection",
     "LossType",
     "ModelSection",
+    "PairRuleSection",
     "PairSection",
     "Passes",
     "PreferenceFormat",
@@ -55,6 +71,7 @@ __all__ = [
     "TrackingSection",
     "TrainSection",
     "VerifierSection",
+    "WriterSection",
     "check_config",
     "load_config",
     "load_document",

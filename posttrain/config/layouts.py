@@ -87,6 +87,9 @@ OPTIONAL_COLUMNS: dict[str, frozenset[str]] = {
 }
 """Columns that a layout reads if a row has them."""
 
+PROVENANCE = "provenance"
+"""Column that says where a collected pair comes from: models, judge, seed and time. It is kept for reports and not trained on."""
+
 CONTEXT_COLUMNS = frozenset({"system", "system_prompt", "input", "context", "history"})
 """Columns that any layout adds to the prompt."""
 

@@ -8,7 +8,10 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from posttrain.config.explain import explain
+from posttrain.config.sections.alerts_section import AlertsSection
 from posttrain.config.sections.checkpoints_section import CheckpointsSection
+from posttrain.config.sections.collect_section import CollectSection
+from posttrain.config.sections.costs_section import CostsSection
 from posttrain.config.sections.data_section import DataSection
 from posttrain.config.sections.evaluation_section import EvaluationSection
 from posttrain.config.sections.gate_section import GateSection
@@ -45,7 +48,13 @@ class RunConfig(Section):
     gate: GateSection = GateSection()
     checkpoints: CheckpointsSection = CheckpointsSection()
     tracking: TrackingSection = TrackingSection()
+    costs: CostsSection = CostsSection()
+    alerts: AlertsSection = AlertsSection()
     sweep: SweepSection | None = Field(None, description="settings of sweep_pipeline: DPO trainings to run and compare")
+    collect: CollectSection | None = Field(
+        None,
+        description="settings of collect_pipeline: which models answer which prompts, who judges, how pairs are made",
+    )
     verifier: VerifierSection | None = Field(
         None, description="settings of verifier_pipeline: the reward model that it trains instead of DPO"
     )
@@ -153,7 +162,10 @@ class RunConfig(Section):
         if (
             self.model.base == "demo"
             and not starts_elsewhere
-            and any(source.location != "demo" for source in self.data.sources)
+            and any(
+                not source.location.startswith("artifact:") and source.location != "demo"
+                for source in self.data.sources
+            )
         ):
             raise ValueError(
                 "model.base is demo, a tiny model whose vocabulary covers only the demo data: set model.base to another model"

@@ -162,8 +162,8 @@ class Gatherer:
             ]
         if missing := N_LANGUAGE_SAMPLES - len(to.texts):
             rows = np.flatnonzero(mask)[:missing]
-            asked, answered = (batch.column(name).take(pa.array(rows)).to_pylist() for name in self._columns[:2])
-            to.texts += [f"{p[-1]['content']}\n{r[-1]['content']}" for p, r in zip(asked, answered, strict=True)]
+            parts = (batch.column(name).take(pa.array(rows)).to_pylist() for name in self._columns[:2])
+            to.texts += ["\n".join(turns[-1]["content"] for turns in row) for row in zip(*parts, strict=True)]
 
     def figures(self) -> DataProfile:
         """Return the statistics of all added rows."""

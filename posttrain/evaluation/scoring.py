@@ -14,7 +14,7 @@ from datasets import Dataset
 from posttrain.chat.template import Chat, Messages
 from posttrain.chat.tokenise import Tokenised, tokenise_pairs
 from posttrain.chat.tokens import PairTokens, SftTokens, check_chat
-from posttrain.config import EvaluationSection, ModelSection
+from posttrain.config import EvaluationSection
 from posttrain.data.pair_sets import PairSets
 from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
@@ -27,9 +27,10 @@ from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.forgetting import HeldOut, held_out_rows, measure_forgetting, of_chosen
 from posttrain.evaluation.label_check.noise import noise_of_test_pairs
 from posttrain.evaluation.statistics import CONVERSATION, summarise
-from posttrain.forward.logprobs import PairLogps, score_pairs
+from posttrain.forward.logprobs import PairLogps
+from posttrain.forward.ranks import LoadedBy, Ranks, on_ranks
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.models.loading import Model, load_chat, load_model
+from posttrain.models.loading import load_chat
 from posttrain.training.reference import ReferenceLogps
 
 TEST = "test"
@@ -177,15 +178,15 @@ class _Scoring:
         if stored.keys() == self.sets.keys() and kl is None and self._held_out is None:
             return
         section = self._models.section
-        policy = load_model(self._models.base, section, checkpoint)
-        self._score_held_out(stage, policy, section)
-        for name, pairs in self.sets.items():
-            if name not in stored:
-                pairs.scores[stage] = self._score(policy, section, pairs.tokenised, f"{stage}, {name} pairs")
-        if kl is not None and stage == "sft":
-            kl.remember(policy, section)
-        elif kl is not None:
-            self.sets[TEST].kl = dict(zip(kl.drawn, kl.measure(policy, section), strict=True))
+        with on_ranks(LoadedBy(self._models.base, section, checkpoint, self._section.processes)) as ranks:
+            self._score_held_out(stage, ranks)
+            for name, pairs in self.sets.items():
+                if name not in stored:
+                    pairs.scores[stage] = self._score(ranks, pairs.tokenised, f"{stage}, {name} pairs")
+            if kl is not None and stage == "sft":
+                kl.remember(ranks.model, section)
+            elif kl is not None:
+                self.sets[TEST].kl = dict(zip(kl.drawn, kl.measure(ranks.model, section), strict=True))
 
     def copy(self, stage: str, to: str) -> None:
         """Take the scores of a stage for another one that is the same model."""
@@ -205,9 +206,12 @@ class _Scoring:
             return
         section = section_of_champion(champion, self._models.base, self._models.section)
         chat = load_chat(champion.manifest.base, section, champion)
-        policy = load_model(champion.manifest.base, section, champion)
+        with on_ranks(LoadedBy(champion.manifest.base, section, champion, self._section.processes)) as ranks:
+            self._score_as_champion(ranks, chat)
+
+    def _score_as_champion(self, ranks: Ranks, chat: Chat) -> None:
         if chat.digest == self._chat_digest:
-            self._score_held_out("champion", policy, section)
+            self._score_held_out("champion", ranks)
         for name, pairs in self.sets.items():
             tokenised = pairs.tokenised if chat.digest == self._chat_digest else self._tokenise(chat, pairs.rows)
             if len(tokenised.rows) == 0:
@@ -215,17 +219,17 @@ class _Scoring:
                     f"evaluation: no {name} pair is left for the champion ({tokenised.counts}): raise dpo.max_length"
                 )
             pairs.own_ids = list(tokenised.rows["id"])
-            pairs.scores["champion"] = self._score(policy, section, tokenised, f"champion, {name} pairs")
+            pairs.scores["champion"] = self._score(ranks, tokenised, f"champion, {name} pairs")
 
-    def _score_held_out(self, stage: str, policy: Model, section: ModelSection) -> None:
+    def _score_held_out(self, stage: str, ranks: Ranks) -> None:
         if self._held_out is None or self.held_out is None:
             return
-        found = self._score(policy, section, self._held_out, f"{stage}, held-out instructions")
+        found = self._score(ranks, self._held_out, f"{stage}, held-out instructions")
         logps = self.held_out.logps | {stage: found.chosen_logps.astype(np.float64)}
         self.held_out = HeldOut("instructions", logps, found.n_chosen_tokens.astype(np.float64))
 
-    def _score(self, policy: Model, section: ModelSection, tokenised: Tokenised, label: str) -> PairLogps:
-        scored = score_pairs(policy, tokenised.rows, section, self._section.tokens_per_batch, label)
+    def _score(self, ranks: Ranks, tokenised: Tokenised, label: str) -> PairLogps:
+        scored = ranks.score(tokenised.rows, self._section.tokens_per_batch, label)
         if not np.isfinite([scored.chosen_logps, scored.rejected_logps]).all():
             raise UserError(
                 f"evaluation: {label.split(',')[0]} gives log-probabilities that are not finite, so it cannot be evaluated. Its "

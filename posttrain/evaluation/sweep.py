@@ -16,9 +16,8 @@ from posttrain.evaluation.figures import Comparison
 from posttrain.evaluation.intervals import Estimate, cluster_share
 from posttrain.evaluation.labels import METRICS
 from posttrain.evaluation.statistics import compare, correct
-from posttrain.forward.logprobs import score_pairs
+from posttrain.forward.ranks import LoadedBy, on_ranks
 from posttrain.models.checkpoint import Checkpoint
-from posttrain.models.loading import load_model
 from posttrain.training.dpo import train_dpo
 from posttrain.training.reference import ReferenceLogps
 from posttrain.training.trainer import TrainingJob
@@ -137,15 +136,14 @@ def train_point(
     """
     try:
         checkpoint = train_dpo(reference, sft_checkpoint, point.dpo, job)
-        scores = score_validation(checkpoint, reference, tokens_per_batch, job)
+        source = LoadedBy(job.base, job.model, checkpoint, point.dpo.processes)
+        scores = score_validation(source, reference, tokens_per_batch)
     except (UserError, torch.OutOfMemoryError) as error:
         return None, SweepPoint(values=point.values, scores=None, failure=str(error).splitlines()[0])
     return checkpoint, SweepPoint(values=point.values, scores=scores, failure=None)
 
 
-def score_validation(
-    checkpoint: Checkpoint, reference: ReferenceLogps, tokens_per_batch: int, job: TrainingJob
-) -> ValidationScores:
+def score_validation(source: LoadedBy, reference: ReferenceLogps, tokens_per_batch: int) -> ValidationScores:
     """Return the scores of the validation pairs under a checkpoint and under the reference.
 
     Raises:
@@ -157,8 +155,8 @@ def score_validation(
             f"sweep: no validation pair is left to compare the points on ({reference.cut['validation']}): raise "
             "data.validation_size"
         )
-    policy = load_model(job.base, job.model, checkpoint)
-    found = score_pairs(policy, rows, job.model, tokens_per_batch, "validation pairs")
+    with on_ranks(source) as ranks:
+        found = ranks.score(rows, tokens_per_batch, "validation pairs")
     stored = reference.of(rows, reference.lengths)
     logps = np.stack([found.chosen_logps, found.rejected_logps]).astype(np.float64)
     reference_logps = np.stack([stored.chosen_logps, stored.rejected_logps]).astype(np.float64)

@@ -34,6 +34,7 @@ from posttrain.forward import lm_head
 from posttrain.forward.attention import BY_BLOCKS, attention_name, no_mask, register_attention
 from posttrain.forward.flat_row import lay_out, pad_row
 from posttrain.forward.flex import row_length
+from posttrain.forward.fused.install import announce_fused, fuse, unfuse
 from posttrain.forward.layout_support import expected_windows, why_padded
 from posttrain.forward.probe import Probe
 from posttrain.forward.routers import balance_loss, stop_router_outputs
@@ -143,7 +144,22 @@ def _try_flat(model: Any, inner: Any, section: ModelSection, own: Probe) -> str 
             reason = f"the model does not pass its sliding window of {min(missing)} tokens to the attention"
     if reason and "posttrain" not in before:
         inner.set_attn_implementation(before)
+    if reason is None:
+        _fuse_layers(model, own)
     return reason
+
+
+def _fuse_layers(model: Any, own: Probe) -> None:
+    """Compute the layers of a LoRA model in fewer operations, unless a trial shows other log-probabilities."""
+    fused = fuse(model)
+    if fused is None:
+        return
+    difference, _ = own.flat_difference(model)
+    if not difference <= own.tolerance or any(shared.is_waiting for shared in fused.shared):
+        unfuse(model)
+        announce_fused(f"none, because in a trial they differed by {difference:.2g} nats")
+        return
+    announce_fused(fused.describe())
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from posttrain.compat.trl_internals import own_forward_afterwards
 from posttrain.config import ModelSection
+from posttrain.forward.balance import balance
 from posttrain.forward.flat import announce, use_flat_batches
 from posttrain.forward.flat_row import lay_out, to_device
 from posttrain.forward.probe import evaluating
@@ -84,24 +85,84 @@ def score_as_it_is(model: Model, rows: Dataset, section: ModelSection, tokens_pe
         tokens_per_batch: largest number of tokens in a batch.
         label: text of the progress bar.
     """
+    return merge(rows, [_responses(model, rows, section, Batching(tokens_per_batch, label))])
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Size of the batches, and which of them are computed: those of one of several parts, which take about as long."""
+
+    tokens_per_batch: int
+    label: str
+    """Text of the progress bar."""
+    part: int = 0
+    n_parts: int = 1
+
+
+@dataclass(frozen=True)
+class ResponseLogps:
+    """Log-probabilities of some of the responses to pairs: all chosen responses are counted first, then the rejected ones."""
+
+    positions: np.ndarray
+    logps: np.ndarray
+
+
+def score_part(model: Model, rows: Dataset, section: ModelSection, batching: Batching) -> ResponseLogps:
+    """Return what `score_pairs` computes, for one part of the batches. The batches do not depend on the number of parts."""
+    with own_forward_afterwards(model), evaluating(model):
+        return _responses(model, rows, section, batching)
+
+
+def merge(rows: Dataset, parts: Sequence[ResponseLogps]) -> PairLogps:
+    """Return the log-probabilities of pairs from those of their responses, each of which is in one part."""
+    positions = np.concatenate([part.positions for part in parts])
+    n_pairs = len(rows)
+    if not np.array_equal(np.sort(positions), np.arange(2 * n_pairs)):
+        raise ValueError(f"the parts have {len(positions)} responses, not each of the {2 * n_pairs} once")
+    logps = np.zeros(2 * n_pairs, dtype=np.float32)
+    logps[positions] = np.concatenate([part.logps for part in parts])
+    counts = [np.array([len(ids) for ids in rows[name]], dtype=np.int32) for name in ("chosen_ids", "rejected_ids")]
+    return PairLogps(logps[:n_pairs], logps[n_pairs:], *counts)
+
+
+def _responses(model: Model, rows: Dataset, section: ModelSection, batching: Batching) -> ResponseLogps:
     prompts: list[list[int]] = [*rows["prompt_ids"]] * 2
     responses: list[list[int]] = [*rows["chosen_ids"], *rows["rejected_ids"]]
-    logps = np.zeros(len(responses), dtype=np.float32)
     padded = use_flat_batches(model, section)
     announce(padded)
-    batches = batches_by_length if padded else batches_by_prompt
+    batches = part_of(
+        [*(batches_by_length if padded else batches_by_prompt)(prompts, responses, batching.tokens_per_batch)],
+        (prompts, responses),
+        batching,
+    )
     where = next(model.parameters()).device
-    with torch.no_grad(), autocast(section), progress_bar(len(responses), label, " responses") as progress:
-        for batch in batches(prompts, responses, tokens_per_batch):
+    found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)]
+    n_all = sum(map(len, batches))
+    with torch.no_grad(), autocast(section), progress_bar(n_all, batching.label, " responses") as progress:
+        for batch in batches:
             make = _padded if padded else lay_out
             inputs = make([prompts[i] for i in batch], [responses[i] for i in batch])
             inputs = to_device(inputs, where)
             output = model(**inputs, fused_lm_head=True) if padded else model(flat=inputs, fused_lm_head=True)
-            logps[batch] = output.log_probs.float().sum(dim=1).cpu().numpy()
+            found.append(output.log_probs.float().sum(dim=1).cpu().numpy())
             progress.update(len(batch))
-    counts = np.array([len(response) for response in responses], dtype=np.int32)
-    n_pairs = len(rows)
-    return PairLogps(logps[:n_pairs], logps[n_pairs:], counts[:n_pairs], counts[n_pairs:])
+    positions = np.array([i for batch in batches for i in batch], dtype=np.int64)
+    return ResponseLogps(positions, np.concatenate(found))
+
+
+def part_of(
+    batches: list[list[int]], texts: tuple[Sequence[list[int]], Sequence[list[int]]], batching: Batching
+) -> list[list[int]]:
+    """Return the batches of one part, in their order. All parts have about as many tokens.
+
+    Args:
+        texts: the prompt of each response, and the responses.
+    """
+    prompts, responses = texts
+    costs = [
+        sum(map(len, {tuple(prompts[i]) for i in batch})) + sum(len(responses[i]) for i in batch) for batch in batches
+    ]
+    return [batches[i] for i in sorted(balance(costs, batching.n_parts)[batching.part])]
 
 
 def batches_by_prompt(

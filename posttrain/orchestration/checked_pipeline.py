@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,13 +45,26 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 class CheckedPipeline(Pipeline):
     """A pipeline that checks its run file before any work starts and prints the outcome at the end."""
 
-    def __init__(self, name: str, entrypoint: Any, default_config: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        entrypoint: Any,
+        default_config: Path,
+        print_outcome: Callable[[PipelineRunResponse], None] | None = None,
+    ) -> None:
+        """Create a pipeline.
+
+        Args:
+            default_config: the run file that is used where none is named.
+            print_outcome: prints the outcome of a successful run; None: the verdict, as dpo_pipeline does.
+        """
         configure()
         disable_colours_in_files()
         without_input_schema(CheckedPipeline)
         super().__init__(name=name, entrypoint=entrypoint)
         self.default_config = default_config
         self.run_file: RunFile | None = None
+        self.print_outcome = print_outcome or _print_verdict
 
     def with_options(self, config_path: str | None = None, **options: Any) -> Pipeline:  # type: ignore[override]
         """Return a copy with all settings of one file.
@@ -92,7 +105,7 @@ class CheckedPipeline(Pipeline):
     def _run_and_report(self, *args: Any, **kwargs: Any) -> PipelineRunResponse | None:
         with replacing(self.run_file.schedule if self.run_file else None):
             run = super().__call__(*args, **kwargs)
-        _print_outcome(run)
+        _print_outcome(run, self.print_outcome)
         return run
 
     def _leave(self, error: KeyboardInterrupt) -> NoReturn:
@@ -125,22 +138,29 @@ def _print_other_store() -> None:
         click.echo(note, err=True)
 
 
-def _print_outcome(run: PipelineRunResponse | None) -> None:
+def _print_verdict(run: PipelineRunResponse) -> None:
+    """Print the report of a run that judged a model."""
+    # Imported late: the steps have loaded these packages by now, and loading them first would delay the check of the config.
+    from posttrain.orchestration.finished_runs import read_report
+    from posttrain.reporting.terminal import print_report
+
+    print_report(read_report(run.id))
+
+
+def _print_outcome(
+    run: PipelineRunResponse | None, print_report: Callable[[PipelineRunResponse], None] = _print_verdict
+) -> None:
     """Print the report of a finished run.
 
     Raises:
         UserError: the run failed on a cluster, whose exceptions do not reach this terminal; names the step and the reason.
     """
-    # Imported late: the steps have loaded these packages by now, and loading them first would delay the check of the config.
-    from posttrain.orchestration.finished_runs import read_report
-    from posttrain.reporting.terminal import print_report
-
     if run is None:
         click.echo(
             "Scheduled. List schedules and their runs: posttrain schedule list. Show the last outcome: posttrain report"
         )
     elif run.status.is_successful:
-        print_report(read_report(run.id))
+        print_report(run)
     elif run.status.is_finished:
         ended = [step for step in run.steps.values() if step.status.is_finished and not step.status.is_successful]
         why = [

@@ -15,6 +15,7 @@ from zenml.config.global_config import GlobalConfiguration
 from zenml.models import PipelineRunResponse, StepRunResponse
 
 from posttrain.errors import UserError
+from posttrain.orchestration.spent import costs_of
 from posttrain.reporting.run_report import RunReport
 from posttrain.reporting.terminal import Report
 
@@ -41,6 +42,7 @@ def read_report(run: str | UUID | None = None) -> Report:
         benchmarks=output(steps["compare_benchmarks"]).load() if "compare_benchmarks" in steps else None,
         unchanged_since=str(about["figures_of"]) if about.get("outcome") == "unchanged" else None,
         sweep=output(newest, "sweep_outcome").load() if "choose_point" in steps else None,
+        costs=costs_of(found),
         next_steps=tuple(_next_steps(found.name, newest)),
     )
 
@@ -148,3 +150,10 @@ def output(step: StepRunResponse, name: str | None = None) -> Any:
 def first_run(step: StepRunResponse) -> StepRunResponse:
     """Return the step run that did the work: the original one if this one was cached."""
     return Client().get_run_step(step.original_step_run_id) if step.original_step_run_id else step
+
+
+def maker_of(step: StepRunResponse) -> str | None:
+    """Return the name of the run that a cached result is from; None if the step's own run has made it."""
+    if step.original_step_run_id is None:
+        return None
+    return str(Client().get_pipeline_run(first_run(step).pipeline_run_id).name)

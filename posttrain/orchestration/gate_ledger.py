@@ -52,3 +52,16 @@ def _seen(look: ModelVersionResponse, prompts: str, sketch: str) -> tuple[float,
     planned, _, earlier = (look.description or "1").partition(" ")
     same = str(look.name).startswith(prompts[:12])
     return 1.0 if same else share_seen(sketch, earlier) if earlier else 0.0, int(planned)
+
+
+def spent_looks(name: str, figures: Figures) -> Look:
+    """Return the number of looks in the ledger of a model that have seen some of these test prompts, and the share they used.
+
+    Args:
+        name: of the model in ZenML's registry.
+        figures: with the digests of the test prompts.
+    """
+    prompts, sketch = figures.digests["test_prompts"], figures.digests.get("test_prompts_sketch", "")
+    looks = Client().list_model_versions(model=f"{name}-looks", size=LARGEST_PAGE, hydrate=True).items
+    seen = [_seen(look, prompts, sketch) for look in looks]
+    return Look(number=sum(share > 0 for share, _ in seen), used=sum(share / planned for share, planned in seen))

@@ -12,6 +12,7 @@ from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.intervals import Result
 from posttrain.models.checkpoint import Base
+from posttrain.reporting.run_costs import RunCosts
 
 
 class Lineage(Result):
@@ -44,6 +45,8 @@ class RunReport(Result):
     benchmarks: BenchmarkFigures | None = None
     """None if the run has no benchmarks."""
     promotion: Promotion
+    costs: RunCosts | None = None
+    """Up to the report itself, without the steps that were taken from the cache."""
 
     @property
     def verdict(self) -> str:

@@ -21,6 +21,7 @@ from posttrain.evaluation.intervals import Estimate
 from posttrain.evaluation.labels import ABSENT, ACCURACIES, METRICS, STAGES, percent, sample_size, words
 from posttrain.evaluation.sweep import SweepOutcome
 from posttrain.reporting.plain_console import PlainConsole
+from posttrain.reporting.run_costs import RunCosts
 from posttrain.reporting.sweep_report import render_sweep
 
 INDENTED = ("normalised_accuracy", "implicit_accuracy")
@@ -45,6 +46,7 @@ class Report:
     """The run that computed these figures, if this run had nothing new to train or to evaluate."""
     sweep: SweepOutcome | None = None
     """How the DPO checkpoint was chosen, if there was a sweep."""
+    costs: RunCosts | None = None
     next_steps: tuple[str, ...] = ()
     """Commands and links, each a line."""
 
@@ -67,6 +69,7 @@ class Report:
             **({"benchmarks": self.benchmarks.model_dump()} if self.benchmarks else {}),
             "data": self.data.model_dump(),
             **({"sweep": self.sweep.model_dump()} if self.sweep else {}),
+            **({"costs": self.costs.as_dict()} if self.costs else {}),
         }
 
 
@@ -134,6 +137,8 @@ def _lines(report: Report) -> Iterator[Text]:
         yield Text(
             f"Ceiling: the true reward itself is expected to agree with {data.ceiling:.1%} of these noisy labels"
         )
+    if report.costs:
+        yield Text(f"Cost: {report.costs.line()}")
     for finding in figures.findings:
         line = Text(f"{finding.severity.capitalize()}: ", style=STYLES[finding.severity])
         yield line.append(f"{finding.title}. What to do: {finding.advice}", style="not bold default")

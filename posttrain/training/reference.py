@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,10 @@ from posttrain.chat.tokenise import PAIR_TOKENS
 from posttrain.chat.tokens import PairTokens, check_chat
 from posttrain.config import Lengths, ModelSection, Passes
 from posttrain.errors import UserError
-from posttrain.forward.logprobs import PairLogps, score_pairs
+from posttrain.forward.logprobs import PairLogps
+from posttrain.forward.ranks import LoadedBy, on_ranks
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.models.loading import load_chat, load_model
+from posttrain.models.loading import load_chat
 from posttrain.models.precision import uses_bf16
 from posttrain.training.order import epoch_order
 
@@ -35,6 +37,8 @@ class ReferencePolicy:
     checkpoint: Checkpoint
     base: Base
     model: ModelSection
+    processes: int | Literal["auto"] = "auto"
+    """Number of processes that score; auto: one per GPU, or one on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -233,13 +237,13 @@ def score_reference(
 
 def _score(pairs: pa.Table, policy: ReferencePolicy, tokens_per_batch: int, key: str) -> Iterator[tuple[float, float]]:
     """Yield the log-probabilities of pairs, which are in the order of their splits."""
-    model = load_model(policy.base, policy.model, policy.checkpoint)
-    for split in pc.unique(pairs["split"]).to_pylist():
-        part = pairs.filter(pc.equal(pairs["split"], split))
-        # Without a fingerprint, `datasets` copies and hashes all tokens to make one.
-        rows = Dataset(part, fingerprint=hashlib.sha256(f"{key} {split} {len(part)}".encode()).hexdigest()[:16])
-        found = score_pairs(model, rows, policy.model, tokens_per_batch, f"reference, {split}")
-        yield from zip(found.chosen_logps.tolist(), found.rejected_logps.tolist(), strict=True)
+    with on_ranks(LoadedBy(policy.base, policy.model, policy.checkpoint, policy.processes)) as ranks:
+        for split in pc.unique(pairs["split"]).to_pylist():
+            part = pairs.filter(pc.equal(pairs["split"], split))
+            # Without a fingerprint, `datasets` copies and hashes all tokens to make one.
+            rows = Dataset(part, fingerprint=hashlib.sha256(f"{key} {split} {len(part)}".encode()).hexdigest()[:16])
+            found = ranks.score(rows, tokens_per_batch, f"reference, {split}")
+            yield from zip(found.chosen_logps.tolist(), found.rejected_logps.tolist(), strict=True)
 
 
 def _needed(table: pa.Table, trained_on: TrainedOn | None) -> list[int]:

@@ -50,7 +50,14 @@ def test_a_project_has_the_repositorys_files(project: Path):
         assert {path.name for path in (project / name).glob("*.py")} == {
             path.name for path in (ROOT / name).glob("*.py")
         }
-    beside = {"dpo_pipeline.py", "sweep_pipeline.py", "configs/demo.yaml", "configs/stacks/kubernetes.sh", "Dockerfile"}
+    beside = {
+        "collect_pipeline.py",
+        "dpo_pipeline.py",
+        "sweep_pipeline.py",
+        "configs/demo.yaml",
+        "configs/stacks/kubernetes.sh",
+        "Dockerfile",
+    }
     assert beside | own | {".zen/.gitkeep", ".dockerignore", ".gitignore", "constraints.txt"} <= made
     assert not any("__pycache__" in name or name.startswith(("posttrain", "tests", "benchmarks")) for name in made)
 

@@ -177,3 +177,34 @@ def test_win_rates_name_who_decided():
     assert list(found.win_rates) == ["the judge j", "the true reward"]
     unjudged = judged(1, 1).model_copy(update={"win_rate": None})
     assert list(AnswerComparison(**(dict(found) | {"by_judge": unjudged})).win_rates) == ["the true reward"]
+
+
+@pytest.mark.parametrize(
+    ("n_wins", "promoted"),
+    [
+        (40, True),
+        (30, True),  # 30 of 40: p = 0.0022 by the sign test
+        (26, False),  # 26 of 40: p = 0.081
+        (10, False),  # surely worse
+    ],
+)
+def test_a_gate_that_decides_by_answers_needs_answers_that_are_surely_better(n_wins, promoted):
+    found = generations(judgement=judged(n_wins), dpo=some(0, answer()))
+    gate = GateSection(decide_by="answers", planned_looks=1)
+    decided = decide(figures_of(table()), gate, found)
+    assert decided.promoted is promoted
+    assert f"{n_wins} won, 0 tied, {N - n_wins} lost" in decided.reasons[0]
+
+
+def test_a_gate_that_decides_by_answers_does_not_ask_for_a_gain_in_ranking():
+    """SFT and DPO rank alike here, which is no gain: by answers DPO is promoted, by ranking it is not."""
+    same = figures_of(table(dpo_margins=table_of_sft()))
+    found = generations(judgement=judged(40), dpo=some(0, answer()))
+    assert decide(same, GateSection(decide_by="answers"), found).promoted
+    assert not decide(same, GateSection(), found).promoted
+
+
+def test_a_gate_that_decides_by_answers_refuses_without_answers():
+    decided = decide(figures_of(table()), GateSection(decide_by="answers"))
+    assert not decided.promoted
+    assert "there are no judged answers of DPO and SFT" in decided.reasons[1]

@@ -171,7 +171,7 @@ def test_a_champion_that_is_this_runs_model_is_not_asked_again(tiny_base, prefer
         loaded.append(args)
         return load_model(*args)
 
-    monkeypatch.setattr("posttrain.evaluation.answers.generations.load_model", counted)
+    monkeypatch.setattr("posttrain.forward.ranks.load_model", counted)
     tokens = pair_tokens(preferences, base, model)
     found = generate(preferences, tokens, EvaluatedModels(base, model, sft, champion=sft), section(n=5))
     assert len(loaded) == 1

@@ -142,7 +142,7 @@ def test_docstrings_and_descriptions_of_settings_change_no_digest(changed: Any) 
     def texts(root: Path) -> None:
         path = root / "posttrain/config/sections/training_sections.py"
         replace(path, '"passes over the training data', '"epochs over the training data')
-        replace(path, '"""Settings that SFT and DPO share."""', '"""Settings of SFT and DPO."""')
+        replace(path, '"""Settings that all trainings share."""', '"""Settings of SFT and DPO."""')
 
     assert changed(texts) == set()
 

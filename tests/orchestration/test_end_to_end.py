@@ -23,6 +23,7 @@ from zenml.models import PipelineRunResponse
 from pipelines.dpo import dpo_pipeline
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.orchestration.finished_runs import read_report
+from posttrain.orchestration.history.why import explain_run
 from posttrain.training import sft
 
 pytestmark = pytest.mark.slow
@@ -110,7 +111,10 @@ def test_a_changed_row_reruns_the_steps_that_depend_on_it(
     assert [tag.name for tag in told.tags] == ["unchanged"]
     assert not Client().get_pipeline_run(first.id).tags
     new, old = (next(r for r in mlflow_runs("rows") if r.info.run_name == done.name) for done in (again, first))
-    assert new.data.metrics == old.data.metrics
+    results = [{k: v for k, v in r.data.metrics.items() if not k.startswith("cost")} for r in (new, old)]
+    assert results[0] == results[1]
+    assert old.data.metrics["cost_train_dpo/tokens"] > 0
+    assert new.data.metrics["cost/tokens"] == 0
     assert "acc/dpo" in new.data.metrics
     kept = {key: old.data.tags[key] for key in ("promoted", "reasons", "findings")}
     assert {"outcome": "unchanged", "figures_of": first.name, **kept}.items() <= new.data.tags.items()
@@ -122,6 +126,12 @@ def test_a_changed_row_reruns_the_steps_that_depend_on_it(
         grown = run(tmp_path, config)
     write_pairs(pairs, n=80)
     assert everything <= worked(grown)
+    explained = explain_run(grown.name)
+    assert explained.earlier == again.name
+    assert {source: len(ids) for source, ids in explained.rows.added.items()} == {f"{tmp_path.name}/pairs": 20}
+    assert explained.rows.removed == {}
+    assert explained.files == [f"{pairs}: other content, 60 -> 80 rows"]
+    assert {step.name: step.reasons for step in explained.steps}["tokenise"] == ["the rows changed"]
     outcome = read_report(grown.id)
     assert outcome.figures.n_pairs > n_pairs
     assert outcome.figures.digests["champion"] == read_report(first.id).figures.digests["dpo"]

@@ -24,11 +24,13 @@ from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.gate.rejection import Rejection
 from posttrain.orchestration.caching import cache_key as _code
 from posttrain.orchestration.finished_runs import read_report
+from posttrain.orchestration.history.why import explain_run
 from posttrain.orchestration.model_versions.registry import digest_of
 from posttrain.orchestration.model_versions.rejections import lift, reject
 from posttrain.orchestration.project import step_names
 from posttrain.orchestration.run_file import read_run_file
 from posttrain.orchestration.running_step.stored_files import DamagedArtifact
+from posttrain.reporting.past_runs.explanation import explanation_lines
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -255,6 +257,20 @@ def test_nothing_is_trained_twice(
 
     steeper = run({**TINY, "dpo": {**TINY["dpo"], "beta": 0.3}})
     assert worked(steeper) == always | {"train_dpo", "generate", "evaluate", "promote", "report"}
+    explained = "\n".join(explanation_lines(explain_run(steeper.name), 200))
+    assert (
+        f"Compared with the run of model tiny before it: {again.name}\n\nsettings  dpo.beta: 0.1 -> 0.3\n\n"
+        in explained
+    )
+    assert re.search(r"\ntrain_dpo +ran +dpo\.beta 0\.1 -> 0\.3\n", explained), explained
+    assert re.search(rf"\ntrain_sft +cached +the result of {first.name}\n", explained)
+    nothing = "\n".join(explanation_lines(explain_run(str(again.id)), 200))
+    assert "Nothing changed: neither rows nor settings, files, packages or code." in nothing
+    records: list[Any] = [Client().get_pipeline_run(done.id).run_metadata["record"] for done in (first, again)]
+    assert [record["outcome"] for record in records] == ["refused", "unchanged"]
+    assert records[1]["judged_in"] == first.name
+    assert records[0]["costs"]["steps"]["train_dpo"]["tokens"] > 0
+    assert "train_dpo" not in records[1]["costs"]["steps"]
     assert outcomes(first, again, steeper) == ["trained", "unchanged", "trained"]
 
     shorter = run({**TINY, "dpo": {**TINY["dpo"], "max_length": 64, "max_prompt_length": 32}})

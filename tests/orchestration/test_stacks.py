@@ -268,7 +268,14 @@ def test_the_image_contains_pins_and_code_only() -> None:
     files = {path for path in in_image() if not path.startswith(".zen")}
     packages = ("posttrain/", "pipelines/", "steps/", "materializers/")
     beside = {path for path in files if not path.startswith(packages)}
-    assert beside == {"Dockerfile", "constraints.txt", "pyproject.toml", "dpo_pipeline.py", "sweep_pipeline.py"}
+    assert beside == {
+        "Dockerfile",
+        "constraints.txt",
+        "pyproject.toml",
+        "collect_pipeline.py",
+        "dpo_pipeline.py",
+        "sweep_pipeline.py",
+    }
     package_data = {".css", ".html", ".jinja", ".js", ".md", ".template", ".typed"}
     assert {Path(path).suffix for path in files - beside} - package_data == {".py"}
 

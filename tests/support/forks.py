@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from torch.distributed.launcher.api import LaunchConfig
 
+from posttrain.forward import ranks
 from posttrain.training import launcher
 from support.paths import ROOT
 
@@ -25,9 +26,10 @@ def fork_server() -> None:
 
 @pytest.fixture
 def forked_processes(fork_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork the processes that share a training. Without it they are spawned and import for seconds, as users' do."""
+    """Fork the processes that share a training or a scoring. Without it they are spawned and import for seconds, as users' do."""
 
     def forking(**options: Any) -> LaunchConfig:
         return LaunchConfig(**{**options, "start_method": "forkserver"})
 
     monkeypatch.setattr(launcher, "LaunchConfig", forking)
+    monkeypatch.setattr(ranks, "CONTEXT", FORKS)

@@ -11,7 +11,7 @@ from support.stages import LENGTHS, pair_tokens, sft_on
 from posttrain.config import DpoSection, Lengths, Passes, SftSection
 from posttrain.data.stored import Preferences
 from posttrain.errors import UserError
-from posttrain.training import reference as module
+from posttrain.forward.ranks import Ranks
 from posttrain.training.dpo import train_dpo
 from posttrain.training.order import epoch_order
 from posttrain.training.reference import LOGPS, ReferencePolicy, TrainedOn, score_reference
@@ -40,12 +40,12 @@ def n_scored(monkeypatch):
     """How many pairs each call of the model was given, by split."""
     counts = {}
 
-    def score_pairs(model, rows, section, tokens_per_batch, label):
+    def score(ranks, rows, tokens_per_batch, label):
         counts[label] = len(rows)
-        return module_score_pairs(model, rows, section, tokens_per_batch, label)
+        return own(ranks, rows, tokens_per_batch, label)
 
-    module_score_pairs = module.score_pairs
-    monkeypatch.setattr(module, "score_pairs", score_pairs)
+    own = Ranks.score
+    monkeypatch.setattr(Ranks, "score", score)
     return counts
 
 

@@ -220,7 +220,7 @@ def test_sft_refuses_rows_that_were_cut_to_another_length(after_sft, preferences
 
 def test_a_reference_that_is_stored_is_not_scored_again(after_sft, preferences, monkeypatch):
     """The key is of weights, tokens, lengths, template and precision. Without a new pair, the model is not even loaded."""
-    monkeypatch.setattr("posttrain.training.reference.load_model", None)
+    monkeypatch.setattr("posttrain.forward.ranks.load_model", None)
 
     def score(rows, lengths=LENGTHS):
         tokens = pair_tokens(rows, after_sft.base, after_sft.section, lengths)

@@ -12,6 +12,9 @@ from posttrain.config.explain import nearest
 from posttrain.config.layouts import COLUMNS, INSTRUCTION_FORMATS, InstructionFormat, PreferenceFormat
 from posttrain.config.sections.section import Fraction, Section
 
+ARTIFACT = "artifact:"
+"""Beginning of the path of a source that is an artifact of an earlier run."""
+
 
 class Source(Section):
     """A dataset to read. A plain string is short for its `path`."""
@@ -20,7 +23,8 @@ class Source(Section):
         min_length=1,
         description="`demo`, a file, glob or folder (JSONL, JSON, CSV or TSV, also as .gz or .zst, Parquet or Arrow), the same on "
         "`s3://bucket/…`, a Hub dataset id, or hh-rlhf, oasst1, shp, "
-        "ultrafeedback; `path:50000` reads at most 50000 rows",
+        "ultrafeedback; `path:50000` reads at most 50000 rows; `artifact:collected_preferences` reads the newest pairs that "
+        "collect_pipeline made, `artifact:collected_preferences:3` those of version 3",
     )
     format: Literal["auto", PreferenceFormat, InstructionFormat] = Field(
         "auto", description="layout of the rows; `auto` detects it from the columns and the first rows"
@@ -100,21 +104,26 @@ class Source(Section):
 
     @model_validator(mode="after")
     def validate_limit(self) -> Source:
-        if self.limit is not None and _PATH_AND_LIMIT.fullmatch(self.path):
+        if self.limit is not None and self._path_and_limit:
             raise ValueError(f"path {self.path} ends in a number of rows and limit is {self.limit}: remove one of them")
         return self
 
     @property
     def location(self) -> str:
         """The path without the number of rows at its end."""
-        match = _PATH_AND_LIMIT.fullmatch(self.path)
+        match = self._path_and_limit
         return match.group(1) if match else self.path
 
     @property
     def row_limit(self) -> int | None:
         """The maximum number of rows to read from each split."""
-        match = _PATH_AND_LIMIT.fullmatch(self.path)
+        match = self._path_and_limit
         return int(match.group(2)) if match else self.limit
+
+    @property
+    def _path_and_limit(self) -> re.Match[str] | None:
+        """The match of a path with a number of rows at its end. After the name of an artifact the number is its version."""
+        return None if self.path.startswith(ARTIFACT) else _PATH_AND_LIMIT.fullmatch(self.path)
 
 
 _PATH_AND_LIMIT = re.compile(r"(.+):([1-9]\d*)")
@@ -142,6 +151,13 @@ class DataSection(Section):
         description="share of prompts held out for the final evaluation; ignored for a source with its own test split",
     )
     validation_size: Fraction = Field(0.05, description="share of prompts held out for validation during training")
+    replay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of old pairs among the training pairs: all pairs of the last source are new and kept, and of "
+        "those of the other sources so many are kept, chosen by hash, that they are this share; null: all",
+    )
     seed: int = Field(
         0, ge=0, description="seed of the split into training, validation and test; changing it changes the test set"
     )
@@ -216,6 +232,18 @@ class DataSection(Section):
     def validate_weights(cls, sources: list[Source]) -> list[Source]:
         check_weights(sources)
         return sources
+
+    @model_validator(mode="after")
+    def validate_replay(self) -> DataSection:
+        if self.replay is not None and len(self.sources) < 2:
+            raise ValueError(
+                "replay needs old pairs, and there is only one source: list the old sources before the new one"
+            )
+        if self.replay is not None and any(source.weight is not None for source in self.sources):
+            raise ValueError(
+                "replay and the weights of sources both decide how many pairs are used: remove one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def validate_split_sizes(self) -> DataSection:

@@ -12,6 +12,12 @@ from posttrain.config.sections.section import Section
 class GateSection(Section):
     """Conditions for promoting a model to production."""
 
+    decide_by: Literal["ranking", "answers"] = Field(
+        "ranking",
+        description="what a new model must be better in; ranking: accuracy on the test pairs; answers: win rate of the answers to "
+        "test prompts, by the judge or, without one, by the demo's true reward, while the ranking accuracy may fall by "
+        "max_slice_loss at most",
+    )
     min_gain: float = Field(
         0.0,
         ge=0,

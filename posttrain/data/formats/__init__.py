@@ -11,13 +11,14 @@ from typing import Any
 from posttrain.config import Source
 from posttrain.config.layouts import INSTRUCTION_FORMATS, PREFERENCE_FORMATS
 from posttrain.data.checks import Unusable, check_row
+from posttrain.data.formats import prompts_only
 from posttrain.data.formats.layout import Example, Layout, Pair, Parsed, Scored, Values
 from posttrain.data.formats.preference import comparison, pair_columns
 from posttrain.data.formats.reading import language, read_rows
 from posttrain.errors import UserError
 
 __all__ = [
-    "INSTRUCTION_LAYOUTS", "PREFERENCE_LAYOUTS", "check_columns", "find_layout", "prepare", "read_rows", "rename",
+    "INSTRUCTION_LAYOUTS", "PREFERENCE_LAYOUTS", "PROMPT_LAYOUTS", "check_columns", "find_layout", "prepare", "read_rows", "rename",
 ]  # fmt: skip
 
 
@@ -37,6 +38,7 @@ def _layout(kind: str, name: str) -> Any:
 
 PREFERENCE_LAYOUTS: dict[str, Layout[Pair]] = {name: _layout("preference", name) for name in PREFERENCE_FORMATS}
 INSTRUCTION_LAYOUTS: dict[str, Layout[Example]] = {name: _layout("instruction", name) for name in INSTRUCTION_FORMATS}
+PROMPT_LAYOUTS: dict[str, Layout[Any]] = {**PREFERENCE_LAYOUTS, **INSTRUCTION_LAYOUTS, "prompts_only": prompts_only}
 """Layouts by name, in the order in which they are tried."""
 
 _SYNONYMS = {

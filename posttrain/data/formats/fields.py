@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.config import Source
-from posttrain.config.layouts import CONTEXT_COLUMNS, OPTIONAL_COLUMNS, SCORES
+from posttrain.config.layouts import CONTEXT_COLUMNS, OPTIONAL_COLUMNS, PROVENANCE, SCORES
 from posttrain.data.checks import Unusable
 from posttrain.data.formats.layout import Parsed, Values
 from posttrain.data.formats.turns import MESSAGE_KEYS, as_text, as_turns
@@ -38,7 +38,7 @@ class Fields:
             is_demo: the source is the demo.
         """
         self._own = frozenset(columns) | OPTIONAL_COLUMNS.get(name, frozenset())
-        known = self._own | {"tools"} | ({"true_margin"} if is_demo else set())
+        known = self._own | {"tools", PROVENANCE} | ({"true_margin"} if is_demo else set())
         self._known = known | ({"lang", "language"} if source.languages is not None else set())
         self.unread: Counter[str] = Counter()
         """Number of rows in which each column, or key of messages, that nothing reads held something."""

@@ -41,9 +41,15 @@ class Example(NamedTuple):
     completion: list[Turn]
 
 
-Parsed = TypeVar("Parsed", Pair, Example)
-Parsed_co = TypeVar("Parsed_co", Pair, Example, covariant=True)
-Found = Pair | Scored | Example
+class PromptOnly(NamedTuple):
+    """A prompt to collect answers to."""
+
+    prompt: list[Turn]
+
+
+Parsed = TypeVar("Parsed", Pair, Example, PromptOnly)
+Parsed_co = TypeVar("Parsed_co", Pair, Example, PromptOnly, covariant=True)
+Found = Pair | Scored | Example | PromptOnly
 """The result of parsing a row."""
 
 

@@ -1,4 +1,4 @@
-"""Reads rows lazily and in order from files, S3, the Hub or the demo."""
+"""Reads rows lazily and in order from files, S3, the Hub, artifacts of earlier runs or the demo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from posttrain.config import Source
-from posttrain.data.sources import files, hub, s3_objects
+from posttrain.config.sections.data_section import ARTIFACT
+from posttrain.data.sources import artifacts, files, hub, s3_objects
 from posttrain.data.sources.records import OpenSource, SourceRecord
 from posttrain.errors import UserError
 
@@ -18,12 +19,15 @@ DEMO = "demo"
 def open_source(source: Source) -> OpenSource:
     """Locate a source and return it ready for reading.
 
-    `s3://…` is in S3. A path that exists, has wildcards or has the suffix of a data file is local. `organisation/name` and the
-    short names of well-known datasets are on the Hub.
+    `artifact:…` is an artifact of an earlier run. `s3://…` is in S3. A path that exists, has wildcards or has the suffix of a data
+    file is local. `organisation/name` and the short names of well-known datasets are on the Hub.
 
     Raises:
         UserError: the source does not exist, cannot be read or has no training rows.
     """
+    if source.location.startswith(ARTIFACT):
+        _refuse_hub_settings(source)
+        return artifacts.open_artifact(source)
     if hub.is_on_hub(source) and not _is_here(source):
         return hub.open_hub(source)
     _refuse_hub_settings(source)
@@ -49,6 +53,8 @@ def count_rows(source: Source) -> dict[str, int] | None:
         from posttrain.data.demo import pairs as demo
 
         counts = {"train": demo.N_ROWS}
+    elif source.location.startswith(ARTIFACT):
+        counts = {"train": artifacts.stored_rows(source.location).n_rows}
     elif s3_objects.is_url(source.location):
         return None
     elif files.is_local(source.location):

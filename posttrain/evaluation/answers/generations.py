@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import GenerationConfig
@@ -33,11 +34,15 @@ from posttrain.evaluation.clusters import conversation_key
 from posttrain.evaluation.evaluated_models import EvaluatedModels, section_of_champion
 from posttrain.evaluation.intervals import Result
 from posttrain.evaluation.labels import ANSWERS
+from posttrain.forward.balance import balance
 from posttrain.forward.probe import left_padding_is_exact
-from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.models.loading import Model, load_chat, load_model
+from posttrain.forward.ranks import LoadedBy, ModelCopy, on_ranks
+from posttrain.models.loading import Model, load_chat
 from posttrain.models.precision import autocast
 from posttrain.progress import progress_bar
+
+Answer: TypeAlias = tuple[list[int], bool]
+"""Token ids without the stop token, and whether there was a stop token."""
 
 
 class Exchange(Result):
@@ -94,21 +99,19 @@ def generate(
         UserError: the pairs were tokenised for another tokenizer or template, or the champion's base has changed.
     """
     chosen = choose_prompts(preferences.test, section.generations.n)
-    writers = _writers(models, tokens, chosen)
-    readable = set.intersection(*(set(prompt_ids) for _, prompt_ids in writers.values()))
+    writers = _writers(models, tokens, chosen, section.processes)
+    readable = set.intersection(*(set(writer.prompt_ids) for writer in writers.values()))
     prompts = chosen.filter(lambda row: row["id"] in readable)
     answers: dict[str, list[Response]] = {}
     stages: dict[str, StageGenerations] = {}
-    for stage, (load, prompt_ids) in writers.items():
+    for stage, writer in writers.items():
         same = [earlier for earlier in answers if models.digests[earlier] == models.digests[stage]]
         if same:
             answers[stage] = answers[same[0]]
             stages |= {stage: stages[same[0]]} if same[0] in stages else {}
             continue
-        writer = load()
-        found = complete(writer, [prompt_ids[row_id] for row_id in prompts["id"]], section, f"{stage}, answers")
+        found = writer.complete(prompts["id"], section, f"{stage}, answers")
         answers[stage] = [_response(writer.chat, *answer, row) for answer, row in zip(found, prompts, strict=True)]
-        del writer  # frees the model's memory before the next one is loaded
         if found:
             stages[stage] = summarise_answers(answers[stage], [ids for ids, _ in found], section)
     exchanges = [
@@ -131,21 +134,36 @@ def generate(
     )
 
 
+@dataclass(frozen=True)
+class _Writing:
+    """A model that is loaded when it answers, in as many processes as are set."""
+
+    source: LoadedBy
+    chat: Chat
+    prompt_ids: dict[str, list[int]]
+    """The prompts that it can read, by the id of the pair."""
+
+    def complete(self, ids: Sequence[str], section: EvaluationSection, label: str) -> list[Answer]:
+        """Return the answers to some prompts, as `complete` does."""
+        prompts = [self.prompt_ids[row_id] for row_id in ids]
+        with on_ranks(self.source) as ranks:
+            found = ranks.run(_answers, self.chat, prompts, section, label)
+        answers = {i: answer for part in found for i, answer in part.items()}
+        return [answers[i] for i in range(len(prompts))]
+
+
 def _writers(
-    models: EvaluatedModels, tokens: PairTokens, chosen: Dataset
-) -> dict[str, tuple[Callable[[], Writer], dict[str, list[int]]]]:
-    """Return by stage how to load each model, and the prompts that it can read as token ids by the id of the pair."""
+    models: EvaluatedModels, tokens: PairTokens, chosen: Dataset, processes: int | Literal["auto"]
+) -> dict[str, _Writing]:
+    """Return by stage each model and its prompts."""
     checkpoints = models.trained
     chat = load_chat(models.base, models.section, next(iter(checkpoints.values())))
     check_chat(tokens, chat, "the trained models")
     test = tokens.rows("test")
     prompt_ids = dict(zip(test["id"], test["prompt_ids"], strict=True))
 
-    def load(base: Base, section: ModelSection, checkpoint: Checkpoint, own: Chat) -> Callable[[], Writer]:
-        return lambda: Writer(load_model(base, section, checkpoint), own, section)
-
     writers = {
-        stage: (load(models.base, models.section, checkpoint, chat), prompt_ids)
+        stage: _Writing(LoadedBy(models.base, models.section, checkpoint, processes), chat, prompt_ids)
         for stage, checkpoint in checkpoints.items()
     }
     if champion := models.champion:
@@ -155,7 +173,7 @@ def _writers(
             lengths = tokens.lengths
             rows = tokenise_pairs(own, chosen, lengths.max_length, lengths.max_prompt_length).rows
             prompt_ids = dict(zip(rows["id"], rows["prompt_ids"], strict=True))
-        writers["champion"] = (load(base, section, champion, own), prompt_ids)
+        writers["champion"] = _Writing(LoadedBy(base, section, champion, processes), own, prompt_ids)
     return writers
 
 
@@ -173,7 +191,7 @@ def choose_prompts(rows: Dataset, n: int) -> Dataset:
     return rows.select(list(chosen.values())[:n])
 
 
-def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> GenerationConfig:
+def generation_config(chat: Chat, max_new_tokens: int, temperature: float, top_p: float = 1.0) -> GenerationConfig:
     """Return generation settings that are the same for every model.
 
     A model's own settings are not used: they may contain penalties and temperatures chosen for its base.
@@ -182,6 +200,7 @@ def generation_config(chat: Chat, max_new_tokens: int, temperature: float) -> Ge
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         temperature=temperature or None,
+        top_p=top_p if temperature > 0 else None,
         eos_token_id=chat.stop_ids,
         pad_token_id=chat.tokenizer.pad_token_id,
     )
@@ -197,10 +216,7 @@ class Writer:
     """How the model was loaded."""
 
 
-@torch.no_grad()
-def complete(
-    writer: Writer, prompts: Sequence[list[int]], section: EvaluationSection, label: str
-) -> list[tuple[list[int], bool]]:
+def complete(writer: Writer, prompts: Sequence[list[int]], section: EvaluationSection, label: str) -> list[Answer]:
     """Return the model's answer to each prompt: token ids without the stop token, and whether there was a stop token.
 
     Prompts are sorted by length and padded on the left. At temperature 0 the batch size changes only the last digits of the
@@ -209,10 +225,22 @@ def complete(
     Args:
         label: text of the progress bar.
     """
-    settings, model, chat = section.generations, writer.model, writer.chat
-    model.generation_config = generation_config(chat, settings.max_new_tokens, settings.temperature)
+    found = _answers(ModelCopy(writer.model, writer.section), writer.chat, prompts, section, label)
+    return [found[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def _answers(
+    own: ModelCopy, chat: Chat, prompts: Sequence[list[int]], section: EvaluationSection, label: str
+) -> dict[int, Answer]:
+    """Return the answers to this rank's share of the prompts, by their positions.
+
+    The batches and what is drawn in each of them do not depend on the number of ranks.
+    """
+    settings, model = section.generations, own.model
+    model.generation_config = generation_config(chat, settings.max_new_tokens, settings.temperature, settings.top_p)
     model.eval()
-    found: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
+    found: dict[int, Answer] = {}
     where = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     longest_whole = max(map(len, prompts), default=0) + settings.max_new_tokens
@@ -220,9 +248,14 @@ def complete(
     if n_rows > 1 and len(set(map(len, prompts))) > 1 and not left_padding_is_exact(model, chat.tokenizer.pad_token_id):
         print(f"{label}: one prompt at a time, because this model reads the padding of a batch")
         n_rows = 1
-    with autocast(writer.section), torch.random.fork_rng(), progress_bar(len(prompts), label, " prompts") as progress:
-        torch.manual_seed(section.seed)
-        for batch in (order[start : start + n_rows] for start in range(0, len(order), n_rows)):
+    batches = [order[start : start + n_rows] for start in range(0, len(order), n_rows)]
+    costs = [len(batch) * (len(prompts[batch[0]]) + settings.max_new_tokens) for batch in batches]
+    mine = sorted(balance(costs, own.n_ranks)[own.rank])
+    n_mine = sum(len(batches[i]) for i in mine)
+    with autocast(own.section), torch.random.fork_rng(), progress_bar(n_mine, label, " prompts") as progress:
+        for number in mine:
+            batch = batches[number]
+            torch.manual_seed(int(np.random.SeedSequence([section.seed, number]).generate_state(1)[0]))
             longest = len(prompts[batch[0]])
             input_ids = torch.full((len(batch), longest), chat.tokenizer.pad_token_id, dtype=torch.long)
             attention_mask = torch.zeros_like(input_ids)

@@ -10,6 +10,7 @@ from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.answer_conditions import answer_conditions
 from posttrain.evaluation.gate.benchmark_conditions import benchmark_conditions
+from posttrain.evaluation.gate.better_answers import judge_answers
 from posttrain.evaluation.gate.foresight import power
 from posttrain.evaluation.gate.length_conditions import length_conditions
 from posttrain.evaluation.gate.looks import Look, look_level, shrunken_gain
@@ -39,8 +40,9 @@ def decide(
 ) -> Promotion:
     """Return whether the newest model is promoted, and why.
 
-    It is promoted if it beats its opponent beyond what length explains, no slice, benchmark or set got worse, nor did its answers,
-    and no finding blocks it. The opponent is the champion, or, if there is none, the previous stage of the same run.
+    It is promoted if it beats its opponent beyond what length explains (`gate.decide_by: answers`: in its answers), no slice,
+    benchmark or set got worse, nor did its answers, and no finding blocks it. The opponent is the champion, or, if there is none,
+    the previous stage of the same run.
 
     Args:
         look: at the test prompts; None if it is the first one.
@@ -53,9 +55,17 @@ def decide(
         f"{NAMES[newer]} ranks {abs(100 * gain.value):.1f} points {'fewer' if gain.value < 0 else 'more'} test pairs correctly "
         f"than {NAMES[older]} ({point_range(gain)}, p = {comparison.p_value:.2g}, {sample_size(figures)}; {power(gain, gate)})"
     )
-    against = [
-        *ranking_conditions(comparison, gate, look, level),
-        *length_conditions(figures, f"{newer}_vs_{older}", gate),
+    if gate.decide_by == "answers":
+        first, against = judge_answers(generations, comparison, (newer, older), gate, (look, level))
+    else:
+        first, against = (
+            [],
+            [
+                *ranking_conditions(comparison, gate, look, level),
+                *length_conditions(figures, f"{newer}_vs_{older}", gate),
+            ],
+        )
+    against += [
         *slice_conditions(figures, f"{newer}_vs_{older}", gate),
         *set_conditions(figures, f"{newer}_vs_{older}", gate),
         *(benchmark_conditions(benchmarks, newer, older, gate) if benchmarks else ()),
@@ -63,9 +73,9 @@ def decide(
         *(answer_conditions(generations, newer, older, gate) if generations else ()),
         *finding_conditions(figures, gate),
     ]
-    if not against:
+    if not against and gate.decide_by == "ranking":
         evidence += (
             f". The gain is selected, as it was promoted for being large: corrected for this, it is "
             f"{100 * shrunken_gain(gain, level):+.1f} points"
         )
-    return Promotion(promoted=not against, opponent=older, reasons=[evidence, *against])
+    return Promotion(promoted=not against, opponent=older, reasons=[*first, evidence, *against])

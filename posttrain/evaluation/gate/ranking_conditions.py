@@ -21,10 +21,7 @@ def ranking_conditions(comparison: Comparison, gate: GateSection, look: Look, le
     if gain.n_prompts < gate.min_prompts:
         yield f"too few to tell: there are {gain.n_prompts} test prompts, and gate.min_prompts is {gate.min_prompts}"
     if not look.is_within(gate):
-        yield (
-            f"the planned looks at these test prompts are used up (gate.planned_looks: {gate.planned_looks}; this is look "
-            f"{look.number}): get fresh test prompts with another data.seed or a new file in data.sources"
-        )
+        yield used_up(gate, look)
     elif gain.p_value > level:
         shared = (
             f", the level of each of {gate.planned_looks} looks (gate.planned_looks)" if gate.planned_looks > 1 else ""
@@ -35,6 +32,14 @@ def ranking_conditions(comparison: Comparison, gate: GateSection, look: Look, le
         )
     elif not gain.bounds(1 - level)[0] > gate.min_gain:
         yield f"the lower bound of the gain's interval does not exceed gate.min_gain ({100 * gate.min_gain:+.1f} points)"
+
+
+def used_up(gate: GateSection, look: Look) -> str:
+    """Return the reason that no further model may be judged on these test prompts."""
+    return (
+        f"the planned looks at these test prompts are used up (gate.planned_looks: {gate.planned_looks}; this is look "
+        f"{look.number}): get fresh test prompts with another data.seed or a new file in data.sources"
+    )
 
 
 def slice_conditions(figures: Figures, comparison: str, gate: GateSection) -> Iterator[str]:

@@ -25,6 +25,8 @@ NOT_FOLLOWED = {
     "posttrain.tracking": "publishes results to MLflow",
     "posttrain.orchestration.running_step.run_figures": "publishes results to MLflow",
     "posttrain.orchestration.running_step.step_tracking": "opens the MLflow run of a step",
+    "posttrain.orchestration.running_step.step_usage": "records what a step used",
+    "posttrain.orchestration.running_step.alerts": "posts alerts",
     "posttrain.orchestration.running_step.stored_files": "compares stored files with their digests",
     "posttrain.orchestration.interruption": "stops runs",
     "posttrain.orchestration.running_step.step": "decides about caching, retries and alerts",
@@ -33,6 +35,8 @@ NOT_FOLLOWED = {
     "posttrain.config.equivalents": "names settings of other tools in errors",
 }
 """Modules and packages that steps use but that cannot change a result, with their purpose."""
+N_DIGEST_CHARS = 10
+"""Of a module's digest, where it is only compared with another one of the same module."""
 
 PACKAGES_WITHOUT_EFFECT = frozenset(
     "boto3 botocore click fsspec huggingface_hub matplotlib mlflow psutil pyarrow pydantic requests rich tqdm urllib3 yaml "
@@ -60,19 +64,39 @@ def step_digest(module: str) -> str:
 
 def digest_of_step(module: str, folders: dict[str, Path]) -> str:
     """Return the digest of a step whose code, library and materializers are in these folders, by top-level package."""
+    modules, packages = _parts(module, folders)
+    digest = hashlib.sha256()
+    for name, found in modules.items():
+        digest.update(f"{name} {found}\n".encode())
+    for name, version in packages.items():
+        digest.update(f"{name} {version}\n".encode())
+    return digest.hexdigest()
+
+
+@functools.cache
+def parts_of_step(module: str) -> dict[str, dict[str, str]]:
+    """Return what the digest of a step consists of: `code`, the start of each module's digest, and `packages`, their versions.
+
+    Args:
+        module: name of the module that defines the step.
+    """
+    modules, packages = _parts(module, _folders(module.partition(".")[0], LIBRARY, MATERIALIZERS))
+    return {"code": {name: digest[:N_DIGEST_CHARS] for name, digest in modules.items()}, "packages": packages}
+
+
+def _parts(step: str, folders: dict[str, Path]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the digests of the modules, and the versions of the packages, that can change the result of a step, in order."""
     graph, stored_types = _project(tuple(sorted(folders.items())))
-    used = _types_of_step(graph, module)
-    own = graph.reached(module)
+    used = _types_of_step(graph, step)
+    own = graph.reached(step)
     # A materializer draws a preview for the dashboard with the reporting package, and stores the result without it.
     stored = graph.reached(*(name for name, types in stored_types.items() if types & used), without=(REPORTING,))
-    digest = hashlib.sha256()
+    modules = {}
     for name in sorted(own.modules | stored.modules):
         found = graph.module(name)
         assert found is not None
-        digest.update(f"{name} {found.digest}\n".encode())
-    for name, version in relevant_versions(own.packages | stored.packages).items():
-        digest.update(f"{name} {version}\n".encode())
-    return digest.hexdigest()
+        modules[name] = found.digest
+    return modules, relevant_versions(own.packages | stored.packages)
 
 
 def relevant_versions(packages: Iterable[str]) -> dict[str, str]:

@@ -38,5 +38,7 @@ def reject(version: ModelVersionResponse, rejection: Rejection) -> None:
 
 
 def lift(version: ModelVersionResponse, reason: str) -> None:
-    """Record that a version may be in production again."""
-    log_metadata(metadata={REJECTION: {LIFTED: reason}}, model_version_id=version.id)
+    """Record that a version may be in production again; what was recorded stays for the history."""
+    earlier = rejection_of(version)
+    before = earlier.model_dump(exclude_none=True) if earlier else {}
+    log_metadata(metadata={REJECTION: {**before, LIFTED: reason}}, model_version_id=version.id)

@@ -8,6 +8,7 @@ from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.key_figures import key_figures, legend
+from posttrain.feedback.collecting.collected_pairs import CollectionReport
 from posttrain.tracking import DatasetOrigin, TrackedStage
 
 
@@ -46,3 +47,13 @@ def log_benchmarks(run: TrackedStage, benchmarks: BenchmarkFigures) -> None:
 def log_promotion(run: TrackedStage, promotion: Promotion) -> None:
     """Tag the run with the verdict."""
     run.set_tags({"promoted": str(promotion.promoted).lower(), "reasons": "; ".join(promotion.reasons)})
+
+
+def log_collection(run: TrackedStage, report: CollectionReport) -> None:
+    """Log the counts and mean scores of a collection, and its report as a file."""
+    figures = report.model_dump(include={"n_prompts", "n_pairs", "n_failures", "mean_margin", "longer_chosen"})
+    run.log_metrics({f"collect/{name}": value for name, value in figures.items() if value is not None})
+    for counts in report.models.values():
+        if counts.mean_score is not None:
+            run.log_metrics({"collect/mean_score": counts.mean_score})
+    run.log_dict(report.model_dump(), "collection.json")

@@ -12,9 +12,11 @@ from zenml.steps.step_context import StepContext
 from posttrain import configure
 from posttrain.compat.zenml_internals import without_caching_parameters, without_parameter_schema
 from posttrain.errors import UserError
+from posttrain.orchestration.artifact_sources import connect_artifact_sources
 from posttrain.orchestration.caching.step_keys import cache_policy
 from posttrain.orchestration.interruption import stopping_step
-from posttrain.storage.addresses import without_secrets
+from posttrain.orchestration.running_step.alerts import alert
+from posttrain.orchestration.running_step.step_usage import record_key_parts, record_usage
 
 MISTAKE = f"{UserError.__module__}.{UserError.__name__}"
 
@@ -22,6 +24,7 @@ MISTAKE = f"{UserError.__module__}.{UserError.__name__}"
 def step(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Return a ZenML step that is cached by the code it uses, does not retry a user's mistake, and alerts on failure."""
     configure()
+    connect_artifact_sources()
     if function is None:
         return functools.partial(step, **options)
     options.setdefault("cache_policy", cache_policy(function.__module__))
@@ -30,20 +33,8 @@ def step(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     return without_parameter_schema(without_caching_parameters(created))
 
 
-def alert(exception: BaseException) -> None:
-    """Post which step failed and why to every alerter of the stack, after the last retry; do nothing without an alerter.
-
-    ZenML's own hook posts the whole stack trace and all parameters, and warns where there is no alerter.
-    """
-    context = get_step_context()
-    reason = without_secrets(str(exception))
-    message = f"{context.pipeline.name}, run {context.pipeline_run.name}: step {context.step_run.name} failed: {reason}"
-    for alerter in Client().active_stack.alerters.values():
-        alerter.post(message)
-
-
 def _no_mistake_twice(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that fails at once if the attempt before it ended with a `UserError`, with the same error.
+    """Return a function that records what it used, and fails at once if the attempt before it ended with a `UserError`.
 
     ZenML and Kubernetes retry every failure, even a wrong config or a training that diverged.
     """
@@ -56,7 +47,10 @@ def _no_mistake_twice(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         context = get_step_context()
         with stopping_step(context.pipeline_run, context.step_run):
-            return function(*args, **kwargs)
+            record_key_parts(function.__module__)
+            result = function(*args, **kwargs)
+            record_usage(context.step_name, result)
+            return result
 
     return attempt
 

@@ -69,6 +69,18 @@ def read_digests(uri: str, store: BaseArtifactStore) -> StoredFiles:
     return StoredFiles(digests.pop(SAME_AS, uri), digests)
 
 
+def place_of(uri: str, store: BaseArtifactStore) -> str:
+    """Return the folder that an artifact's files are in: its own, or that of an earlier artifact with the same content.
+
+    Unlike `read_digests` it leaves the cache alone if the artifact is damaged.
+
+    Raises:
+        OSError: it is missing.
+    """
+    with store.open(f"{uri}/{DIGESTS}", "r") as file:
+        return str(json.loads(file.read()).get(SAME_AS, uri))
+
+
 def are_stored(files: StoredFiles, store: BaseArtifactStore) -> bool:
     """Return whether a place has these files, intact. All of them are read."""
     return all(_digest(f"{files.place}/{name}", store) == digest for name, digest in files.digests.items())

@@ -29,6 +29,7 @@ from posttrain.reporting.benchmarks_view import benchmarks_view
 from posttrain.reporting.html import Picture, Table, first_line, render
 from posttrain.reporting.pages.label_page import noise_words
 from posttrain.reporting.plots import ACCURACY, CALIBRATION, LENGTH, MARGINS, NOTES, SLICES, contest, draw, present
+from posttrain.reporting.run_costs import RunCosts
 from posttrain.reporting.run_report import RunReport
 
 QUANTILES = ("5", "25", "50", "75", "95")
@@ -62,6 +63,7 @@ def report_page(report: RunReport, pictures: dict[str, Markup] | None = None) ->
         benchmarks=benchmarks_view(report.benchmarks) if report.benchmarks else None,
         answers=answers_view(generations) if generations and generations.exchanges else None,
         data=_data(report),
+        costs=_costs(report.costs) if report.costs else None,
         lineage=_lineage(report),
     )
 
@@ -223,6 +225,10 @@ def _data(report: RunReport) -> dict[str, Any]:
             (f"{words(reason)}: {n}", data.examples.get(reason, [])) for reason, n in data.dropped.items() if n
         ],
     }
+
+
+def _costs(costs: RunCosts) -> dict[str, Any]:
+    return {"line": f"{costs.line()}, up to this report.", "steps": Table(costs.header, list(costs.rows()))}
 
 
 def _lineage(report: RunReport) -> dict[str, Any]:

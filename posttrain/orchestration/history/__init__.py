@@ -1,0 +1,1 @@
+"""What earlier runs tell: costs, the history of a model, and why a step ran."""

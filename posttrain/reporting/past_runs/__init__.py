@@ -1,0 +1,1 @@
+"""Earlier runs as people read them: costs, history, and what changed between two of them."""

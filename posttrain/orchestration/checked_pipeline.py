@@ -19,6 +19,7 @@ from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
 from posttrain import configure
+from posttrain.compat.zenml_internals import without_input_schema
 from posttrain.errors import UserError
 from posttrain.orchestration.interruption import (
     Stopped,
@@ -59,6 +60,7 @@ class CheckedPipeline(Pipeline):
         """
         configure()
         disable_colours_in_files()
+        without_input_schema(CheckedPipeline)
         super().__init__(name=name, entrypoint=entrypoint)
         self.default_config = default_config
         self.run_file: RunFile | None = None

@@ -123,12 +123,7 @@ def load_model(
     if kind == "adapter":
         assert checkpoint is not None
         model = PeftModel.from_pretrained(model, str(checkpoint.path), is_trainable=trainable)
-        own = model.peft_config["default"]
-        if section.lora != LoraSection() and (own.r, own.lora_alpha) != (section.lora.rank, section.lora.alpha):
-            raise UserError(
-                f"model.lora: rank {section.lora.rank} and alpha {section.lora.alpha:g} do not match the adapter of "
-                f"{checkpoint.path}, which has {own.r} and {own.lora_alpha:g}: remove the settings, or train SFT again"
-            )
+        _check_adapter(model, section, checkpoint)
     elif trainable and section.method != "full":
         model = with_adapter(model, section)
     if frozen and section.method == "full" and is_16_bit(section):
@@ -136,6 +131,16 @@ def load_model(
     if isinstance(model, PeftModel):
         leave_casts_to_autocast(model)
     return model if section.method == "qlora" else model.to(device())
+
+
+def _check_adapter(model: PeftModel, section: ModelSection, checkpoint: Checkpoint) -> None:
+    """Check that the settings do not ask for another adapter than that of a checkpoint."""
+    own: Any = model.peft_config["default"]
+    if section.lora != LoraSection() and (own.r, own.lora_alpha) != (section.lora.rank, section.lora.alpha):
+        raise UserError(
+            f"model.lora: rank {section.lora.rank} and alpha {section.lora.alpha:g} do not match the adapter of "
+            f"{checkpoint.path}, which has {own.r} and {own.lora_alpha:g}: remove the settings, or train SFT again"
+        )
 
 
 def prepare_loading(base: Base, checkpoint: Checkpoint | None) -> None:

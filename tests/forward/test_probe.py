@@ -46,7 +46,12 @@ def test_the_row_has_more_tokens_than_a_block_where_the_model_has_positions():
 def test_the_trial_runs_under_autocast(monkeypatch):
     seen = []
     whole = probe._own_logps
-    monkeypatch.setattr(probe, "_own_logps", lambda *a: seen.append(torch.is_autocast_enabled("cpu")) or whole(*a))
+
+    def record(*inputs):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return whole(*inputs)
+
+    monkeypatch.setattr(probe, "_own_logps", record)
     for precision in ("bf16", "fp32"):
         Probe.of(model(), ModelSection(precision=precision))
     assert seen == [True] * 3 + [False] * 3

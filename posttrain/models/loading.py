@@ -30,6 +30,7 @@ from posttrain.errors import UserError
 from posttrain.models.adapters import with_adapter
 from posttrain.models.base import LOCAL_ONLY, base_source, without_its_code
 from posttrain.models.base_checks import missing_weights
+from posttrain.models.base_files import Undamaged
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.precision import device, uses_bf16
 from posttrain.models.stored_settings import drop_unused_sampling
@@ -49,10 +50,12 @@ def load_chat(base: Base, section: ModelSection, checkpoint: Checkpoint | None =
         settings = TemplateSettings(None, manifest.template_kwargs, manifest.template_date or chat.settings.day)
         return replace(chat, template=manifest.template, settings=settings)
     source, options = base_source(base, section)
-    with without_its_code(source):
+    with Undamaged(source, "the tokenizer"), without_its_code(source):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    with Undamaged(source, "config.json or generation_config.json"):
+        stop_ids = _stop_ids(source, options)
     settings = TemplateSettings(section.chat_template, section.chat_template_kwargs, section.template_date)
-    return prepare_chat(tokenizer, settings, _stop_ids(source, options))
+    return prepare_chat(tokenizer, settings, stop_ids)
 
 
 def _check_template(section: ModelSection, checkpoint: Checkpoint) -> None:

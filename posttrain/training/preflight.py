@@ -39,16 +39,14 @@ def needs_of(config: RunConfig, *, reads_base: bool) -> Needs:
     """
     lengths: dict[str, int] = {}
     stages: dict[str, TrainSection] = {}
-    if config.finetuning_type in ("sft", "both"):
-        lengths["sft.max_length"] = config.sft.max_length
-        stages["sft"] = config.sft
-    if config.finetuning_type in ("dpo", "both"):
-        lengths["dpo.max_length"] = config.dpo.max_length
-        stages["dpo"] = config.dpo
+    for name, section in config.trainings.items():
+        lengths[f"{name}.max_length"] = section.max_length
+        stages[name] = section
     generations = config.evaluation.generations
     if generations.n:
-        name = "dpo.max_prompt_length + evaluation.generations.max_new_tokens"
-        lengths[name] = config.dpo.max_prompt_length + generations.max_new_tokens
+        pairs = "verifier" if config.verifier else "dpo"
+        name = f"{pairs}.max_prompt_length + evaluation.generations.max_new_tokens"
+        lengths[name] = config.lengths.max_prompt_length + generations.max_new_tokens
     costs = {
         name: TrainSection(learning_rate=1.0, **section.model_dump(include=COST)) for name, section in stages.items()
     }

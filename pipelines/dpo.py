@@ -28,8 +28,10 @@ class RunArtifacts:
 
 def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen)
     """The steps of a run in order. `finetuning_type` decides which of them are needed."""
-    if config.sweep:
-        raise UserError("sweep: dpo_pipeline trains a single point: run sweep_pipeline, or remove the section")
+    for name in ("sweep", "verifier"):
+        if getattr(config, name):
+            what = "trains a single point" if name == "sweep" else "trains no verifier"
+            raise UserError(f"{name}: dpo_pipeline {what}: run {name}_pipeline, or remove the section")
     # The steps import torch, which takes longer than the check of the config that comes before.
     from steps.score_reference import score_reference
     from steps.train_dpo import train_dpo
@@ -66,7 +68,7 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     from steps.tokenise import tokenise
     from steps.train_sft import train_sft
 
-    sft, dpo = config.sft, config.dpo
+    sft = config.sft
     section, start = start_of(config)
     benchmarks = load_benchmarks(config.evaluation.benchmarks) if config.evaluation.benchmarks else None
     base, model, tokenizer = resolve_base(section)
@@ -87,7 +89,7 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
         base,
         sft_checkpoint,
         tokenizer,
-        dpo.lengths,
+        config.lengths,
         sft_max_length,
         sft.loss_on,
         checks,

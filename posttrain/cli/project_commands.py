@@ -41,8 +41,8 @@ def init(folder: Path) -> None:
 def run(config: Path | None, assignments: tuple[str, ...], stack: str | None) -> None:
     """Run the pipeline of the current project with CONFIG.
 
-    The same as `zenml pipeline run dpo_pipeline -c CONFIG`, or sweep_pipeline where CONFIG has a `sweep` section. Without
-    CONFIG, configs/demo.yaml is run.
+    The same as `zenml pipeline run dpo_pipeline -c CONFIG`, or sweep_pipeline or verifier_pipeline where CONFIG has a `sweep` or
+    a `verifier` section. Without CONFIG, configs/demo.yaml is run.
     """
     with clean_errors():
         project = find_project()
@@ -52,7 +52,9 @@ def run(config: Path | None, assignments: tuple[str, ...], stack: str | None) ->
             )
         config = config or Path(os.path.relpath(project / "configs" / "demo.yaml"))
         document, checked = load_document(config, assignments)
-        pipeline = "sweep_pipeline" if checked.sweep else "dpo_pipeline"
+        pipeline = next(
+            (f"{name}_pipeline" for name in ("sweep", "verifier") if getattr(checked, name)), "dpo_pipeline"
+        )
         run_config(pipeline, config, document if assignments else None, stack)
 
 

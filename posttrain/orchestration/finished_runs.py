@@ -18,6 +18,7 @@ from posttrain.errors import UserError
 from posttrain.orchestration.spent import costs_of
 from posttrain.reporting.run_report import RunReport
 from posttrain.reporting.terminal import Report
+from posttrain.reporting.verifier_summary import VerifierSummary
 
 PIPELINE = "dpo_pipeline"
 
@@ -47,6 +48,20 @@ def read_report(run: str | UUID | None = None) -> Report:
     )
 
 
+def read_outcome(run: str | UUID | None = None) -> Report | VerifierSummary:
+    """Return the outcome of a run of any pipeline in the form that is printed; arguments and errors as for `read_report`."""
+    found = find_run(run)
+    if "report_verifier" not in found.steps:
+        return read_report(found.id)
+    _check_successful(found)
+    about = found.run_metadata
+    return VerifierSummary(
+        output(found.steps["report_verifier"]).load(),
+        unchanged_since=str(about["figures_of"]) if about.get("outcome") == "unchanged" else None,
+        next_steps=tuple(_next_steps(found.name, found.steps["train_verifier"])),
+    )
+
+
 def read_run_report(run: str | UUID | None = None) -> tuple[RunReport, pa.Table]:
     """Return the full report of a run, and the test pairs behind its figures.
 
@@ -63,13 +78,17 @@ def read_run_report(run: str | UUID | None = None) -> tuple[RunReport, pa.Table]
 
 def _finished(run: str | UUID | None) -> PipelineRunResponse:
     found = find_run(run)
-    if not found.status.is_successful:
-        raise UserError(
-            f"run {found.name} is {found.status.value} and has no outcome: name another run (`zenml pipeline runs list`)"
-        )
+    _check_successful(found)
     if "promote" not in found.steps:
         raise UserError(f"run {found.name} was not made by {PIPELINE}: name another run (`zenml pipeline runs list`)")
     return found
+
+
+def _check_successful(run: PipelineRunResponse) -> None:
+    if not run.status.is_successful:
+        raise UserError(
+            f"run {run.name} is {run.status.value} and has no outcome: name another run (`zenml pipeline runs list`)"
+        )
 
 
 def _next_steps(run: str, training: StepRunResponse) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """DPO from a model that this run did not train: an instruct model, a checkpoint, or the model in production."""
 
+import functools
 import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -185,7 +187,7 @@ def test_the_reference_sft_is_found_through_all_rounds(monkeypatch: pytest.Monke
     """Two rounds of DPO after SFT: the parents lead back to the SFT checkpoint."""
 
     def version(name: str, digest: str, parent: str) -> ArtifactVersionResponse:
-        found = ArtifactVersionResponse.model_construct()
+        found = ArtifactVersionResponse.model_construct(id=uuid4())
         values = {
             "artifact": SimpleNamespace(name=name),
             "version": "1",
@@ -193,7 +195,9 @@ def test_the_reference_sft_is_found_through_all_rounds(monkeypatch: pytest.Monke
         }
         for field in values:
             monkeypatch.setattr(
-                ArtifactVersionResponse, field, property(lambda self, f=field: self.__dict__["held"][f])
+                ArtifactVersionResponse,
+                field,
+                property(functools.partial(lambda name, self: self.__dict__["held"][name], field)),
             )
         found.__dict__["held"] = values
         return found

@@ -32,7 +32,7 @@ class _RmsNorm(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         normed, scale, weight = ctx.saved_tensors
-        found = gradient * weight
+        found = gradient.to(normed.dtype) * weight
         along = torch.linalg.vecdot(found, normed)[..., None]
         return found.addcmul_(normed, along, value=-1 / normed.shape[-1]).mul_(scale).to(ctx.dtype), None, None
 

@@ -23,6 +23,11 @@ from materializers.report import RunReportMaterializer
 from materializers.sweep import SweepOutcomeMaterializer
 from materializers.sweep_point import SweepPointMaterializer
 from materializers.tokens import TokensMaterializer
+from materializers.verifier import (
+    SampledAnswersMaterializer,
+    VerifierEvaluationMaterializer,
+    VerifierReportMaterializer,
+)
 
 __all__ = [
     "BaseModelMaterializer",
@@ -44,7 +49,10 @@ __all__ = [
     "RejectionMaterializer",
     "ReportMaterializer",
     "RunReportMaterializer",
+    "SampledAnswersMaterializer",
     "SweepOutcomeMaterializer",
     "SweepPointMaterializer",
     "TokensMaterializer",
+    "VerifierEvaluationMaterializer",
+    "VerifierReportMaterializer",
 ]

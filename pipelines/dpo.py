@@ -22,14 +22,18 @@ class RunArtifacts:
     tokens: Any
     sft_tokens: Any
     sft_checkpoint: Any
+    reference: Any
+    """Checkpoint that DPO is held to."""
     benchmarks: Any
     """Items of the benchmarks; None if there are none."""
 
 
 def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen)
     """The steps of a run in order. `finetuning_type` decides which of them are needed."""
-    if config.sweep:
-        raise UserError("sweep: dpo_pipeline trains a single point: run sweep_pipeline, or remove the section")
+    for name in ("sweep", "verifier"):
+        if getattr(config, name):
+            what = "trains a single point" if name == "sweep" else "trains no verifier"
+            raise UserError(f"{name}: dpo_pipeline {what}: run {name}_pipeline, or remove the section")
     # The steps import torch, which takes longer than the check of the config that comes before.
     from steps.score_reference import score_reference
     from steps.train_dpo import train_dpo
@@ -40,7 +44,7 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     if config.finetuning_type != "sft":
         reference_logps = score_reference(
             made.tokens,
-            made.sft_checkpoint,
+            made.reference,
             made.base,
             made.model,
             scoring.tokens_per_batch,
@@ -55,7 +59,7 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
 def up_to_sft(config: RunConfig) -> RunArtifacts:
     """The steps that every pipeline begins with, up to the SFT checkpoint."""
     import materializers  # noqa: F401 (registers them)
-    from posttrain.orchestration.dpo_start import start_of
+    from posttrain.orchestration.dpo_start import reference_of, start_of
     from posttrain.training.preflight import needs_of
     from steps.import_checkpoint import import_checkpoint
     from steps.load_benchmarks import load_benchmarks
@@ -66,7 +70,7 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     from steps.tokenise import tokenise
     from steps.train_sft import train_sft
 
-    sft, dpo = config.sft, config.dpo
+    sft = config.sft
     section, start = start_of(config)
     benchmarks = load_benchmarks(config.evaluation.benchmarks) if config.evaluation.benchmarks else None
     base, model, tokenizer = resolve_base(section)
@@ -87,7 +91,7 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
         base,
         sft_checkpoint,
         tokenizer,
-        dpo.lengths,
+        config.lengths,
         sft_max_length,
         sft.loss_on,
         checks,
@@ -95,7 +99,10 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     )
     if sft_checkpoint is None:
         sft_checkpoint = train_sft(sft_tokens, base, model, config.without_sources().sft, config.seed)
-    return RunArtifacts(preferences, data_report, base, model, tokens, sft_tokens, sft_checkpoint, benchmarks)
+    reference = reference_of(config, start) or sft_checkpoint
+    return RunArtifacts(
+        preferences, data_report, base, model, tokens, sft_tokens, sft_checkpoint, reference, benchmarks
+    )
 
 
 def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference_logps: Any) -> None:
@@ -109,6 +116,8 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
     from steps.report import report
 
     section, sets = config.without_sources().evaluation, config.evaluation.sets
+    if config.dpo.reference == "sft":
+        reference_logps = None  # of another model than DPO started from, which the evaluation compares with
     preferences, tokens, base, model, sft = made.preferences, made.tokens, made.base, made.model, made.sft_checkpoint
     pair_sets = load_pair_sets(preferences, sets, config.data) if sets else None
     champion, rejection = find_champion(dpo or sft, config.name)

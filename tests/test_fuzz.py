@@ -16,7 +16,8 @@ from support.paths import ROOT
 from posttrain.config import load_config
 from posttrain.data.sources import readers
 from posttrain.errors import UserError
-from posttrain.feedback.ab import ab_score
+from posttrain.feedback.vote_files import read_ballots
+from posttrain.feedback.vote_score import ab_score
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 
 pytestmark = pytest.mark.fuzz
@@ -103,7 +104,7 @@ def test_any_file_of_choices_is_read_or_refused(tmp_path: Path, data: st.DataObj
     path = tmp_path / "choices.json"
     content = json.dumps(whole).encode()
     path.write_bytes(data.draw(damaged(content) | changed(whole).map(lambda found: json.dumps(found).encode())))
-    read_or_refused(lambda: ab_score(generations, [path]))
+    read_or_refused(lambda: ab_score(generations, read_ballots([path])))
 
 
 @SETTINGS

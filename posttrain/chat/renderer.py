@@ -11,7 +11,9 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.chat.message_form import OPEN, Messages, Tools, as_calls, join_thoughts, split_thoughts
+from posttrain.chat.time_limit import TimeLimitExceeded, time_limit
 from posttrain.compat.chat_templates import compile_template
+from posttrain.errors import UserError
 
 PROBE = "posttrain-probe"
 """A text that no template contains."""
@@ -27,8 +29,12 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"posttrain-key": {"type": "string", "description": "A key."}}},
     },
 }
-ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+ERRORS = (
+    TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError,
+)  # fmt: skip
 """What a template raises if it refuses a conversation, on purpose or not."""
+SECONDS = 20.0
+"""The longest time that rendering one conversation may take."""
 
 
 class TemplateRefusesError(Exception):
@@ -52,9 +58,15 @@ class Renderer:
 
         Raises:
             TemplateRefusesError: with the template's reason.
+            UserError: the template does not come to an end.
         """
         try:
-            return self._template.render(messages=messages, tools=tools, add_generation_prompt=ask, **self._tokens)
+            with time_limit(SECONDS):
+                return self._template.render(messages=messages, tools=tools, add_generation_prompt=ask, **self._tokens)
+        except TimeLimitExceeded as error:
+            raise UserError(
+                f"model.chat_template: rendering one conversation takes more than {SECONDS:g} seconds: choose another template"
+            ) from error
         except ERRORS as error:
             raise TemplateRefusesError(str(error) or type(error).__name__) from error
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import yaml
 
+from posttrain import configure
 from posttrain.cli.options import FILE, set_option
 from posttrain.cli.outcome import clean_errors, echo
 from posttrain.cli.project_files import find_project, make_project
@@ -41,8 +42,8 @@ def init(folder: Path) -> None:
 def run(config: Path | None, assignments: tuple[str, ...], stack: str | None) -> None:
     """Run the pipeline of the current project with CONFIG.
 
-    The same as `zenml pipeline run dpo_pipeline -c CONFIG`, or sweep_pipeline where CONFIG has a `sweep` section. Without
-    CONFIG, configs/demo.yaml is run.
+    The same as `zenml pipeline run dpo_pipeline -c CONFIG`, or sweep_pipeline or verifier_pipeline where CONFIG has a `sweep` or
+    a `verifier` section. Without CONFIG, configs/demo.yaml is run.
     """
     with clean_errors():
         project = find_project()
@@ -50,9 +51,12 @@ def run(config: Path | None, assignments: tuple[str, ...], stack: str | None) ->
             raise UserError(
                 f"no project at or above {Path.cwd()}: change to its folder, or make one with `posttrain init DIR`"
             )
+        configure()
         config = config or Path(os.path.relpath(project / "configs" / "demo.yaml"))
         document, checked = load_document(config, assignments)
-        pipeline = "sweep_pipeline" if checked.sweep else "dpo_pipeline"
+        pipeline = next(
+            (f"{name}_pipeline" for name in ("sweep", "verifier") if getattr(checked, name)), "dpo_pipeline"
+        )
         run_config(pipeline, config, document if assignments else None, stack)
 
 

@@ -21,19 +21,25 @@ def report(run: str | None, as_json: bool, html: Path | None) -> None:
     RUN is its name or id. Without RUN, the last run of dpo_pipeline is reported.
     """
     with clean_errors():
-        from posttrain.orchestration.finished_runs import read_report, read_run_report
+        from posttrain.orchestration.finished_runs import read_outcome, read_run_report
         from posttrain.reporting.pages.run_page import report_page
-        from posttrain.reporting.terminal import print_report
+        from posttrain.reporting.pages.verifier_page import verifier_page
+        from posttrain.reporting.terminal import Report, print_report
+        from posttrain.reporting.verifier_summary import print_verifier
 
-        outcome = read_report(run)
-        if html:
+        outcome = read_outcome(run)
+        if html and isinstance(outcome, Report):
             write_file(html, report_page(read_run_report(run)[0]))
+        elif html and not isinstance(outcome, Report):
+            write_file(html, verifier_page(outcome.report))
     if html:
         echo(f"Written: {html}")
     elif as_json:
         echo(json.dumps(outcome.as_dict(), indent=2))
-    else:
+    elif isinstance(outcome, Report):
         print_report(outcome)
+    else:
+        print_verifier(outcome)
 
 
 @click.command()

@@ -1,8 +1,9 @@
-"""Private parts of PyTorch: the number of graphs that were compiled, and the sizes that they are compiled for."""
+"""Private parts of PyTorch: compiled graphs and the sizes that they are compiled for, and oneDNN's matrix product."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch._dynamo import mark_static
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
@@ -24,6 +25,20 @@ def n_compiled_graphs() -> int:
     Remove when: PyTorch has a public count of compilations.
     """
     return int(counters["stats"]["unique_graphs"])
+
+
+def onednn_product(rows: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
+    """Return `rows @ weight.T` in fp32 on a CPU by oneDNN, plus a tensor of the result's shape if one is given.
+
+    Reason: PyTorch multiplies fp32 matrices by MKL, which is slower on an AMD CPU. No setting chooses oneDNN for them.
+    Read against: PyTorch 2.11 and 2.13 (`torch.ops.mkldnn._linear_pointwise`, which inductor calls).
+    Remove when: a setting of PyTorch chooses the library of fp32 products.
+    """
+    if plus is None:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+        return result
+    total: Tensor = torch.ops.mkldnn._linear_pointwise(rows, plus, weight, None, "add")
+    return total
 
 
 def compile_for_sizes(tensor: torch.Tensor, dims: tuple[int, ...]) -> None:

@@ -1,7 +1,9 @@
-"""Private parts of transformers: how Trainer writes and reads its checkpoints, and the loss between two logs."""
+"""Private parts of transformers: Trainer's checkpoints, the loss between two logs, and the rotary function of an attention."""
 
 from __future__ import annotations
 
+import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,3 +105,35 @@ def with_one_gpu(arguments: Any) -> Any:
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
+
+
+ROTARY = "apply_rotary_pos_emb"
+
+
+def rotary_function(attention: type) -> Callable[..., Any] | None:
+    """Return the function by which a class of attention turns queries and keys; None if it calls none by the usual name.
+
+    Reason: the function is a global of the family's module, which `forward` calls. It is no part of the class.
+    Read against: transformers 5.20 to 5.24 (`apply_rotary_pos_emb` in the modules of the model families).
+    Remove when: the function is an attribute of the attention.
+    """
+    forward: Any = attention.forward  # type: ignore[attr-defined]
+    if ROTARY not in getattr(getattr(forward, "__code__", None), "co_names", ()):
+        return None
+    function: Callable[..., Any] | None = forward.__globals__.get(ROTARY)
+    return function
+
+
+def forward_with_rotary(attention: type, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the `forward` of a class of attention with another function that turns queries and keys.
+
+    The copy has the same code and other globals, so that models which keep the class are not affected.
+
+    Reason, versions and condition for removal are the same as for `rotary_function`.
+    """
+    own: Any = attention.forward  # type: ignore[attr-defined]
+    code = types.FunctionType(
+        own.__code__, {**own.__globals__, ROTARY: function}, own.__name__, own.__defaults__, own.__closure__
+    )
+    code.__kwdefaults__ = own.__kwdefaults__
+    return code

@@ -72,6 +72,30 @@ def without_caching_parameters(step: Any) -> Any:
     return step
 
 
+def without_parameter_schema(step: Any) -> Any:
+    """Return the step without the JSON schema of its parameters, which ZenML would store twice in every run (110 kB in all).
+
+    Reason: the schema is for forms that set parameters of single steps. Here all settings are in one parameter of the pipeline.
+    Read against: ZenML 0.98 (`BaseStep._compute_parameter_schema`, which gives {} for a step without parameters).
+    Remove when: ZenML stores the schema once, or it can be turned off.
+
+    Args:
+        step: made by `zenml.step`.
+    """
+    type(step)._compute_parameter_schema = lambda _: {}
+    return step
+
+
+def without_input_schema(pipeline: type[Any]) -> None:
+    """Let a class of pipelines store the names of its parameters without the schema of all settings (52 kB in every run).
+
+    Reason: the schema is for pipelines that are deployed as an HTTP endpoint.
+    Read against: ZenML 0.98 (`Pipeline._compute_input_schema`).
+    Remove when: ZenML stores the schema once, or it can be turned off.
+    """
+    pipeline._compute_input_schema = lambda _: {"type": "object"}  # type: ignore[attr-defined]
+
+
 def update_run_record(client: Any, run_id: UUID, update: Any) -> None:
     """Change the record of a pipeline run, such as its status.
 

@@ -13,7 +13,13 @@ from posttrain.config.sections.checkpoints_section import CheckpointsSection
 from posttrain.config.sections.collect_section import CollectJudgeSection, CollectSection, PairRuleSection
 from posttrain.config.sections.costs_section import CostsSection
 from posttrain.config.sections.data_section import DataSection, Source
-from posttrain.config.sections.evaluation_section import EvaluationSection, GenerationsSection, JudgeSection
+from posttrain.config.sections.documents_section import DocumentsSection, WriterSection
+from posttrain.config.sections.evaluation_section import (
+    EndpointSection,
+    EvaluationSection,
+    GenerationsSection,
+    JudgeSection,
+)
 from posttrain.config.sections.gate_section import GateSection
 from posttrain.config.sections.model_section import LoraSection, ModelSection
 from posttrain.config.sections.passes import Passes
@@ -40,7 +46,9 @@ __all__ = [
     "CollectSection",
     "CostsSection",
     "DataSection",
+    "DocumentsSection",
     "DpoSection",
+    "EndpointSection",
     "EvaluationSection",
     "GateSection",
     "GenerationsSection",
@@ -63,6 +71,7 @@ __all__ = [
     "TrackingSection",
     "TrainSection",
     "VerifierSection",
+    "WriterSection",
     "check_config",
     "load_config",
     "load_document",

@@ -45,7 +45,7 @@ REASONS = {
     "parent_missing": "an earlier message of the conversation was deleted, is unusable or is missing",
     "no_rival": "there is no other ranked answer to compare it with, here or further down the conversation",
     "excluded": "the row is in the file of data.exclude",
-    "not_sampled": "left out so that the source has the share given by its weight",
+    "not_sampled": "left out so that the source has the share given by its weight, or old pairs that of data.replay",
     "length_bias": "the share of a source's pairs whose chosen response is the longer one exceeds data.max_length_bias",
     "truncated": "a prompt or a response does not fit into dpo.max_length and dpo.max_prompt_length",
     "template_refuses": "the chat template cannot render the row (fold: its system message goes into the first user message)",

@@ -18,7 +18,7 @@ from posttrain.config.sections.gate_section import GateSection
 from posttrain.config.sections.model_section import ModelSection
 from posttrain.config.sections.section import Section
 from posttrain.config.sections.sweep_section import SweepSection, point_label
-from posttrain.config.sections.training_sections import DpoSection, Lengths, SftSection
+from posttrain.config.sections.training_sections import DpoSection, Lengths, SftSection, TrainSection
 from posttrain.config.sections.verifier_section import VerifierSection
 
 
@@ -63,6 +63,22 @@ class RunConfig(Section):
     def lengths(self) -> Lengths:
         """The token limits of the pairs."""
         return (self.verifier or self.dpo).lengths
+
+    @property
+    def trainings(self) -> dict[str, TrainSection]:
+        """The trainings of a run in order, by name."""
+        if self.verifier:
+            return ({"sft": self.sft} if self.verifier.start == "sft" else {}) | {"verifier": self.verifier}
+        sections: dict[str, TrainSection] = {"sft": self.sft, "dpo": self.dpo}
+        return {name: section for name, section in sections.items() if self.finetuning_type in (name, "both")}
+
+    @property
+    def start(self) -> tuple[str, str] | None:
+        """The setting that names the model to start from, and that name; None if the run trains SFT first."""
+        if self.verifier:
+            start = self.model.base if self.verifier.start == "base" else self.verifier.start
+            return None if start == "sft" else ("verifier.start", start)
+        return ("dpo.start", self.dpo.start) if self.dpo.start else None
 
     def without_sources(self) -> RunConfig:
         """Return the settings for steps that are given the instructions, start of DPO and pair sets as artifacts.
@@ -119,6 +135,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def validate_reference(self) -> RunConfig:
+        if self.dpo.reference == "sft" and self.finetuning_type != "dpo":
+            raise ValueError(
+                f"dpo.reference is sft but finetuning_type is {self.finetuning_type}, in which DPO starts from the SFT model and "
+                "has it as its reference anyway: remove dpo.reference, or set finetuning_type to dpo and dpo.start"
+            )
+        return self
+
+    @model_validator(mode="after")
     def validate_sft(self) -> RunConfig:
         if self.finetuning_type == "dpo" and self.sft != SftSection():
             raise ValueError(
@@ -158,7 +183,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def validate_demo(self) -> RunConfig:
-        starts_elsewhere = self.dpo.start not in (None, "demo")  # model.base is then the base of that model
+        starts_elsewhere = (self.start or ("", "demo"))[1] != "demo"  # model.base is then the base of that model
         if (
             self.model.base == "demo"
             and not starts_elsewhere

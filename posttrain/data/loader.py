@@ -19,7 +19,7 @@ from posttrain.data.exclusion import Exclusion
 from posttrain.data.formats import INSTRUCTION_LAYOUTS, PREFERENCE_LAYOUTS
 from posttrain.data.formats.layout import Example, Pair, Parsed, PromptOnly, Values
 from posttrain.data.formats.turns import as_tools
-from posttrain.data.mixture import find_left_out
+from posttrain.data.mixture import find_left_out, find_not_replayed
 from posttrain.data.pool import LEAKS, NEAR_LEAKS, TEST, Pool
 from posttrain.data.profile import agreement
 from posttrain.data.report import DataReport, Tally
@@ -63,6 +63,8 @@ def load_preferences(data: DataSection) -> tuple[Preferences, DataReport]:
         if pool.has_annotators:
             pool.mark_where("disputed", lambda row: _or(row["annotators_agree"], 1.0) < data.min_agreement)
         _mark_not_sampled(pool, data.sources, data.seed)
+        if data.replay is not None:
+            _mark_not_replayed(pool, data, data.replay)
         tables, figures = pool.sort()
     tally.unmatched_exclusions = exclusion.unmatched()
     tally.check_policies()
@@ -176,6 +178,18 @@ def _mark_not_sampled(pool: Pool, sources: list[Source], seed: int) -> None:
         staying, indices, identities = pool.staying_to_train()
         left_out = find_left_out(indices, identities, weights, [source.path for source in sources], seed)
         pool.mark([staying[place] for place in left_out], "not_sampled")
+
+
+def _mark_not_replayed(pool: Pool, data: DataSection, share: float) -> None:
+    """Mark the old training rows that exceed `data.replay`."""
+    staying, indices, identities = pool.staying_to_train()
+    if len(data.sources) - 1 not in indices:
+        raise UserError(
+            f"{data.sources[-1].path}: has no training pairs left, so data.replay has no new pairs: correct the source, or remove "
+            "data.replay"
+        )
+    left_out = find_not_replayed(indices, identities, share, data.seed)
+    pool.mark([staying[place] for place in left_out], "not_sampled")
 
 
 def _rows(

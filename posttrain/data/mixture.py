@@ -1,4 +1,4 @@
-"""Subsamples the training pairs so that each source has the share given by its weight."""
+"""Subsamples the training pairs: each source has the share given by its weight, or old pairs have a share beside new ones."""
 
 from __future__ import annotations
 
@@ -44,3 +44,20 @@ def find_left_out(
         found.sort(key=lambda i: hashlib.sha256(f"{seed}:".encode() + keys[i]).digest())
         left_out.update(found[max(n, 1) :])
     return left_out
+
+
+def find_not_replayed(sources: Sequence[int], keys: Sequence[bytes], share: float, seed: int) -> set[int]:
+    """Return the positions of the old pairs to leave out, so that old pairs are a share of all pairs that are kept.
+
+    The pairs of the last source are new, and all of them are kept. Old pairs with the smallest seeded hashes are kept; a larger
+    share only adds pairs. If there are too few old pairs, all are kept.
+
+    Args:
+        sources, keys, seed: as for `find_left_out`.
+        share: of the old pairs, above 0 and below 1.
+    """
+    last = max(sources, default=0)
+    old = [i for i, source in enumerate(sources) if source != last]
+    n_kept = math.floor((len(sources) - len(old)) * share / (1 - share) + 1e-6)
+    old.sort(key=lambda i: hashlib.sha256(f"{seed}:".encode() + keys[i]).digest())
+    return set(old[n_kept:])

@@ -32,6 +32,11 @@ def training_prompts(preferences: Preferences) -> Dataset:
     return rows.select_columns([name for name in PROMPT_SCHEMA.names if name in rows.column_names])
 
 
+def held_out_keys(preferences: Preferences) -> set[bytes]:
+    """Return the keys (`prompt_key`) of the validation and test prompts."""
+    return {prompt_key(prompt) for rows in (preferences.validation, preferences.test) for prompt in rows["prompt"]}
+
+
 def load_prompts(sources: list[Source], held_out: Preferences, data: DataSection) -> tuple[Dataset, DataReport]:
     """Return the prompts of sources that have any known layout, without those that are held out, and a report on every row.
 

@@ -140,6 +140,18 @@ class Calibration(Result):
     """Brier score: mean of (1 - probability)^2. A constant probability of one half scores 0.25."""
 
 
+def worse_slices(slices: list[Slice], comparison: str, margin: float, confidence: float) -> list[Slice]:
+    """Return the slices in which the newer model loses more than a margin, as `Figures.worse_slices` does."""
+    tested = [part for part in slices if comparison in part.gains]
+    adjusted = holm([part.gains[comparison].p_beyond(-margin) for part in tested])
+    worse = [
+        part
+        for part, p_value in zip(tested, adjusted, strict=True)
+        if part.gains[comparison].centre < -margin and p_value <= 1 - confidence
+    ]
+    return sorted(worse, key=lambda part: part.gains[comparison].value)
+
+
 class WrongPair(Result):
     """A pair that the newest model ranks against its label. Mislabelled pairs are often among these."""
 
@@ -236,14 +248,8 @@ class Figures(SetFigures):
             comparison: as in `comparisons`.
             margin: loss of accuracy that is allowed, as a share.
         """
-        tested = [part for part in self.slices if part.n_pairs >= min_pairs and comparison in part.gains]
-        adjusted = holm([part.gains[comparison].p_beyond(-margin) for part in tested])
-        worse = [
-            part
-            for part, p_value in zip(tested, adjusted, strict=True)
-            if part.gains[comparison].centre < -margin and p_value <= 1 - self.confidence
-        ]
-        return sorted(worse, key=lambda part: part.gains[comparison].value)
+        tested = [part for part in self.slices if part.n_pairs >= min_pairs]
+        return worse_slices(tested, comparison, margin, self.confidence)
 
     @property
     def newest(self) -> str:

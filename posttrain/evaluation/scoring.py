@@ -271,9 +271,9 @@ class _Pairs:
             "source": pa.array(list(texts["source"]), pa.string()),
             "true_margin": pa.array(list(texts["true_margin"]), pa.float64()),
             CONVERSATION: pa.array([conversation_key(prompt) for prompt in texts["prompt"]]),
-            "prompt": pa.array([_prompt_text(prompt) for prompt in texts["prompt"]]),
-            "chosen": pa.array([_response_text(response) for response in texts["chosen"]]),
-            "rejected": pa.array([_response_text(response) for response in texts["rejected"]]),
+            "prompt": pa.array([prompt_text(prompt) for prompt in texts["prompt"]]),
+            "chosen": pa.array([response_text(response) for response in texts["chosen"]]),
+            "rejected": pa.array([response_text(response) for response in texts["rejected"]]),
             "n_turns": pa.array([sum(m["role"] == "user" for m in prompt) for prompt in texts["prompt"]], pa.int32()),
             "n_prompt_tokens": pa.array([len(prompt_ids[i]) for i in kept], pa.int32()),
             "n_chosen_tokens": pa.array(first.n_chosen_tokens[kept]),
@@ -291,9 +291,11 @@ class _Pairs:
         return pa.table(columns)
 
 
-def _prompt_text(prompt: Messages) -> str:
+def prompt_text(prompt: Messages) -> str:
+    """Return a prompt as text for people."""
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def _response_text(response: Messages) -> str:
+def response_text(response: Messages) -> str:
+    """Return a response as text for people."""
     return "\n\n".join(message["content"] for message in response)

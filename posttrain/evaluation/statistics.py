@@ -60,7 +60,7 @@ def summarise(
         cut: number of pairs that were truncated or left out, by reason.
         beta: beta of DPO's loss; beta x implicit margin is the log-odds of the chosen response. None without DPO.
     """
-    sample = _Sample.of(pairs, section)
+    sample = PairSample.of(pairs, section)
     column, clusters = sample.column, sample.clusters
     present = [stage for stage in STAGES if f"{stage}_chosen_logps" in column]
     margins = {stage: _difference(column, f"{stage}_chosen_logps", f"{stage}_rejected_logps") for stage in present}
@@ -86,7 +86,7 @@ def summarise(
             f"{newer}_vs_{older}": perplexity_ratio(column, newer, older, section, clusters)
             for older, newer in pairwise(trained)
         },
-        slices=list(_slices(sample, right, contests)),
+        slices=list(slices_of(sample, right, contests)),
         length=_length(sample, margins, implicit, contests),
         calibration=None if implicit is None or beta is None else calibrate(beta * implicit, section, clusters),
         wrong=_wrong(
@@ -150,7 +150,7 @@ class _Margins(NamedTuple):
     """Of the histogram of `likelihood`, the same for every model."""
 
 
-class _Sample(NamedTuple):
+class PairSample(NamedTuple):
     """The rows of a set, and how they are grouped by prompt."""
 
     column: Columns
@@ -158,12 +158,12 @@ class _Sample(NamedTuple):
     section: EvaluationSection
 
     @classmethod
-    def of(cls, pairs: pa.Table, section: EvaluationSection) -> _Sample:
+    def of(cls, pairs: pa.Table, section: EvaluationSection) -> PairSample:
         column = {name: pairs[name].to_numpy(zero_copy_only=False) for name in pairs.column_names}
         return cls(column, Clusters.of(column[CONVERSATION if CONVERSATION in column else "prompt"]), section)
 
-    def where(self, inside: np.ndarray) -> _Sample:
-        return _Sample({}, self.clusters.where(inside), self.section)
+    def where(self, inside: np.ndarray) -> PairSample:
+        return PairSample({}, self.clusters.where(inside), self.section)
 
     def share(self, halves: np.ndarray) -> Estimate:
         """Return the share of correct pairs, from the values that `correct` returns."""
@@ -173,7 +173,7 @@ class _Sample(NamedTuple):
         return bootstrap_mean(values, self.section, self.clusters)
 
 
-def _stage(stage: str, sample: _Sample, own: _Margins) -> StageFigures:
+def _stage(stage: str, sample: PairSample, own: _Margins) -> StageFigures:
     column = sample.column
     margins, implicit, edges = own
     scores = _scores(column, stage)
@@ -216,8 +216,13 @@ def _histogram(values: np.ndarray, edges: np.ndarray) -> Histogram:
     )
 
 
-def _slices(sample: _Sample, right: Columns, contests: list[tuple[str, str]]) -> Iterator[Slice]:
-    """Yield the slices by each property that has at least two values."""
+def slices_of(sample: PairSample, right: Columns, contests: list[tuple[str, str]]) -> Iterator[Slice]:
+    """Yield the slices by each property that has at least two values.
+
+    Args:
+        right: by model what `correct` returns.
+        contests: newer and older models to compare.
+    """
     column = sample.column
     n_pairs = len(column["id"])
     subset = column["source"].astype(str)
@@ -232,7 +237,7 @@ def _slices(sample: _Sample, right: Columns, contests: list[tuple[str, str]]) ->
         ("subset", subset, str),
         ("n_turns", np.minimum(turns, MAX_TURNS_TOLD_APART), _turns_name),
         ("prompt_tokens", _bucket(prompts), _bucket_name),
-        ("length", np.sign(_longer(column)), lambda sign: STRATA[STRATA_SIGNS[sign]]),
+        ("length", np.sign(longer_by(column)), lambda sign: STRATA[STRATA_SIGNS[sign]]),
     ]
     for by, values, name in ways:
         found = np.unique(values).tolist()
@@ -271,14 +276,17 @@ def _bucket_name(bucket: int) -> str:
     return f"{longest // 2 + 1}-{longest}" if bucket else f"1-{longest}"
 
 
-def _longer(column: Columns) -> np.ndarray:
+def longer_by(column: Columns) -> np.ndarray:
+    """Return how many tokens the chosen response of each pair has more than the rejected one."""
     longer: np.ndarray = column["n_chosen_tokens"].astype(int) - column["n_rejected_tokens"].astype(int)
     return longer
 
 
-def _length(sample: _Sample, margins: Columns, implicit: np.ndarray | None, contests: list[tuple[str, str]]) -> Length:
+def _length(
+    sample: PairSample, margins: Columns, implicit: np.ndarray | None, contests: list[tuple[str, str]]
+) -> Length:
     section, clusters = sample.section, sample.clusters
-    longer = _longer(sample.column)
+    longer = longer_by(sample.column)
     strata = {}
     for sign, name in STRATA_SIGNS.items():
         inside = np.sign(longer) == sign

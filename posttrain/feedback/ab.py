@@ -1,6 +1,6 @@
-"""SFT against DPO, judged by people: a page with pairs of answers, and the win rate from the choices that people save.
+"""SFT against DPO, judged by people: the pairs of answers, and the page on which people choose.
 
-The id of a prompt decides which model's answer is on the left. So neither the page nor the choices name the models, and no other
+The id of a prompt decides which model's answer is on the left. So neither the page nor the votes name the models, and no other
 file is needed to compute the win rate.
 """
 
@@ -8,77 +8,76 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from dataclasses import dataclass
 
 from posttrain.errors import UserError
-from posttrain.evaluation.answers.generations import Generations
-from posttrain.evaluation.answers.judge import WinRate, win_rate
+from posttrain.evaluation.answers.generations import Exchange, Generations
+from posttrain.feedback.ballots import LONGEST_COMMENT, QUESTIONS, Choice
 from posttrain.reporting.html import render
 
-Choice = Literal["left", "right", "tie"]
+
+@dataclass(frozen=True)
+class ShownPair:
+    """Two answers to a prompt that are shown side by side."""
+
+    id: str
+    prompt: str
+    left: str
+    right: str
 
 
-class Choices(BaseModel):
-    """The choices that one person saved."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    answers: str
-    """Digest of the answers that were compared."""
-    choices: dict[str, Choice]
-    """By the id of the exchange."""
-
-
-def ab_page(generations: Generations) -> str:
-    """Return a page that asks which of two answers is better, with shuffled sides and unnamed models. It works from a file.
+def shown_pairs(generations: Generations) -> list[ShownPair]:
+    """Return the pairs that people see: those of SFT and DPO that differ, with shuffled sides.
 
     Raises:
-        UserError: no prompt has answers of both SFT and DPO.
+        UserError: no prompt has different answers of both SFT and DPO.
     """
-    both = [exchange for exchange in generations.exchanges if {"sft", "dpo"} <= exchange.responses.keys()]
-    if not both:
+    both = answered_by_both(generations)
+    different = [exchange for exchange in both if _text(exchange, "sft") != _text(exchange, "dpo")]
+    if not different:
         raise UserError(
-            "the run has no prompts that both SFT and DPO answered: train both stages with evaluation.generations.n above 0"
+            f"SFT and DPO gave the same answer to all {len(both)} prompts, so there is nothing to choose"
+            if both
+            else "the run has no prompts that both SFT and DPO answered: train both stages with evaluation.generations.n above 0"
         )
-    contests = []
-    for exchange in both:
+    pairs = []
+    for exchange in different:
         left, right = ("dpo", "sft") if dpo_is_left(exchange.id) else ("sft", "dpo")
-        contests.append(
-            {
-                "id": exchange.id,
-                "prompt": "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in exchange.prompt),
-                "left": exchange.responses[left].text,
-                "right": exchange.responses[right].text,
-            }
-        )
-    return render("choices.html.jinja", title="Which answer is better?", contests=contests, digest=digest(generations))
+        prompt = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in exchange.prompt)
+        pairs.append(ShownPair(exchange.id, prompt, _text(exchange, left), _text(exchange, right)))
+    return pairs
 
 
-def ab_score(generations: Generations, files: Sequence[Path], confidence: float = 0.95) -> WinRate:
-    """Return how often people preferred DPO's answer. A prompt that several people judged counts once, with their mean.
+def answered_by_both(generations: Generations) -> list[Exchange]:
+    """Return the exchanges in which both SFT and DPO answered."""
+    return [exchange for exchange in generations.exchanges if {"sft", "dpo"} <= exchange.responses.keys()]
+
+
+def ab_page(generations: Generations, *, is_served: bool = False) -> str:
+    """Return a page that asks which of two answers is better, with shuffled sides and unnamed models.
+
+    Args:
+        is_served: whether the page sends each vote to where it came from. Otherwise it works from a file and saves a file.
 
     Raises:
-        UserError: a file contains no choices, or choices between the answers of another run.
+        UserError: no prompt has different answers of both SFT and DPO.
     """
-    scores: defaultdict[str, list[float]] = defaultdict(list)
-    known = {exchange.id for exchange in generations.exchanges}
-    for file in files:
-        try:
-            found = Choices.model_validate(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, ValidationError) as error:
-            raise UserError(f"{file}: contains no choices: pass the file that the button on the page saves") from error
-        if found.answers != digest(generations) or not found.choices.keys() <= known:
-            raise UserError(f"{file}: was made with the page of another run: name that run with --run")
-        for name, choice in found.choices.items():
-            scores[name].append(0.5 if choice == "tie" else float((choice == "left") == dpo_is_left(name)))
-    if not scores:
-        raise UserError(f"{', '.join(map(str, files))}: nothing was chosen: choose an answer for at least one prompt")
-    return win_rate([sum(found) / len(found) for found in scores.values()], confidence)
+    pairs = shown_pairs(generations)
+    return render(
+        "choices.html.jinja",
+        title="Which answer is better?",
+        pairs=pairs,
+        n_same=len(answered_by_both(generations)) - len(pairs),
+        questions=QUESTIONS,
+        longest_comment=str(LONGEST_COMMENT),
+        digest=digest(generations),
+        is_served=is_served,
+    )
+
+
+def for_dpo(exchange: str, choice: Choice) -> float:
+    """Return 1 if a choice prefers DPO's answer, 0 if SFT's, and one half for a tie."""
+    return 0.5 if choice == "tie" else float((choice == "left") == dpo_is_left(exchange))
 
 
 def dpo_is_left(exchange: str) -> bool:
@@ -90,3 +89,7 @@ def digest(generations: Generations) -> str:
     """Return the sha256 of all answers."""
     texts = [[e.id, {stage: response.text for stage, response in e.responses.items()}] for e in generations.exchanges]
     return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+
+
+def _text(exchange: Exchange, stage: str) -> str:
+    return exchange.responses[stage].text

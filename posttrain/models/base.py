@@ -17,6 +17,7 @@ from posttrain.config import ModelSection
 from posttrain.data.demo import base_model as demo_base
 from posttrain.data.demo import pairs as demo
 from posttrain.errors import UserError
+from posttrain.models.base_files import files_of
 from posttrain.models.checkpoint import Base, file_digest
 from posttrain.models.memory import local_base
 from posttrain.storage.cache import cache_dir
@@ -33,11 +34,7 @@ def resolve_base(section: ModelSection) -> Base:
     """
     folder = _local_base(section)
     if folder is not None:
-        names = sorted(
-            file.name
-            for file in folder.iterdir()
-            if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt")
-        )
+        names = files_of(folder, section.base)
         _refuse_adapter(section.base, names, folder)
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
             raise UserError(

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.config import ModelSection
 from posttrain.models.base import base_source, without_its_code
+from posttrain.models.base_files import DAMAGE
 from posttrain.models.checkpoint import Base
 from posttrain.models.positions import batch_dependent_above, n_positions
 
@@ -43,7 +44,7 @@ def base_problems(base: Base, section: ModelSection, lengths: Mapping[str, int],
     try:
         with without_its_code(source):
             config = AutoConfig.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, *DAMAGE) as error:
         return [
             f"model.base: transformers cannot read the config of {section.base} ({_first_line(error)}): check the folder"
         ]

@@ -19,6 +19,7 @@ from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
 from posttrain import configure
+from posttrain.compat.zenml_internals import without_input_schema
 from posttrain.errors import UserError
 from posttrain.orchestration.interruption import (
     Stopped,
@@ -59,6 +60,7 @@ class CheckedPipeline(Pipeline):
         """
         configure()
         disable_colours_in_files()
+        without_input_schema(CheckedPipeline)
         super().__init__(name=name, entrypoint=entrypoint)
         self.default_config = default_config
         self.run_file: RunFile | None = None
@@ -139,10 +141,15 @@ def _print_other_store() -> None:
 def _print_verdict(run: PipelineRunResponse) -> None:
     """Print the report of a run that judged a model."""
     # Imported late: the steps have loaded these packages by now, and loading them first would delay the check of the config.
-    from posttrain.orchestration.finished_runs import read_report
-    from posttrain.reporting.terminal import print_report
+    from posttrain.orchestration.finished_runs import read_outcome
+    from posttrain.reporting.terminal import Report, print_report
+    from posttrain.reporting.verifier_summary import print_verifier
 
-    print_report(read_report(run.id))
+    outcome = read_outcome(run.id)
+    if isinstance(outcome, Report):
+        print_report(outcome)
+    else:
+        print_verifier(outcome)
 
 
 def _print_outcome(

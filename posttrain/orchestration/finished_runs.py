@@ -5,11 +5,13 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
+from pydantic import ValidationError
 from zenml.client import Client
 from zenml.config.global_config import GlobalConfiguration
 from zenml.models import PipelineRunResponse, StepRunResponse
@@ -18,6 +20,7 @@ from posttrain.errors import UserError
 from posttrain.orchestration.spent import costs_of
 from posttrain.reporting.run_report import RunReport
 from posttrain.reporting.terminal import Report
+from posttrain.reporting.verifier_summary import VerifierSummary
 
 PIPELINE = "dpo_pipeline"
 
@@ -34,16 +37,31 @@ def read_report(run: str | UUID | None = None) -> Report:
     found = _finished(run)
     steps, about = found.steps, found.run_metadata
     newest = steps.get("choose_point") or steps.get("train_dpo") or steps["train_sft"]
-    return Report(
-        run=found.name,
-        figures=output(steps["evaluate"]).load().figures,
-        promotion=output(steps["promote"]).load(),
-        data=output(steps["load_preferences"], "data_report").load(),
-        benchmarks=output(steps["compare_benchmarks"]).load() if "compare_benchmarks" in steps else None,
+    with _of_this_version(found):
+        return Report(
+            run=found.name,
+            figures=output(steps["evaluate"]).load().figures,
+            promotion=output(steps["promote"]).load(),
+            data=output(steps["load_preferences"], "data_report").load(),
+            benchmarks=output(steps["compare_benchmarks"]).load() if "compare_benchmarks" in steps else None,
+            unchanged_since=str(about["figures_of"]) if about.get("outcome") == "unchanged" else None,
+            sweep=output(newest, "sweep_outcome").load() if "choose_point" in steps else None,
+            costs=costs_of(found),
+            next_steps=tuple(_next_steps(found.name, newest)),
+        )
+
+
+def read_outcome(run: str | UUID | None = None) -> Report | VerifierSummary:
+    """Return the outcome of a run of any pipeline in the form that is printed; arguments and errors as for `read_report`."""
+    found = find_run(run)
+    if "report_verifier" not in found.steps:
+        return read_report(found.id)
+    _check_successful(found)
+    about = found.run_metadata
+    return VerifierSummary(
+        output(found.steps["report_verifier"]).load(),
         unchanged_since=str(about["figures_of"]) if about.get("outcome") == "unchanged" else None,
-        sweep=output(newest, "sweep_outcome").load() if "choose_point" in steps else None,
-        costs=costs_of(found),
-        next_steps=tuple(_next_steps(found.name, newest)),
+        next_steps=tuple(_next_steps(found.name, found.steps["train_verifier"])),
     )
 
 
@@ -58,18 +76,37 @@ def read_run_report(run: str | UUID | None = None) -> tuple[RunReport, pa.Table]
         raise UserError(
             f"run {found.name} has no report page, because an older version created it: run the pipeline again"
         )
-    return output(found.steps["report"]).load(), output(found.steps["evaluate"]).load().pairs
+    with _of_this_version(found):
+        return output(found.steps["report"]).load(), output(found.steps["evaluate"]).load().pairs
+
+
+@contextmanager
+def _of_this_version(run: PipelineRunResponse) -> Iterator[None]:
+    """Turn the error about a stored record that lacks a field of this version into a `UserError`."""
+    try:
+        yield
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"run {run.name} was stored by another version of posttrain, whose {error.title} this version cannot read ({field}: "
+            f"{first['msg']}): run the pipeline again, or install that version"
+        ) from error
 
 
 def _finished(run: str | UUID | None) -> PipelineRunResponse:
     found = find_run(run)
-    if not found.status.is_successful:
-        raise UserError(
-            f"run {found.name} is {found.status.value} and has no outcome: name another run (`zenml pipeline runs list`)"
-        )
+    _check_successful(found)
     if "promote" not in found.steps:
         raise UserError(f"run {found.name} was not made by {PIPELINE}: name another run (`zenml pipeline runs list`)")
     return found
+
+
+def _check_successful(run: PipelineRunResponse) -> None:
+    if not run.status.is_successful:
+        raise UserError(
+            f"run {run.name} is {run.status.value} and has no outcome: name another run (`zenml pipeline runs list`)"
+        )
 
 
 def _next_steps(run: str, training: StepRunResponse) -> Iterator[str]:

@@ -17,11 +17,12 @@ from posttrain.config import GateSection
 from posttrain.evaluation.clusters import share_seen
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.looks import Look
+from posttrain.evaluation.verification.verifier_figures import VerifierFigures
 
 LARGEST_PAGE = 10_000
 
 
-def take_look(name: str, figures: Figures, gate: GateSection) -> Look:
+def take_look(name: str, figures: Figures | VerifierFigures, gate: GateSection) -> Look:
     """Write a look at the test prompts into the ledger of a model, if it is a new one, and return it.
 
     Args:

@@ -18,7 +18,7 @@ from posttrain.tracking import delete_runs
 
 logger = logging.getLogger(__name__)
 
-PIPELINES = ("dpo_pipeline", "sweep_pipeline")
+PIPELINES = ("dpo_pipeline", "sweep_pipeline", "verifier_pipeline")
 PAGE = 100
 
 

@@ -22,6 +22,13 @@ from posttrain.orchestration.project import step_names
 
 ONLY_IN_A_SWEEP = {"train_point", "choose_point"}
 NOT_IN_A_SWEEP = {"train_dpo"}
+ONLY_FOR_A_VERIFIER = {
+    "train_verifier", "sample_answers", "evaluate_verifier", "promote_verifier", "report_verifier", "conclude_verifier",
+}  # fmt: skip
+NOT_FOR_A_VERIFIER = {
+    "train_dpo", "score_reference", "generate", "load_pair_sets", "evaluate", "promote", "report", "conclude",
+    "load_benchmarks", "benchmark_model", "benchmark_champion", "compare_benchmarks",
+}  # fmt: skip
 N_CRON_FIELDS = {"kubernetes": {5}, "sagemaker": {6, 7}}
 
 
@@ -70,7 +77,10 @@ def read_run_file(path: str, root: Path) -> RunFile:
             "have changed. Remove the key: steps are cached by default (false runs all of them again)"
         )
     steps = document.get("steps") or {}
-    known = step_names(root) - (NOT_IN_A_SWEEP if config.sweep else ONLY_IN_A_SWEEP)
+    absent = (NOT_IN_A_SWEEP if config.sweep else ONLY_IN_A_SWEEP) | (
+        NOT_FOR_A_VERIFIER if config.verifier else ONLY_FOR_A_VERIFIER
+    )
+    known = step_names(root) - absent
     for name, options in steps.items():
         if name not in known:
             raise UserError(f"{path}: steps.{name}: unknown step (known: {', '.join(sorted(known))})")

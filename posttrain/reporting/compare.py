@@ -5,19 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.config import EvaluationSection
 from posttrain.config.flatten import flatten
-from posttrain.evaluation.clusters import Clusters
-from posttrain.evaluation.figures import Comparison
 from posttrain.evaluation.labels import ABSENT, ACCURACIES, ANSWERS, METRICS, percent, plain, points
-from posttrain.evaluation.statistics import CONVERSATION, compare, correct
+from posttrain.reporting.past_runs.flips import Flips, flips_between
 from posttrain.reporting.plain_console import PlainConsole
 from posttrain.reporting.run_report import RunReport
 
@@ -42,8 +38,8 @@ class Difference:
     findings: tuple[list[str], list[str]]
     """Findings of only one of the runs."""
     decisions: tuple[str, str]
-    contest: Comparison | None
-    """The second run's newest model against the first's on the same pairs; None if the pairs differ."""
+    flips: Flips
+    """The second run's newest model against the first's on the test pairs that both runs have."""
 
 
 def compare_runs(first: tuple[RunReport, pa.Table], second: tuple[RunReport, pa.Table]) -> Difference:
@@ -73,7 +69,7 @@ def compare_runs(first: tuple[RunReport, pa.Table], second: tuple[RunReport, pa.
         figures={label: values for label, values in figures.items() if values != (ABSENT, ABSENT)},
         findings=(sorted(rules[0] - rules[1]), sorted(rules[1] - rules[0])),
         decisions=(a.verdict, b.verdict),
-        contest=_contest(a, a_pairs, b, b_pairs),
+        flips=flips_between(a, a_pairs, b, b_pairs),
     )
 
 
@@ -96,17 +92,49 @@ def print_difference(found: Difference, console: Console | None = None) -> None:
             console.print(Text(f"Only in {run}: {rule}"))
     for run, decision in zip(found.runs, found.decisions, strict=True):
         console.print(Text(f"{run}: {decision}"))
-    if found.contest is None:
-        console.print("The test pairs are not the same, so the models cannot be compared.")
+    _print_flips(found, console)
+
+
+def _print_flips(found: Difference, console: Console) -> None:
+    """Print how the newest models do on the same pairs, which pairs flipped, and how they do on the others."""
+    flips = found.flips
+    if flips.contest is None:
+        console.print(Text("No test pair is in both runs, so the models cannot be compared on the same pairs."))
     else:
-        contest = found.contest
+        gain = flips.contest.gain
         console.print(
             Text(
-                f"Gain in preference accuracy of the second model over the first, on the same pairs: {points(contest.gain)} "
-                f"points; {contest.n_gained} pairs gained, {contest.n_lost} lost, "
-                f"{contest.gain.n_prompts} prompts, p = {contest.p_value:.2g}"
+                f"Gain in preference accuracy of the second model over the first, on the {gain.n_pairs} test pairs of both runs: "
+                f"{points(gain)} points; {flips.contest.n_gained} pairs gained, {flips.contest.n_lost} lost, {gain.n_prompts} "
+                f"prompts, p = {flips.contest.p_value:.2g}"
             )
         )
+    for which, run, accuracy in (
+        ("first", found.runs[0], flips.first_only),
+        ("second", found.runs[1], flips.second_only),
+    ):
+        if accuracy:
+            console.print(
+                Text(f"Accuracy of the {which} model on the pairs that only {run} has, in %: {percent(accuracy)}")
+            )
+    if not flips.same_pairs or len(flips.by_source) > 1:
+        console.print(_source_table(flips))
+    for word, pairs in (("Gained", flips.gained), ("Lost", flips.lost)):
+        for pair in pairs:
+            console.print(Text(f"{word}: {pair}", overflow="ellipsis"), no_wrap=True)
+
+
+def _source_table(flips: Flips) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("source", overflow="fold")
+    for header in ("pairs\nin both", "gained", "lost", "only\nfirst", "only\nsecond", "rows"):
+        table.add_column(header, justify="right")
+    for name, of_source in flips.by_source.items():
+        before, after = of_source.rows
+        rows = f"{after:,} ({after - before:+,})" if after != before else f"{after:,}"
+        counts = (of_source.n_shared, of_source.n_gained, of_source.n_lost, of_source.n_first, of_source.n_second)
+        table.add_row(Text(name), *map(str, counts), rows)
+    return table
 
 
 def _settings(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -119,26 +147,3 @@ def _settings(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[
 def _answers(report: RunReport, name: str) -> str:
     stages = report.generations.stages if report.generations else {}
     return plain(getattr(stages[report.figures.newest], name)) if report.figures.newest in stages else ABSENT
-
-
-def _contest(a: RunReport, a_pairs: pa.Table, b: RunReport, b_pairs: pa.Table) -> Comparison | None:
-    """Return the comparison of the two newest models, on the pairs that neither run left out for their length."""
-    if a.figures.digests["preferences"] != b.figures.digests["preferences"]:
-        return None
-    scored = [
-        dict(zip(pairs["id"].to_pylist(), correct(_margins(pairs, report.figures.newest)), strict=True))
-        for report, pairs in ((a, a_pairs), (b, b_pairs))
-    ]
-    shared = [row for row in scored[0] if row in scored[1]]
-    if not shared:
-        return None
-    section = EvaluationSection(confidence=b.figures.confidence, seed=b.figures.seed)
-    older, newer = (np.array([scores[row] for row in shared]) for scores in scored)
-    column = CONVERSATION if CONVERSATION in b_pairs.column_names else "prompt"
-    keys = dict(zip(b_pairs["id"].to_pylist(), b_pairs[column].to_pylist(), strict=True))
-    return compare(newer, older, section, Clusters.of([keys[row] for row in shared]))
-
-
-def _margins(pairs: pa.Table, stage: str) -> np.ndarray:
-    chosen, rejected = (pairs[f"{stage}_{side}_logps"].to_numpy() for side in ("chosen", "rejected"))
-    return np.asarray(chosen - rejected)

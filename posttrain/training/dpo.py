@@ -13,13 +13,13 @@ from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
 from posttrain.compat.transformers_internals import with_one_gpu
-from posttrain.compat.trl_internals import PreparedPairs, weight_metrics, without_model_hash
+from posttrain.compat.trl_internals import PreparedPairs, weight_metrics, without_reference_model
 from posttrain.config import DpoSection, ModelSection
 from posttrain.errors import UserError
 from posttrain.forward.logprobs import dpo_loss, score_as_it_is
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model
-from posttrain.models.precision import uses_bf16
+from posttrain.models.precision import is_16_bit
 from posttrain.models.stored_settings import StoredSettings, remove_randomness
 from posttrain.models.token_ids import check_token_ids
 from posttrain.training.launcher import on_processes
@@ -86,7 +86,7 @@ def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoin
     check_token_ids(train, policy)
     if random := remove_randomness(policy):
         print(f"DPO: {', '.join(random)} of the model are 0, so that training starts exactly at the reference")
-    with without_model_hash():
+    with without_reference_model():
         trainer = PairTrainer(
             model=policy,
             args=with_one_gpu(_dpo_config(dpo, training_arguments(dpo, job, policy, len(validation) > 0))),
@@ -126,6 +126,8 @@ def check_start(
 ) -> None:
     """Check that training starts at the reference: same log-probabilities, so the loss is ln 2 and the margin 0.
 
+    With `dpo.reference: sft` the reference is another model on purpose: where training starts is printed.
+
     No other check finds wrong base weights, a missing adapter or a wrong reference: training works with them too, and its
     curves look normal.
 
@@ -143,9 +145,15 @@ def check_start(
     stored = torch.tensor(list(pairs["ref_chosen_logps"])), torch.tensor(list(pairs["ref_rejected_logps"]))
     loss, margin = (float(values.mean()) for values in dpo_loss(*found, *stored, dpo.beta))
     # Rounding grows with the sum: bf16 keeps 3 digits, fp32 keeps 7, of every token's logits.
-    relative = 2e-2 if uses_bf16(model) else 1e-4
+    relative = 2e-2 if is_16_bit(model) else 1e-4
     tolerance = 0.01 + relative * max(float(values.abs().max()) for values in stored)
     worst = max(float((a - b).abs().max()) for a, b in zip(found, stored, strict=True))
+    if dpo.reference == "sft" and reference.checkpoint != expected.digest:
+        print(
+            f"DPO starts at {expected.digest[:16]} with another reference, {reference.checkpoint[:16]}: loss {loss:.4f}, margin "
+            f"{margin:.4f}, on {len(pairs)} pairs"
+        )
+        return
     if worst > tolerance or reference.checkpoint != expected.digest:
         raise UserError(
             f"DPO does not start at its reference: log-probabilities differ by up to {worst:.4g} nats (rounding explains at most "

@@ -29,14 +29,12 @@ def plan(config: RunConfig) -> dict[str, StagePlan]:
     shape = read_shape(config.model)
     n_pairs = _n_train_pairs(config)
     stages = {}
-    if config.finetuning_type in ("sft", "both"):
+    for name, section in config.trainings.items():
         n_rows = n_pairs
-        if config.sft.datasets:
+        if name == "sft" and config.sft.datasets:
             counts = [count_rows(source) for source in config.sft.datasets]
             n_rows = None if None in counts else sum(count.get("train", 0) for count in counts if count)
-        stages["sft"] = _stage(config.sft, config.model, n_rows, shape, sequences_per_row=1)
-    if config.finetuning_type in ("dpo", "both"):
-        stages["dpo"] = _stage(config.dpo, config.model, n_pairs, shape, sequences_per_row=2)
+        stages[name] = _stage(section, config.model, n_rows, shape)
     return stages
 
 
@@ -65,9 +63,7 @@ def _n_train_pairs(config: RunConfig) -> int | None:
     return total
 
 
-def _stage(
-    section: TrainSection, model: ModelSection, n_rows: int | None, shape: Shape | None, sequences_per_row: int
-) -> StagePlan:
+def _stage(section: TrainSection, model: ModelSection, n_rows: int | None, shape: Shape | None) -> StagePlan:
     n_steps = section.max_steps
     if n_steps is None and n_rows is not None:
         n_steps = math.ceil(n_rows / section.effective_batch_size * section.epochs)
@@ -75,8 +71,8 @@ def _stage(
     if shape is not None:
         # The demo's model runs on a CPU and in fp32, others on a GPU.
         on_gpu = model.base != "demo"
-        in_16_bit = model.precision == "bf16" or (model.precision == "auto" and on_gpu)
-        n_tokens = section.batch_size * sequences_per_row * section.max_length
+        in_16_bit = model.precision in ("bf16", "fp16") or (model.precision == "auto" and on_gpu)
+        n_tokens = section.batch_size * section.sequences_per_row * section.max_length
         size = StepSize(n_tokens, n_tokens, in_16_bit, on_gpu)
         memory = training_gib(
             section, model, shape, size, gradient_checkpointing=section.gradient_checkpointing is True

@@ -14,7 +14,7 @@ from posttrain.errors import UserError
 from posttrain.models.base_checks import base_problems
 from posttrain.models.checkpoint import Base
 from posttrain.models.memory import GIB, read_shape, weights_gib
-from posttrain.models.precision import uses_bf16
+from posttrain.models.precision import is_16_bit
 from posttrain.training.trial import try_out
 
 COST = {"batch_size", "processes", "sharding", "optimizer", "max_length", "gradient_checkpointing"}
@@ -39,16 +39,14 @@ def needs_of(config: RunConfig, *, reads_base: bool) -> Needs:
     """
     lengths: dict[str, int] = {}
     stages: dict[str, TrainSection] = {}
-    if config.finetuning_type in ("sft", "both"):
-        lengths["sft.max_length"] = config.sft.max_length
-        stages["sft"] = config.sft
-    if config.finetuning_type in ("dpo", "both"):
-        lengths["dpo.max_length"] = config.dpo.max_length
-        stages["dpo"] = config.dpo
+    for name, section in config.trainings.items():
+        lengths[f"{name}.max_length"] = section.max_length
+        stages[name] = section
     generations = config.evaluation.generations
     if generations.n:
-        name = "dpo.max_prompt_length + evaluation.generations.max_new_tokens"
-        lengths[name] = config.dpo.max_prompt_length + generations.max_new_tokens
+        pairs = "verifier" if config.verifier else "dpo"
+        name = f"{pairs}.max_prompt_length + evaluation.generations.max_new_tokens"
+        lengths[name] = config.lengths.max_prompt_length + generations.max_new_tokens
     costs = {
         name: TrainSection(learning_rate=1.0, **section.model_dump(include=COST)) for name, section in stages.items()
     }
@@ -105,6 +103,8 @@ def _gpu_problems(section: ModelSection, needs: Needs) -> Iterator[str]:
             "model.attention: flash_attention_2 needs a CUDA GPU and the package flash-attn, which this machine lacks: set it to "
             "auto"
         )
+    if section.precision == "fp16" and not gpu:
+        yield "model.precision: fp16 needs a CUDA GPU: set it to fp32, or to bf16 on a CPU with AMX"
     if section.attention == "flex" and not gpu:
         yield "model.attention: flex has no backward pass on a CPU: set it to auto, or run on a GPU"
 
@@ -115,7 +115,7 @@ def _memory_problems(section: ModelSection, needs: Needs) -> Iterator[str]:
     gpu = torch.cuda.is_available()
     total = (torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total) / GIB
     for name, stage in needs.stages.items():
-        needed = weights_gib(stage, section, shape, uses_bf16(section) and section.method != "full")
+        needed = weights_gib(stage, section, shape, is_16_bit(section) and section.method != "full")
         if needed > total:
             yield (
                 f"{name}: weights, gradients and optimizer need about {needed:.1f} GiB per process, and this machine has "

@@ -17,6 +17,7 @@ from transformers import Trainer
 from posttrain.config import TrainSection
 from posttrain.forward.balance import balance
 from posttrain.training.order import epoch_order
+from posttrain.training.splitting import SplittingTrainer
 
 S = TypeVar("S", bound=TrainSection)
 ENOUGH = 0.9
@@ -170,10 +171,16 @@ class BatchesOfSteps(Sampler[list[int]]):
                 yield from micro_batch
 
 
-class SharingTrainer(Trainer):
+class SharingTrainer(SplittingTrainer):
     """Mixin for trainers whose steps are shared as `StepBatches` says."""
 
     step_batches: StepBatches | None = None
+
+    def batches_of_rows(self, sizes: Sequence[int]) -> list[list[int]]:
+        """Return the rows of each micro-batch of the first epoch, of all processes."""
+        if self.step_batches is None:
+            return super().batches_of_rows(sizes)
+        return [rows for step in self.step_batches.steps(0) for micro_batch in step for rows in micro_batch]
 
     def share(self, batches: StepBatches | None, name: str) -> None:
         """Share the steps in this way, and print it. None: leave it to accelerate, in one process."""

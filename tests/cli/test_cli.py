@@ -29,7 +29,7 @@ def test_check_prints_what_a_config_costs(path, tiny_folder):
     local_files = ["--set", f"model.base={tiny_folder}"] if path.name == "hh_rlhf_cpu.yaml" else []
     result = CliRunner().invoke(main, ["check", str(path), *local_files])
     assert result.exit_code == 0, result.output
-    assert "dpo: " in result.output
+    assert f"{'verifier' if path.name.startswith('verifier') else 'dpo'}: " in result.output
     assert "effective batch size" in result.output
     assert "learning_rate" in result.output  # the resolved config
 

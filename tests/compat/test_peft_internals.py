@@ -1,11 +1,12 @@
 """What posttrain/compat/peft_internals.py relies on in PEFT."""
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from support.contracts import require
 
-from posttrain.compat.peft_internals import leave_casts_to_autocast
+from posttrain.compat.peft_internals import leave_casts_to_autocast, plain_adapter
 
 
 def adapter_layer():
@@ -45,4 +46,37 @@ def test_layers_cast_their_input_by_default():
         "peft",
         "cast_input_dtype_enabled is True at first",
         leave_casts_to_autocast,
+    )
+
+
+def test_a_plain_adapter_adds_its_scaled_product():
+    torch.manual_seed(0)
+    config = LoraConfig(target_modules=["0"], r=2, lora_alpha=6, use_rslora=True)
+    layer = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), config).base_model.model[0]
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    found = plain_adapter(layer)
+    assert found is not None
+    a, b, scale = found
+    inputs = torch.randn(2, 4)
+    require(
+        scale == pytest.approx(6 / 2**0.5)
+        and torch.allclose(layer(inputs), layer.base_layer(inputs) + scale * inputs @ a.T @ b.T, atol=1e-6),
+        "peft",
+        "a LoRA layer adds scaling * B A x to its base layer's output",
+        plain_adapter,
+    )
+    layer.merge()
+    assert plain_adapter(layer) is None
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.5}])
+def test_an_adapter_that_computes_more_is_not_plain(options):
+    layer = get_peft_model(
+        torch.nn.Sequential(torch.nn.Linear(4, 3)), LoraConfig(target_modules=["0"], **options)
+    ).base_model.model[0]
+    require(
+        plain_adapter(layer.train()) is None,
+        "peft",
+        "variants, biases and dropout of a LoRA layer are named as before",
+        plain_adapter,
     )

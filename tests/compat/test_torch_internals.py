@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from support.contracts import require
 
-from posttrain.compat.torch_internals import compile_for_sizes, n_compiled_graphs
+from posttrain.compat.torch_internals import compile_for_sizes, n_compiled_graphs, onednn_product
 
 
 def test_every_compiled_graph_is_counted_once():
@@ -14,6 +15,20 @@ def test_every_compiled_graph_is_counted_once():
     assert n_compiled_graphs() == before + 1
     double(torch.ones(4))  # another shape: compiled again
     assert n_compiled_graphs() == before + 2
+
+
+def test_products_of_onednn_are_those_of_mkl():
+    generator = torch.Generator().manual_seed(0)
+    rows, weight, plus = (torch.randn(size, generator=generator) for size in ((5, 7), (3, 7), (5, 3)))
+    expected = rows @ weight.T
+    for given in (weight, weight.T.contiguous().T):  # the backward pass gives a transposed weight
+        require(
+            torch.allclose(onednn_product(rows, given), expected, atol=1e-5)
+            and torch.allclose(onednn_product(rows, given, plus), expected + plus, atol=1e-5),
+            "torch",
+            "torch.ops.mkldnn._linear_pointwise multiplies by the transposed weight and adds a second tensor",
+            onednn_product,
+        )
 
 
 @pytest.mark.parametrize(("constant", "n_graphs"), [(False, 2), (True, 1)])

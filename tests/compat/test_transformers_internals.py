@@ -7,6 +7,8 @@ import pytest
 import torch
 from support.contracts import require
 from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 from trl import DPOTrainer, SFTTrainer
 
 from posttrain.compat.transformers_internals import (
@@ -14,8 +16,10 @@ from posttrain.compat.transformers_internals import (
     OpenTrainer,
     attention_implementation,
     average_over_all_steps,
+    forward_with_rotary,
     read_loss,
     restore_loss,
+    rotary_function,
     with_one_gpu,
 )
 
@@ -158,3 +162,29 @@ def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path):
     arguments._n_gpu = 4  # as Trainer counts them
     require(arguments.n_gpu == 4, "transformers", "TrainingArguments.n_gpu returns _n_gpu", with_one_gpu)
     assert with_one_gpu(arguments).n_gpu == 1
+
+
+def test_a_copy_of_forward_calls_another_rotary_function():
+    require(
+        rotary_function(LlamaAttention) is apply_rotary_pos_emb and rotary_function(GPT2Attention) is None,
+        "transformers",
+        "LlamaAttention.forward calls the global apply_rotary_pos_emb",
+        rotary_function,
+    )
+    config = LlamaConfig(hidden_size=8, num_attention_heads=1, num_key_value_heads=1)
+    config._attn_implementation = "eager"
+    attention, inputs = LlamaAttention(config, 0), torch.randn(1, 3, 8)
+    positions = torch.ones(1, 3, 8), torch.zeros(1, 3, 8)
+    options = {"position_embeddings": positions, "attention_mask": None}
+    called = []
+
+    def rotate(query, key, cos, sin):
+        called.append(cos)
+        return query, key
+
+    expected = attention(inputs, **options)[0]
+    found = forward_with_rotary(LlamaAttention, rotate)(attention, inputs, **options)[0]
+    assert len(called) == 1
+    assert torch.allclose(found, expected)  # cos 1 and sin 0 turn nothing
+    attention(inputs, **options)
+    assert len(called) == 1, "the class's own forward is as it was"

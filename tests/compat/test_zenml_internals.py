@@ -4,10 +4,11 @@ import inspect
 
 import pytest
 from support.contracts import require
-from zenml import step
+from zenml import pipeline, step
 from zenml.client import Client
 from zenml.enums import StoreType
 from zenml.models import ModelVersionPipelineRunRequest, PipelineRunUpdate, ScheduleUpdate, StepRunUpdate
+from zenml.pipelines.pipeline_definition import Pipeline
 from zenml.steps import BaseStep
 from zenml.zen_stores.rest_zen_store import RestZenStore
 from zenml.zen_stores.sql_zen_store import SqlZenStore
@@ -20,6 +21,8 @@ from posttrain.compat.zenml_internals import (
     update_schedule_record,
     update_step_record,
     without_caching_parameters,
+    without_input_schema,
+    without_parameter_schema,
 )
 
 METHODS = [
@@ -95,3 +98,40 @@ def test_steps_have_classes_of_their_own_with_caching_parameters():
     )
     assert without_caching_parameters(first).caching_parameters == {}
     assert second.caching_parameters is not None
+
+
+@step
+def _with_parameter(number: int) -> int:
+    return number
+
+
+def test_schemas_of_parameters_can_be_left_out():
+    for kind, name, user in (
+        (BaseStep, "_compute_parameter_schema", without_parameter_schema),
+        (Pipeline, "_compute_input_schema", without_input_schema),
+    ):
+        require(callable(getattr(kind, name, None)), "zenml", f"{kind.__name__}.{name}", user)
+    configured = without_parameter_schema(_with_parameter.copy())
+    configured.configure(parameters={"number": 1})
+    require(
+        configured._compute_parameter_schema() == {}, "zenml", "a step may have no schema", without_parameter_schema
+    )
+
+    class Small(Pipeline):
+        pass
+
+    @pipeline
+    def one_step(number: int) -> None:
+        _with_parameter(number)
+
+    without_input_schema(Small)
+    small = Small(name="small", entrypoint=one_step.entrypoint)
+    require(
+        small._compute_input_schema() == {"type": "object"},
+        "zenml",
+        "an input schema may be empty",
+        without_input_schema,
+    )
+    require(
+        "number" in str(one_step._compute_input_schema()), "zenml", "other pipelines keep theirs", without_input_schema
+    )

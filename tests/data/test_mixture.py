@@ -10,7 +10,7 @@ from support.data_files import write_rows
 
 from posttrain.config import DataSection, SftSection, Source
 from posttrain.data.loader import load_instructions, load_preferences
-from posttrain.data.mixture import find_left_out
+from posttrain.data.mixture import find_left_out, find_not_replayed
 from posttrain.errors import UserError
 
 
@@ -131,3 +131,54 @@ def test_lists_of_instruction_sets_are_checked(dataset, words):
 def test_one_instruction_set_is_a_list_of_one():
     assert [source.path for source in SftSection(dataset="a").datasets] == ["a"]
     assert SftSection().datasets == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "kept"),
+    [
+        ((100, 70), 0.3, [30, 70]),  # 30 of 100
+        ((60, 40, 50), 0.5, [50, 50]),  # old pairs of both sources: 50 of 100
+        ((10, 90), 0.5, [10, 90]),  # too few old pairs: all of them
+        ((100, 9), 0.1, [1, 9]),
+    ],
+)
+def test_old_pairs_have_their_share_beside_all_new_ones(counts, share, kept):
+    sources = [i for i, n in enumerate(counts) for _ in range(n)]
+    keys = [str(i).encode() for i in range(len(sources))]
+    gone = find_not_replayed(sources, keys, share, seed=0)
+    n_kept = [n - sum(sources[i] == source for i in gone) for source, n in enumerate(counts)]
+    assert [sum(n_kept[:-1]), n_kept[-1]] == kept
+    more = find_not_replayed(sources, keys, min(share + 0.2, 0.9), seed=0)
+    assert more <= gone  # a larger share only adds pairs
+
+
+def test_replay_is_counted_and_leaves_the_test_pairs_alone(tmp_path):
+    for name, n in (("old", 200), ("new", 40)):
+        rows = [
+            {"prompt": f"{name} question {i}?", "chosen": f"yes {i} {name}", "rejected": f"no {i} {name}"}
+            for i in range(n)
+        ]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    sources = [Source(path=str(tmp_path / f"{name}.jsonl")) for name in ("old", "new")]
+    section = DataSection(
+        sources=sources, checks={"near_duplicate": "keep", "near_test": "keep", "near_validation": "keep"}
+    )
+    whole, _ = load_preferences(section)
+    part, report = load_preferences(section.model_copy(update={"replay": 0.25}))
+    n_new = sum("new question" in row["prompt"][0]["content"] for row in part.train)
+    assert n_new == sum("new question" in row["prompt"][0]["content"] for row in whole.train)
+    assert len(part.train) - n_new == n_new // 3
+    assert report.dropped == {"not_sampled": len(whole.train) - len(part.train)}
+    assert part.test["id"] == whole.test["id"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (["demo"], "there is only one source"),
+        ([{"path": "a.jsonl", "weight": 1}, {"path": "b.jsonl", "weight": 1}], "remove one of them"),
+    ],
+)
+def test_replay_needs_old_pairs_and_no_weights(sources, message):
+    with pytest.raises(ValueError, match=message):
+        DataSection(sources=sources, replay=0.3)

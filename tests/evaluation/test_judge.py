@@ -11,7 +11,8 @@ from urllib3 import HTTPResponse
 
 from posttrain.config import JudgeSection, check_config
 from posttrain.errors import UserError
-from posttrain.evaluation.answers.judge import Contest, Endpoint, NoVerdict, _CappedRetry, judge_contests
+from posttrain.evaluation.answers.chat_endpoint import CappedRetry, NoVerdict
+from posttrain.evaluation.answers.judge import Contest, Endpoint, judge_contests
 
 PROMPT = [{"role": "user", "content": "Which {one}?"}]  # braces: no template of ours may trip over them
 
@@ -232,9 +233,9 @@ def test_a_redirect_is_not_followed(monkeypatch, tmp_path, endpoint):
 
 def test_long_waits_are_capped(monkeypatch):
     response = HTTPResponse(headers={"Retry-After": "86400"}, status=429)
-    assert _CappedRetry().get_retry_after(response) == 60
-    assert _CappedRetry().get_retry_after(HTTPResponse(headers={"Retry-After": "3"}, status=429)) == 3
-    assert _CappedRetry().get_retry_after(HTTPResponse(status=429)) is None
+    assert CappedRetry().get_retry_after(response) == 60
+    assert CappedRetry().get_retry_after(HTTPResponse(headers={"Retry-After": "3"}, status=429)) == 3
+    assert CappedRetry().get_retry_after(HTTPResponse(status=429)) is None
 
 
 def test_after_the_deadline_no_question_is_asked(endpoint):

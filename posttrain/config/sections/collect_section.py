@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from posttrain.config.sections.data_section import Source
+from posttrain.config.sections.documents_section import DocumentsSection
 from posttrain.config.sections.evaluation_section import JudgeSection
 from posttrain.config.sections.section import Section
 
@@ -67,7 +68,9 @@ class CollectSection(Section):
         "prompts of `data`",
     )
     n_prompts: int = Field(
-        500, ge=1, description="maximum number of prompts; chosen by a hash of the prompt and the seed"
+        500,
+        ge=1,
+        description="maximum number of prompts, chosen by a hash of the prompt and the seed; of documents, of passages",
     )
     n_answers: int = Field(4, ge=2, description="number of answers of each model to each prompt")
     temperature: float = Field(1.0, gt=0, description="sampling temperature of the answers")
@@ -84,11 +87,14 @@ class CollectSection(Section):
     )
     judge: CollectJudgeSection = CollectJudgeSection()
     pairs: PairRuleSection = PairRuleSection()
+    documents: DocumentsSection | None = Field(
+        None, description="make pairs from documents instead; then models, prompts, judge and pairs are not used"
+    )
 
     @model_validator(mode="after")
     def validate_judge_is_set(self) -> CollectSection:
         judge = self.judge
-        if not (judge.score_function or judge.function or judge.base_url):
+        if self.documents is None and not (judge.score_function or judge.function or judge.base_url):
             raise ValueError(
                 "judge is missing: set judge.score_function (`module:function` that scores an answer), judge.function (compares "
                 "two) or judge.base_url with judge.model"

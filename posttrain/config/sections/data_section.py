@@ -151,6 +151,13 @@ class DataSection(Section):
         description="share of prompts held out for the final evaluation; ignored for a source with its own test split",
     )
     validation_size: Fraction = Field(0.05, description="share of prompts held out for validation during training")
+    replay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of old pairs among the training pairs: all pairs of the last source are new and kept, and of "
+        "those of the other sources so many are kept, chosen by hash, that they are this share; null: all",
+    )
     seed: int = Field(
         0, ge=0, description="seed of the split into training, validation and test; changing it changes the test set"
     )
@@ -225,6 +232,18 @@ class DataSection(Section):
     def validate_weights(cls, sources: list[Source]) -> list[Source]:
         check_weights(sources)
         return sources
+
+    @model_validator(mode="after")
+    def validate_replay(self) -> DataSection:
+        if self.replay is not None and len(self.sources) < 2:
+            raise ValueError(
+                "replay needs old pairs, and there is only one source: list the old sources before the new one"
+            )
+        if self.replay is not None and any(source.weight is not None for source in self.sources):
+            raise ValueError(
+                "replay and the weights of sources both decide how many pairs are used: remove one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def validate_split_sizes(self) -> DataSection:

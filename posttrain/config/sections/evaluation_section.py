@@ -27,34 +27,25 @@ class GenerationsSection(Section):
     )
 
 
-class JudgeSection(Section):
-    """The judge of pairs of answers: a function or an OpenAI-compatible endpoint. Without either, no judge is used."""
+class EndpointSection(Section):
+    """A model at an OpenAI-compatible endpoint."""
 
-    function: str | None = Field(
-        None,
-        pattern=r"^[\w.]+:\w+$",
-        description="judge as `module:function`; called with prompt, first and second, returns `first`, `second` or `tie`",
-    )
     base_url: str | None = Field(
         None,
         pattern=r"^https?://",
-        description="URL of an OpenAI-compatible endpoint, up to `/v1`; prompts and answers are sent there",
+        description="URL of an OpenAI-compatible endpoint, up to `/v1`; the texts of the questions are sent there",
     )
-    model: str | None = Field(None, min_length=1, description="name of the judge model at base_url")
+    model: str | None = Field(None, min_length=1, description="name of the model at base_url")
     api_key_env: str | None = Field(
         None, min_length=1, description="name of the environment variable with the API key; null: send no key"
     )
-    criteria: str = Field(
-        "the helpfulness, relevance, accuracy, depth and harmlessness of the responses",
-        description="criteria by which the judge compares answers",
-    )
     temperature: float | None = Field(
-        0.0, ge=0, description="sampling temperature of the judge; null: not sent, for models that do not accept it"
+        0.0, ge=0, description="sampling temperature; null: not sent, for models that do not accept it"
     )
     concurrency: int = Field(
         4, ge=1, le=64, description="number of parallel requests; higher is faster, up to the endpoint's rate limit"
     )
-    timeout_s: float = Field(60.0, gt=0, description="timeout of one request to the judge, in seconds")
+    timeout_s: float = Field(60.0, gt=0, description="timeout of one request, in seconds")
     deadline_s: float = Field(
         7200.0,
         gt=0,
@@ -65,15 +56,13 @@ class JudgeSection(Section):
     )
 
     @model_validator(mode="after")
-    def validate_judge(self) -> JudgeSection:
-        if self.function and self.base_url:
-            raise ValueError("function and base_url are both set, but only one judge is used: remove one")
+    def validate_endpoint(self) -> EndpointSection:
         if bool(self.base_url) != bool(self.model):
             raise ValueError("an endpoint needs both base_url and model: set both or neither")
         return self
 
     @model_validator(mode="after")
-    def validate_base_url(self) -> JudgeSection:
+    def validate_base_url(self) -> EndpointSection:
         address = urlsplit(self.base_url or "")
         if address.query or address.fragment:
             raise ValueError(
@@ -83,13 +72,34 @@ class JudgeSection(Section):
         return self
 
 
+class JudgeSection(EndpointSection):
+    """The judge of pairs of answers: a function or an OpenAI-compatible endpoint. Without either, no judge is used."""
+
+    function: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="judge as `module:function`; called with prompt, first and second, returns `first`, `second` or `tie`",
+    )
+    criteria: str = Field(
+        "the helpfulness, relevance, accuracy, depth and harmlessness of the responses",
+        description="criteria by which the judge compares answers",
+    )
+
+    @model_validator(mode="after")
+    def validate_judge(self) -> JudgeSection:
+        if self.function and self.base_url:
+            raise ValueError("function and base_url are both set, but only one judge is used: remove one")
+        return self
+
+
 class EvaluationSection(Section):
     """Scoring of the test pairs and generation of answers."""
 
     tokens_per_batch: int = Field(
         8192,
         ge=1,
-        description="maximum number of tokens per scoring batch, padding included; higher is faster and takes more memory",
+        description="maximum number of tokens per scoring batch, padding included; higher is faster and takes more memory; on a "
+        "GPU answers are generated in batches that fill its memory instead",
     )
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",

@@ -42,6 +42,11 @@ class VerifierSection(PairSection):
         1.0, gt=0, le=2, description="sampling temperature of these answers; higher: more different ones to choose from"
     )
 
+    @property
+    def for_training(self) -> VerifierSection:
+        """These settings without those of the evaluation and the place of the start, which is given as an artifact."""
+        return self.model_copy(update={"start": "sft", "best_of": 16, "best_of_temperature": 1.0})
+
     @model_validator(mode="after")
     def validate_centre(self) -> VerifierSection:
         if self.center_rewards_coefficient is not None and self.loss != "pairs":

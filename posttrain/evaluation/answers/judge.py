@@ -8,10 +8,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import re
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,20 +18,17 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
 from posttrain.chat.template import Messages
 from posttrain.config import JudgeSection
 from posttrain.errors import UserError
+from posttrain.evaluation.answers.chat_endpoint import ChatEndpoint, NoVerdict
 from posttrain.evaluation.clustered.gains import paired_gain
 from posttrain.evaluation.clusters import Clusters, conversation_key
 from posttrain.evaluation.intervals import Estimate, Result
 from posttrain.storage.cache import cache_dir
 
 Verdict = Literal["first", "second", "tie"]
-WAIT_AT_MOST_S, ANSWER_AT_MOST_BYTES = 60.0, 2**20
 VERDICTS: dict[str, Verdict] = {"A": "first", "B": "second", "C": "tie"}
 
 # Source: Zheng et al. 2023 (MT-Bench), figure 5; the criteria come from the config.
@@ -62,10 +57,6 @@ class Judge(Protocol):
 
     def __call__(self, prompt: Messages, first: str, second: str) -> Verdict:
         """`first`, `second` or `tie`."""
-
-
-class NoVerdict(Exception):
-    """The judge answered without a verdict."""
 
 
 @dataclass(frozen=True)
@@ -195,32 +186,13 @@ def _ask(judge: Judge, prompt: Messages, first: str, second: str, failures: Coun
     return verdict
 
 
-class Endpoint:
-    """A judge model at an OpenAI-compatible endpoint. Answers with a verdict are cached, so that no question is asked twice."""
+class Endpoint(ChatEndpoint):
+    """A judge model at an endpoint. Answers with a verdict are cached, so that no question is asked twice."""
 
     def __init__(self, section: JudgeSection) -> None:
+        super().__init__(section, "evaluation.judge")
         self._section = section
-        self._url = f"{str(section.base_url).rstrip('/')}/chat/completions"
         self._cache = cache_dir() / "judge"
-        self._session = requests.Session()
-        self._end_s = time.monotonic() + section.deadline_s
-        retry = _CappedRetry(
-            total=section.n_retries,
-            backoff_factor=0.5,
-            status_forcelist=(429, 500, 502, 503, 504),
-            allowed_methods={"POST"},
-            raise_on_status=False,
-        )
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=section.concurrency))
-        if section.api_key_env:
-            key = os.environ.get(section.api_key_env)
-            if not key:
-                raise UserError(
-                    f"evaluation.judge.api_key_env: the environment variable {section.api_key_env} is not set: set it to the API "
-                    "key, or remove the setting if the endpoint needs no key"
-                )
-            self._session.headers["Authorization"] = f"Bearer {key}"
 
     def __call__(self, prompt: Messages, first: str, second: str) -> Verdict:
         """Return the verdict, from the cache or from the model.
@@ -231,72 +203,22 @@ class Endpoint:
         """
         conversation = "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
         question = QUESTION.format(prompt=conversation, first=first, second=second)
-        body: dict[str, Any] = {
-            "model": self._section.model,
-            "messages": [
+        body = self.body(
+            [
                 {"role": "system", "content": SYSTEM.format(criteria=self._section.criteria)},
                 {"role": "user", "content": question},
-            ],
-        }
-        if self._section.temperature is not None:
-            body["temperature"] = self._section.temperature
+            ]
+        )
         key = hashlib.sha256(json.dumps([self._url, body], sort_keys=True).encode()).hexdigest()
         cached = self._cache / f"{key}.json"
         if verdict := _verdict(_read(cached)):
             return verdict
-        answer = self._answer(body)
+        answer = self.answer(body)
         verdict = _verdict(answer)
         if verdict is None:
             raise NoVerdict("the answer does not end with [[A]], [[B]] or [[C]]")
         _write(cached, json.dumps(answer))
         return verdict
-
-    def _answer(self, body: dict[str, Any]) -> str:
-        """Return the endpoint's answer, without the key if it repeats it."""
-        left_s = self._end_s - time.monotonic()
-        if left_s <= 0:
-            raise NoVerdict("evaluation.judge.deadline_s passed before this question was asked")
-        timeout_s = min(self._section.timeout_s, left_s)
-        options: dict[str, Any] = {"timeout": timeout_s, "stream": True, "allow_redirects": False}
-        with self._session.post(self._url, json=body, **options) as response:
-            if response.is_redirect:
-                raise NoVerdict("the endpoint redirects, and the key would go along: set base_url to the final address")
-            response.raise_for_status()
-            content = _content(response, time.monotonic() + timeout_s)
-        text = content.decode("utf-8", "replace")
-        if sent := str(self._session.headers.get("Authorization", "")).removeprefix("Bearer "):
-            text = text.replace(sent, "…")
-        try:
-            answer = json.loads(text)["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
-            raise NoVerdict(f"no chat completion: {text[:80]}") from error
-        if not isinstance(answer, str):
-            raise NoVerdict("the answer has no text")
-        return answer
-
-
-class _CappedRetry(Retry):
-    """Retries that wait no longer than `WAIT_AT_MOST_S`, whatever the endpoint asks for."""
-
-    def get_retry_after(self, response: Any) -> float | None:
-        wait_s = super().get_retry_after(response)
-        return None if wait_s is None else min(wait_s, WAIT_AT_MOST_S)
-
-
-def _content(response: requests.Response, end_s: float) -> bytes:
-    """Return the body of a response. The timeout of requests is for each read, and says nothing about all of them.
-
-    Raises:
-        NoVerdict: the body is too long, or takes too long to arrive.
-    """
-    content = b""
-    for piece in response.iter_content(2**16):
-        content += piece
-        if len(content) > ANSWER_AT_MOST_BYTES:
-            raise NoVerdict(f"the answer has more than {ANSWER_AT_MOST_BYTES} bytes")
-        if time.monotonic() > end_s:
-            raise NoVerdict("the answer took longer than evaluation.judge.timeout_s")
-    return content
 
 
 def _verdict(answer: str | None) -> Verdict | None:

@@ -36,6 +36,7 @@ from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.champion import Champion
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.gate.rejection import respect
+from posttrain.evaluation.verification.verifier_figures import VerifierFigures
 from posttrain.orchestration.model_versions.rejections import rejection_of, standing_rejection
 from posttrain.tracking import Tracker, reason
 from posttrain.tracking.mlflow_registry import ModelRegistry, Registration, registry_error
@@ -71,7 +72,7 @@ class JudgedVersion(BaseModel):
     pipeline_run_name: str
 
 
-def result_name(figures: Figures, gate: dict[str, Any]) -> str:
+def result_name(figures: Figures | VerifierFigures, gate: dict[str, Any]) -> str:
     """Return the version name of a judged model, such as `dpo-3f9c2a1b07`: the same for the same figures and gate."""
     digest = hashlib.sha256(f"{figures.model_dump_json()} {sorted(gate.items())}".encode()).hexdigest()
     return f"{figures.newest}-{digest[:10]}"

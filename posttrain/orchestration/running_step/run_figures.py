@@ -8,6 +8,7 @@ from posttrain.evaluation.benchmarks.benchmark_figures import BenchmarkFigures
 from posttrain.evaluation.figures import Figures
 from posttrain.evaluation.gate.decision import Promotion
 from posttrain.evaluation.key_figures import key_figures, legend
+from posttrain.evaluation.verification.verifier_figures import VerifierFigures, verifier_key_figures
 from posttrain.feedback.collecting.collected_pairs import CollectionReport
 from posttrain.tracking import DatasetOrigin, TrackedStage
 
@@ -31,6 +32,12 @@ def log_evaluation(run: TrackedStage, figures: Figures) -> None:
     run.set_tags({f"finding.{finding.rule}": f"{finding.severity}: {finding.title}" for finding in figures.findings})
     run.set_tags({"mlflow.note.content": f"Metrics of the evaluation:\n\n{legend()}"})
     run.set_tags({"findings": ", ".join(f"{f.severity} {f.rule}" for f in figures.findings) or "none"})
+
+
+def log_verifier(run: TrackedStage, figures: VerifierFigures) -> None:
+    """Log the key figures of a verifier as metrics, and all figures as a file."""
+    run.log_metrics(verifier_key_figures(figures))
+    run.log_dict(figures.model_dump(), "evaluation.json")
 
 
 def log_generations(run: TrackedStage, generations: Generations) -> None:

@@ -10,7 +10,7 @@ from zenml.client import Client
 from zenml.steps.step_context import StepContext
 
 from posttrain import configure
-from posttrain.compat.zenml_internals import without_caching_parameters
+from posttrain.compat.zenml_internals import without_caching_parameters, without_parameter_schema
 from posttrain.errors import UserError
 from posttrain.orchestration.artifact_sources import connect_artifact_sources
 from posttrain.orchestration.caching.step_keys import cache_policy
@@ -30,7 +30,7 @@ def step(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     options.setdefault("cache_policy", cache_policy(function.__module__))
     # None of zenml.step's overloads takes options that are not spelled out.
     created = zenml.step(_no_mistake_twice(function), on_failure=alert, **options)  # type: ignore[call-overload]
-    return without_caching_parameters(created)
+    return without_parameter_schema(without_caching_parameters(created))
 
 
 def _no_mistake_twice(function: Callable[..., Any]) -> Callable[..., Any]:

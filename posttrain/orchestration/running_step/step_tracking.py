@@ -29,7 +29,7 @@ def tracked(*, nested: bool, point: DpoSection | None = None) -> Iterator[Tracke
     """
     context = get_step_context()
     config = RunConfig.model_validate((context.pipeline_run.config.parameters or {})["config"])
-    settings = config.model_dump(exclude={"sweep"} if point or not config.sweep else None)
+    settings = config.model_dump(exclude=_not_used(config, point))
     if point:
         settings["dpo"] |= point.model_dump(exclude={"start"})
     run, step = context.pipeline_run, context.step_run.name
@@ -44,6 +44,12 @@ def tracked(*, nested: bool, point: DpoSection | None = None) -> Iterator[Tracke
         if stage.unsent:
             _keep(stage.unsent)
     log_metadata({"mlflow": stage.link(), **({"mlflow_serve": stage.serve_command} if stage.serve_command else {})})
+
+
+def _not_used(config: RunConfig, point: DpoSection | None) -> set[str]:
+    """Return the sections that a run, or a point of a sweep, does not use."""
+    of_verifier = {"dpo", "finetuning_type"} if config.verifier else {"verifier"}
+    return of_verifier | ({"sweep"} if point or not config.sweep else set())
 
 
 def ended(pipeline_run: str, step: str) -> str | None:

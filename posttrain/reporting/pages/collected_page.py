@@ -20,6 +20,14 @@ REASONS = {
     "small_margin": "no two scores differ by pairs.min_margin",
     "lengths_differ": "no two answers fit pairs.max_length_ratio",
     "judge_failed": "an answer could not be judged",
+    "request_failed": "the endpoint did not answer",
+    "no_json": "the reply is not the JSON object that was asked for",
+    "answer_too_short": "extract or answer shorter than documents.min_answer_chars",
+    "no_whole_sentences": "the extract does not begin and end like a sentence",
+    "not_in_passage": "the extract is not in the passage word for word",
+    "answer_copied": "the answer repeats the passage (documents.max_overlap)",
+    "held_out": "the instruction is a held-out prompt",
+    "duplicate_instruction": "another passage gave the same instruction",
 }
 """Why a prompt has no pair."""
 

@@ -31,6 +31,7 @@ from posttrain.reporting.pages.label_page import noise_words
 from posttrain.reporting.plots import ACCURACY, CALIBRATION, LENGTH, MARGINS, NOTES, SLICES, contest, draw, present
 from posttrain.reporting.run_costs import RunCosts
 from posttrain.reporting.run_report import RunReport
+from posttrain.reporting.verifier_report import VerifierReport
 
 QUANTILES = ("5", "25", "50", "75", "95")
 
@@ -62,9 +63,9 @@ def report_page(report: RunReport, pictures: dict[str, Markup] | None = None) ->
         wrong=list(_wrong(figures)),
         benchmarks=benchmarks_view(report.benchmarks) if report.benchmarks else None,
         answers=answers_view(generations) if generations and generations.exchanges else None,
-        data=_data(report),
+        data=data_view(report),
         costs=_costs(report.costs) if report.costs else None,
-        lineage=_lineage(report),
+        lineage=lineage_view(report),
     )
 
 
@@ -204,7 +205,8 @@ def _wrong(figures: Figures) -> Iterator[dict[str, Any]]:
         }
 
 
-def _data(report: RunReport) -> dict[str, Any]:
+def data_view(report: RunReport | VerifierReport) -> dict[str, Any]:
+    """Return what the section about the data shows."""
     data, cut = report.data, report.figures.cut
     splits = ", ".join(f"{n} {split}" for split, n in data.splits.items())
     lines = [f"{data.n_read} rows read, {data.n_kept} kept ({splits}), {data.n_dropped} dropped."]
@@ -231,7 +233,8 @@ def _costs(costs: RunCosts) -> dict[str, Any]:
     return {"line": f"{costs.line()}, up to this report.", "steps": Table(costs.header, list(costs.rows()))}
 
 
-def _lineage(report: RunReport) -> dict[str, Any]:
+def lineage_view(report: RunReport | VerifierReport) -> dict[str, Any]:
+    """Return what the section about the origin shows."""
     lineage = report.lineage
     rows = [
         ["run", lineage.run],

@@ -29,7 +29,7 @@ from posttrain.evaluation.answers.answer_figures import (
     repetition,
     summarise_answers,
 )
-from posttrain.evaluation.answers.judge import Contest, judge_contests
+from posttrain.evaluation.answers.judge import AnswerScores, Contest, judge_by_scores, judge_contests
 from posttrain.evaluation.clusters import conversation_key
 from posttrain.evaluation.evaluated_models import EvaluatedModels, section_of_champion
 from posttrain.evaluation.intervals import Result
@@ -86,7 +86,11 @@ class Generations(Result):
 
 
 def generate(
-    preferences: Preferences, tokens: PairTokens, models: EvaluatedModels, section: EvaluationSection
+    preferences: Preferences,
+    tokens: PairTokens,
+    models: EvaluatedModels,
+    section: EvaluationSection,
+    scores: AnswerScores | None = None,
 ) -> Generations:
     """Return the answers of SFT, DPO and the champion to the same test prompts.
 
@@ -94,6 +98,7 @@ def generate(
 
     Args:
         tokens: of the preferences. Prompts are cut as they were in training.
+        scores: the verifier that `section.judge.verifier` names.
 
     Raises:
         UserError: the pairs were tokenised for another tokenizer or template, or the champion's base has changed.
@@ -128,7 +133,7 @@ def generate(
         temperature=section.generations.temperature,
         seed=section.seed,
         stages=stages,
-        comparisons=_compared(exchanges, section),
+        comparisons=_compared(exchanges, section, scores),
         exchanges=exchanges,
         digests={stage: models.digests[stage] for stage in writers},
     )
@@ -285,7 +290,9 @@ def _response(chat: Chat, ids: list[int], stopped: bool, row: Mapping[str, Any])
     )
 
 
-def _compared(exchanges: Sequence[Exchange], section: EvaluationSection) -> dict[str, AnswerComparison]:
+def _compared(
+    exchanges: Sequence[Exchange], section: EvaluationSection, scores: AnswerScores | None
+) -> dict[str, AnswerComparison]:
     """Return the comparisons of the newest model with the earlier ones, `dpo_vs_sft` and `dpo_vs_champion`."""
     if not exchanges:
         return {}
@@ -294,7 +301,11 @@ def _compared(exchanges: Sequence[Exchange], section: EvaluationSection) -> dict
     found = {}
     for older in (stage for stage in answers if stage != newest):
         contests = [Contest(e.id, e.prompt, e.responses[older].text, e.responses[newest].text) for e in exchanges]
-        judgement = judge_contests(contests, section.judge, section.confidence)
+        judgement = (
+            judge_by_scores(contests, scores, str(section.judge.verifier), section.confidence)
+            if scores
+            else judge_contests(contests, section.judge, section.confidence)
+        )
         found[f"{newest}_vs_{older}"] = compare_answers(answers[newest], answers[older], judgement, section)
     return found
 

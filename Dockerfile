@@ -15,6 +15,13 @@ RUN rm -rf /code/.zen /code/Dockerfile /code/wheels
 
 FROM $BASE
 ARG TORCH_BACKEND=auto
+# Triton compiles C against Python's headers when it starts, so an image for GPUs needs a compiler. The last line shows that it works.
+RUN if [ "$TORCH_BACKEND" != cpu ]; then \
+        command -v cc > /dev/null || { apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
+            && rm -rf /var/lib/apt/lists/*; } \
+        && echo '#include <Python.h>' \
+            | cc -fsyntax-only -I "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')" -x c -; \
+    fi
 # In a project made by `posttrain init`, pyproject.toml names posttrain itself, and wheels/ may hold its wheel.
 # wheel[s] is a pattern, so that the folder may be missing.
 COPY pyproject.toml constraints.txt wheel[s] /build/

@@ -124,7 +124,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): about 200 packages, a few minutes the first time"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt torch==$(TORCH)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[aws,kubernetes,sagemaker,serve,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[aws,benchmarks,kubernetes,sagemaker,serve,dev]'
 	@touch $@
 
 clean:

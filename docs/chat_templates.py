@@ -120,7 +120,9 @@ def outcome(chat: Chat, conversation: str) -> str:
     if not rows:
         assert set(findings.found) == {"template_refuses"}, findings
         return "r"
-    return _compare(chat, rows[0], findings, ([_plain(chat, turn) for turn in prompt], _plain(chat, answer), tools))
+    return _compare(
+        chat, rows[0], findings, ([plain_message(chat, turn) for turn in prompt], plain_message(chat, answer), tools)
+    )
 
 
 def _compare(chat: Chat, row: EncodedRow, findings: Findings, given: tuple[Any, Any, Any]) -> str:
@@ -151,7 +153,7 @@ def _compare(chat: Chat, row: EncodedRow, findings: Findings, given: tuple[Any, 
     return "f"
 
 
-def _plain(chat: Chat, turn: dict[str, Any]) -> dict[str, Any]:
+def plain_message(chat: Chat, turn: dict[str, Any]) -> dict[str, Any]:
     """Return a message as a caller of `apply_chat_template` writes it."""
     message = dict(turn)
     if "tool_calls" in message:

@@ -13,14 +13,20 @@ TELEMETRY_OFF = {
 }
 
 
+ALLOCATOR = "expandable_segments:True"
+"""Lets PyTorch grow its blocks of GPU memory. Rows of many lengths otherwise leave gaps that no later tensor fits into."""
+
+
 def configure() -> None:
-    """Turn off the telemetry of all dependencies, except where the user has set the variable.
+    """Turn off the telemetry of all dependencies and set PyTorch's allocator, except where the user has set the variable.
 
     The command line, pipelines and steps call this themselves. Elsewhere, as in a notebook, call it before other imports:
     MLflow and ZenML read their variables when they are imported.
     """
     for name, value in TELEMETRY_OFF.items():
         os.environ.setdefault(name, value)
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the name before PyTorch 2.9
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", ALLOCATOR)
     if "huggingface_hub" in sys.modules:  # it read the variables when it was imported
         from huggingface_hub import constants
 

@@ -179,14 +179,16 @@ def lm_head(scale: Scale) -> Iterator[Figure]:
             logps.backward()
             return logps.detach()
 
-        name = f"{n_vocabulary} tokens"
-        yield Figure(f"{name}: error of {n_tokens} tokens' sum", float((step().cpu() - exact).abs()), "nats", 0.05)
-        scale.reset_peak()
-        before = scale.allocated_gib()
-        yield Figure(f"{name}: forward and backward", 1000 * scale.seconds(step, 3), "ms")
-        logits_gib = n_tokens * n_vocabulary * 4 / 2**30
-        peak = scale.peak_gib() - before
-        yield Figure(f"{name}: peak beside the weights", peak, f"GiB (all logits in fp32: {logits_gib:.2f})")
+        for head in ("trained", "frozen"):  # TRL's kernel, and ours, which projects once
+            model.get_output_embeddings().weight.requires_grad_(head == "trained")
+            name = f"{n_vocabulary} tokens, {head} head"
+            yield Figure(f"{name}: error of {n_tokens} tokens' sum", float((step().cpu() - exact).abs()), "nats", 0.05)
+            scale.reset_peak()
+            before = scale.allocated_gib()
+            yield Figure(f"{name}: forward and backward", 1000 * scale.seconds(step, 3), "ms")
+            logits_gib = n_tokens * n_vocabulary * 4 / 2**30
+            peak = scale.peak_gib() - before
+            yield Figure(f"{name}: peak beside the weights", peak, f"GiB (all logits in fp32: {logits_gib:.2f})")
 
 
 def block_mask(scale: Scale) -> Iterator[Figure]:

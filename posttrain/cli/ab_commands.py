@@ -16,7 +16,10 @@ run_option = click.option("--run", help="Name or id of the run.  [default: the l
 voted_run_option = click.option(
     "--run", help="Name or id of the run.  [default: the run whose answers the votes are about]"
 )
-votes_argument = click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+votes_argument = click.argument("files", type=click.Path(path_type=Path), nargs=-1)
+argilla_option = click.option(
+    "--argilla", metavar="DATASET", help="Take the votes from a dataset in Argilla instead of files."
+)
 
 
 @click.group()
@@ -25,18 +28,32 @@ def ab() -> None:
 
 
 @ab.command("export")
-@click.argument("file", type=FILE)
+@click.argument("file", type=FILE, required=False)
+@click.option("--argilla", metavar="DATASET", help="Create this dataset in Argilla instead of a file.")
+@click.option(
+    "--raters", default=1, show_default=True, type=click.IntRange(1), help="Argilla only: answers for each prompt."
+)
 @run_option
-def ab_export(file: Path, run: str | None) -> None:
+def ab_export(file: Path | None, argilla: str | None, raters: int, run: str | None) -> None:
     """Write the page of a blind test to FILE.
 
-    People open it in a browser, choose the better answers and save their choices.
+    People open it in a browser, choose the better answers and save their choices. With --argilla they do so in Argilla, whose
+    address and key are in ARGILLA_API_URL and ARGILLA_API_KEY.
     """
     with clean_errors():
         from posttrain.feedback.ab import ab_page
 
-        write_file(file, ab_page(_generations(run)))
-    echo(f"Written: {file}")
+        if (file is None) == (argilla is None):
+            raise UserError("name either a FILE or a dataset with --argilla")
+        generations = _generations(run)
+        if argilla is not None:
+            from posttrain.feedback.argilla_votes import export_to_argilla
+
+            n_pairs = export_to_argilla(generations, argilla, raters)
+            echo(f"Created in Argilla: {argilla}, {n_pairs} prompts")
+        elif file is not None:
+            write_file(file, ab_page(generations))
+            echo(f"Written: {file}")
 
 
 @ab.command("serve")
@@ -65,8 +82,9 @@ def ab_serve(votes: Path, host: str, port: int, run: str | None) -> None:
 
 @ab.command("score")
 @votes_argument
+@argilla_option
 @voted_run_option
-def ab_score(files: tuple[Path, ...], run: str | None) -> None:
+def ab_score(files: tuple[Path, ...], argilla: str | None, run: str | None) -> None:
     """Print how often people preferred DPO's answer, and how far they agree.
 
     FILES are the choices that they saved, or the file of votes of `ab serve`.
@@ -75,7 +93,7 @@ def ab_score(files: tuple[Path, ...], run: str | None) -> None:
         from posttrain.feedback.ballots import QUESTIONS
         from posttrain.feedback.vote_score import ab_score as score
 
-        generations, ballots = _voted(files, run)
+        generations, ballots = _voted(files, argilla, run)
         found = score(generations, ballots)
     echo(f"DPO preferred on {_rate(found.overall)}")
     for name, rate in found.questions.items():
@@ -89,8 +107,9 @@ def ab_score(files: tuple[Path, ...], run: str | None) -> None:
 @ab.command("pairs")
 @votes_argument
 @click.option("--to", "target", type=FILE, default="voted.jsonl", show_default=True, help="File to write.")
+@argilla_option
 @voted_run_option
-def ab_pairs(files: tuple[Path, ...], target: Path, run: str | None) -> None:
+def ab_pairs(files: tuple[Path, ...], target: Path, argilla: str | None, run: str | None) -> None:
     """Write the votes as preference pairs that `data.sources` reads.
 
     FILES are as for `ab score`. The answer that more people prefer is chosen; prompts without a majority are left out.
@@ -98,7 +117,7 @@ def ab_pairs(files: tuple[Path, ...], target: Path, run: str | None) -> None:
     with clean_errors():
         from posttrain.feedback.vote_pairs import voted_pairs
 
-        found = voted_pairs(*_voted(files, run))
+        found = voted_pairs(*_voted(files, argilla, run))
         write_file(target, found.jsonl())
     echo(f"Written: {target}, {len(found.rows)} pairs; {found.n_ties} prompts without a majority were left out")
 
@@ -111,13 +130,20 @@ def _rate(rate: Any) -> str:
     )
 
 
-def _voted(files: Sequence[Path], run: str | None) -> tuple[Any, Any]:
+def _voted(files: Sequence[Path], argilla: str | None, run: str | None) -> tuple[Any, Any]:
     """Return the answers that votes are about, and the votes."""
     from posttrain.feedback.ab import digest
     from posttrain.feedback.vote_files import read_ballots, the_answers
     from posttrain.orchestration.voted_run import find_answers
 
-    ballots = read_ballots(files)
+    if bool(files) == bool(argilla):
+        raise UserError("name either FILES with votes or a dataset with --argilla")
+    if argilla:
+        from posttrain.feedback.argilla_votes import ballots_from_argilla
+
+        ballots = ballots_from_argilla(argilla)
+    else:
+        ballots = read_ballots(files)
     if run is None:
         return find_answers(the_answers(ballots)), ballots
     generations = _generations(run)

@@ -62,23 +62,27 @@ def own_forward_afterwards(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def without_model_hash() -> Iterator[None]:
-    """Keep `DPOTrainer` from hashing all weights when it is created, which takes 50 s for 8 billion.
+def without_reference_model() -> Iterator[None]:
+    """Keep `DPOTrainer` from hashing all weights when it is created, and from loading a second model under FSDP.
 
-    Reason: the hash names TRL's cached reference log-probabilities, which `PreparedPairs` does not use.
-    Read against: TRL 1.15 and 1.16 (`trl.trainer.dpo_trainer.hash_module`, called in `DPOTrainer.__init__`).
-    Remove when: TRL hashes the model only where it computes the reference's log-probabilities.
+    Reason: the hash, 50 s for 8 billion weights, names TRL's cached reference log-probabilities, and the second model, whole in
+    every process, computes them. `PreparedPairs` uses neither.
+    Read against: TRL 1.15 and 1.16 (`hash_module` and `create_model_from_path` in `DPOTrainer.__init__`).
+    Remove when: TRL does both only where it computes the reference's log-probabilities.
     """
     module: Any = trl.trainer.dpo_trainer
-    before = getattr(module, "hash_module", None)
-    module.hash_module = lambda model: ""
+    replaced: dict[str, Any] = {"hash_module": lambda model: "", "create_model_from_path": lambda *args, **kwargs: None}
+    before = {name: getattr(module, name, None) for name in replaced}
+    for name, function in replaced.items():
+        setattr(module, name, function)
     try:
         yield
     finally:
-        if before is None:
-            del module.hash_module
-        else:
-            module.hash_module = before
+        for name, function in before.items():
+            if function is None:
+                delattr(module, name)
+            else:
+                setattr(module, name, function)
 
 
 class _TorchHead:

@@ -214,6 +214,8 @@ def _by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, l
     if _attends_in_fp32(query):
         with torch.autocast("cpu", enabled=False):
             return _by_segment(query.float(), key.float(), value.float(), segments, layer).to(query.dtype)
+    if len(segments.lengths) == 1:
+        return _attend(query, key, value, segments.masks(query.dtype, query.device, layer.window)[0], layer)
     parts = zip(*(tensor.split(segments.lengths, dim=2) for tensor in (query, key, value)), strict=True)
     masks = iter(segments.masks(query.dtype, query.device, layer.window))
     outputs = []

@@ -41,6 +41,13 @@ from posttrain.forward.routers import balance_loss, stop_router_outputs
 
 
 @dataclass(frozen=True)
+class Examples:
+    """The rows that a batch was made of."""
+
+    rows: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class FlatCollator:
     """Collate rows of `tokenise_completions`, or of `tokenise_pairs` with reference log-probabilities, into one flat row.
 
@@ -60,6 +67,7 @@ class FlatCollator:
         flat = lay_out(prompts, responses)
         if not pairs:
             flat = _only_trained(flat, [example["labels"][end:] for example, end in zip(examples, ends, strict=True)])
+        flat["examples"] = Examples(tuple(examples))
         labels = torch.where(flat["mask"], flat["targets"][flat["rows"]], -100)
         labels = torch.nn.functional.pad(labels, (1, 0), value=-100)
         batch = {
@@ -93,8 +101,11 @@ def _only_trained(flat: dict[str, Any], labels: Sequence[list[int]]) -> dict[str
     }
 
 
-def use_flat_batches(model: PreTrainedModel | PeftModel, section: ModelSection) -> str | None:
+def use_flat_batches(model: PreTrainedModel | PeftModel, section: ModelSection, *, trains: bool = False) -> str | None:
     """Make a model accept the batches of `FlatCollator` (`model(flat=..., fused_lm_head=True)`), if it supports them.
+
+    Args:
+        trains: whether to try the backward pass too.
 
     Returns:
         None, or the reason why the model keeps TRL's padded batches.
@@ -109,8 +120,8 @@ def use_flat_batches(model: PreTrainedModel | PeftModel, section: ModelSection) 
     if not forward_accepts(inner, "fused_lm_head"):
         add_fused_lm_head(inner)
     stop_router_outputs(inner)
-    own = Probe.of(model)
-    reason = _try_flat(model, inner, section, own)
+    own = Probe.of(model, section)
+    reason = _try_flat(model, inner, section, own, trains=trains)
     if reason is None:
         return None
     for name, setting, value in (("layout", section.layout, "flat"), ("attention", section.attention, "flex")):
@@ -122,7 +133,7 @@ def use_flat_batches(model: PreTrainedModel | PeftModel, section: ModelSection) 
     return reason
 
 
-def _try_flat(model: Any, inner: Any, section: ModelSection, own: Probe) -> str | None:
+def _try_flat(model: Any, inner: Any, section: ModelSection, own: Probe, *, trains: bool) -> str | None:
     """Return None if the flat forward works and is in use, or why it does not."""
     if reason := why_padded(model, section):
         return reason
@@ -133,31 +144,38 @@ def _try_flat(model: Any, inner: Any, section: ModelSection, own: Probe) -> str 
         _add_flat_forward(inner)
     try:
         difference, windows = own.flat_difference(model)
+        gradient = own.gradient_difference(model) if trains else 0.0
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotImplementedError) as error:
         reason = f"the model cannot compute them ({type(error).__name__}: {str(error).splitlines()[0]})"
     else:
         if not difference <= own.tolerance:
             reason = f"in a trial they differed from the model's own forward pass by {difference:.2g} nats"
-        elif not (changed := own.difference(Probe.of(model))) <= own.tolerance:
+        elif not gradient <= 1:
+            reason = f"in a trial their gradient differed from the model's own by {gradient:.2g} times what is accepted"
+        elif not (changed := own.difference(Probe.of(model, section))) <= own.tolerance:
             reason = f"its attention by segments changes the model's own forward pass by {changed:.2g} nats"
         elif missing := expected_windows(inner.config) - windows:
             reason = f"the model does not pass its sliding window of {min(missing)} tokens to the attention"
     if reason and "posttrain" not in before:
         inner.set_attn_implementation(before)
     if reason is None:
-        _fuse_layers(model, own)
+        _fuse_layers(model, own, trains=trains)
     return reason
 
 
-def _fuse_layers(model: Any, own: Probe) -> None:
+def _fuse_layers(model: Any, own: Probe, *, trains: bool) -> None:
     """Compute the layers of a LoRA model in fewer operations, unless a trial shows other log-probabilities."""
     fused = fuse(model)
     if fused is None:
         return
     difference, _ = own.flat_difference(model)
-    if not difference <= own.tolerance or any(shared.is_waiting for shared in fused.shared):
+    gradient = own.gradient_difference(model) if trains else 0.0
+    if not (difference <= own.tolerance and gradient <= 1) or any(shared.is_waiting for shared in fused.shared):
         unfuse(model)
-        announce_fused(f"none, because in a trial they differed by {difference:.2g} nats")
+        announce_fused(
+            f"none, because in a trial they differed by {difference:.2g} nats, and their gradient "
+            f"by {gradient:.2g} times what is accepted"
+        )
         return
     announce_fused(fused.describe())
 

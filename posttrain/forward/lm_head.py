@@ -1,10 +1,10 @@
-"""The LM head on a CPU: one pass over the logits computes the targets' log-probabilities and their gradient.
+"""The LM head: one pass over the logits computes the targets' log-probabilities and their gradient.
 
 Let z be the logits of a position, h its hidden state, W the head's weight and t the target. Then
 d log p(t) / dz = onehot(t) - p and d log p(t) / dh = (onehot(t) - p) W do not depend on later computations. Both are computed
 in the forward pass while the logits are in memory. The backward pass only scales them by the incoming gradient, one number
-per position. TRL's kernel (`trl.kernels.chunked_logprob`, written for GPUs) computes the logits again in its backward pass.
-It also multiplies in fp32, as no CPU kernel multiplies bf16 matrices into an fp32 result.
+per position. TRL's kernel (`trl.kernels.chunked_logprob`) computes the logits again in its backward pass. On a CPU it also
+multiplies in fp32, as no CPU kernel multiplies bf16 matrices into an fp32 result. On a GPU a trained head is left to it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class _TargetFields:
     is_top1: Tensor
 
     @classmethod
-    def empty(cls, n: int, names: frozenset[str]) -> _TargetFields:
+    def empty(cls, n: int, names: frozenset[str], device: torch.device) -> _TargetFields:
         """Return buffers that are not filled yet."""
-        log_probs, entropy, log_sum_sq_probs, mean_logits = (torch.empty(n, dtype=torch.float32) for _ in range(4))
-        is_top1 = torch.empty(n, dtype=torch.bool)
+        log_probs, entropy, log_sum_sq_probs, mean_logits = (torch.empty(n, device=device) for _ in range(4))
+        is_top1 = torch.empty(n, dtype=torch.bool, device=device)
         return cls(names, log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1)
 
     def fill(self, at: slice, logits: Tensor, targets: Tensor, learns: bool) -> None:
@@ -91,11 +91,15 @@ class _TargetLogps(torch.autograd.Function):
         of_hidden, of_weight = (learns and needed for needed in ctx.needs_input_grad[:2])
         learns = of_hidden or of_weight
         narrow, head = hidden.to(dtype), weight.to(dtype)
-        fields = _TargetFields.empty(n, names)
+        fields = _TargetFields.empty(n, names, hidden.device)
         d_hidden = torch.empty_like(narrow) if of_hidden else None
-        n_tile = max(1, n if of_weight else min(n, TILE_BYTES // (n_vocabulary * dtype.itemsize)))
+        # A CPU turns a tile into fp32 in small parts, a GPU at once.
+        itemsize = dtype.itemsize if hidden.device.type == "cpu" else torch.float32.itemsize
+        n_tile = max(1, n if of_weight else min(n, TILE_BYTES // (n_vocabulary * itemsize)))
         tile_logits = narrow.new_empty(n_tile, n_vocabulary)
-        n_cached = max(1, torch.get_num_threads() * CACHED_BYTES // (n_vocabulary * torch.float32.itemsize))
+        n_cached = n_tile
+        if hidden.device.type == "cpu":
+            n_cached = max(1, torch.get_num_threads() * CACHED_BYTES // (n_vocabulary * torch.float32.itemsize))
         for start in range(0, n, n_tile):
             tile = slice(start, min(start + n_tile, n))
             logits = torch.mm(narrow[tile], head.t(), out=tile_logits[: tile.stop - start])
@@ -135,15 +139,17 @@ def score_targets(
         names: which of `FIELDS` to compute besides `log_probs`; the others are None.
 
     Returns:
-        The fields, (T,) each. None if TRL's kernel must be used: on a GPU, for a sharded weight, and for a trained head whose
-        gradient would need too much memory.
+        The fields, (T,) each. None if TRL's kernel must be used: for a sharded weight, for a trained head on a GPU, and for
+        one on a CPU whose gradient would need too much memory.
     """
-    if hidden.device.type != "cpu" or isinstance(weight, DTensor):
+    kind = hidden.device.type
+    if isinstance(weight, DTensor):
         return None
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     learns = torch.is_grad_enabled()
-    if learns and weight.requires_grad and len(hidden) * len(weight) * dtype.itemsize > KEPT_BYTES:
+    trained = learns and weight.requires_grad
+    if trained and (kind != "cpu" or len(hidden) * len(weight) * dtype.itemsize > KEPT_BYTES):
         return None
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(kind, enabled=False):
         fields = _TargetLogps.apply(hidden, weight, targets, names, dtype, learns)
     return dict(zip(FIELDS, fields, strict=True))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from posttrain.config import ModelSection
 from posttrain.errors import UserError
 from posttrain.forward.flat_row import lay_out, to_device
+from posttrain.models.precision import autocast, compute_dtype
 
+N_PROMPT = 133
+"""Tokens of the probe's prompt: with the responses more than a block of FlexAttention's mask."""
+GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.2}
+"""Largest accepted difference between two ways to compute a gradient, relative to its norm."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
 """Largest accepted difference, in nats, between two ways to compute the probe's few tokens."""
 
@@ -26,26 +32,25 @@ class Probe:
     logps: Tensor
     """(3,) nats."""
     tolerance: float
+    section: ModelSection | None = None
+    """Settings by which the model is computed; None: without autocast."""
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: Any, *, training: bool = False) -> Probe:
+    def of(cls, model: Any, section: ModelSection | None = None, *, training: bool = False) -> Probe:
         """Return the probe of a model, in evaluation or in training mode."""
         generator = torch.Generator().manual_seed(0)
         n_vocabulary = model.config.get_text_config().vocab_size
+        most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or N_PROMPT + 5
         prompt, *responses = (
-            torch.randint(n_vocabulary, (length,), generator=generator).tolist() for length in (7, 5, 3, 4)
+            torch.randint(n_vocabulary, (length,), generator=generator).tolist()
+            for length in (max(1, min(N_PROMPT, most - 5)), 5, 3, 4)
         )
         where = next(model.parameters()).device
-        logps = []
-        with evaluating(model):
+        with evaluating(model), _autocast(section):
             model.train(training)
-            for response in responses:
-                ids = torch.tensor([prompt + response], device=where)
-                logits = model(input_ids=ids, use_cache=False).logits[0].float()
-                of_tokens = logits[len(prompt) - 1 : -1].log_softmax(dim=-1)
-                logps.append(of_tokens.gather(1, torch.tensor(response, device=where)[:, None]).sum())
-        return cls(prompt, responses, torch.stack(logps), TOLERANCE.get(model.dtype, 1e-3))
+            logps = [_own_logps(model, prompt, response).sum() for response in responses]
+        return cls(prompt, responses, torch.stack(logps).to(where), TOLERANCE[_precision(model, section)], section)
 
     def difference(self, other: Probe) -> float:
         """Return the largest difference, in nats, to another probe."""
@@ -56,9 +61,28 @@ class Probe:
         """Return the largest difference, in nats, of a flat row, and the sliding windows that its layers used."""
         where = self.logps.device
         flat = lay_out([self.prompt] * len(self.responses), self.responses)
-        with evaluating(model):
+        with evaluating(model), _autocast(self.section):
             found = model(flat=to_device(flat, where), fused_lm_head=True).log_probs.float().sum(dim=1)
         return _largest(found - self.logps), flat["segments"].windows
+
+    def gradient_difference(self, model: Any) -> float:
+        """Return how far the gradient of a flat row is from that of one response at a time, divided by what is accepted.
+
+        It is that of one weight near the input, which the gradients of all layers reach.
+        """
+        if (name := _early_weight(model)) is None:
+            return 0.0
+        weight = model.get_parameter(name)
+        flat = to_device(lay_out([self.prompt] * len(self.responses), self.responses), self.logps.device)
+        with evaluating(model), torch.enable_grad():
+            with _autocast(self.section):
+                own = torch.stack([_own_logps(model, self.prompt, response).sum() for response in self.responses]).sum()
+            expected = torch.autograd.grad(own, weight)[0].float()
+            with _autocast(self.section):
+                together = model(flat=flat, fused_lm_head=True).log_probs.float().sum()
+            found = torch.autograd.grad(together, weight)[0].float()
+        accepted = GRADIENT_TOLERANCE[_precision(model, self.section)] * expected.norm()
+        return float((found - expected).norm() / accepted.clamp(min=1e-8))
 
     def check_padded(self, model: Any) -> None:
         """Check that a padded batch with TRL's head has the log-probabilities of the model itself.
@@ -93,9 +117,36 @@ class Probe:
             attention_mask[row, :end] = 1
             labels[row, n_prompt:end] = torch.tensor(response)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-        with evaluating(model):
+        with evaluating(model), _autocast(self.section):
             output = model(**to_device(batch, where), fused_lm_head=True)
         return _largest(output.log_probs.float().sum(dim=1) - self.logps)
+
+
+def _own_logps(model: Any, prompt: list[int], response: list[int]) -> Tensor:
+    """Return the log-probability of each token of a response by the model's own forward pass."""
+    where = next(model.parameters()).device
+    ids = torch.tensor([prompt + response], device=where)
+    logits = model(input_ids=ids, use_cache=False).logits[0].float()
+    of_tokens = logits[len(prompt) - 1 : -1].log_softmax(dim=-1)
+    logps: Tensor = of_tokens.gather(1, torch.tensor(response, device=where)[:, None])[:, 0]
+    return logps
+
+
+def _autocast(section: ModelSection | None) -> AbstractContextManager[Any]:
+    return nullcontext() if section is None else autocast(section)
+
+
+def _precision(model: Any, section: ModelSection | None) -> torch.dtype:
+    """Return the precision of matrix products; a base in 4 bit has none of its own."""
+    dtype = model.dtype if section is None else compute_dtype(section)
+    narrow = model.dtype in (torch.bfloat16, torch.float16)
+    return model.dtype if narrow and dtype == torch.float32 else dtype if dtype in TOLERANCE else torch.float32
+
+
+def _early_weight(model: Any) -> str | None:
+    """Return the name of a trained weight of the first layer; of an adapter, one whose gradient is not 0 at its start."""
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad and "embed" not in name]
+    return next((name for name in names if "lora_B" in name), names[0] if names else None)
 
 
 def _largest(differences: Tensor) -> float:

@@ -51,7 +51,7 @@ class LoadedBy:
 
     def load(self) -> Model:
         """Return this process's copy."""
-        return load_model(self.base, self.section, self.checkpoint)
+        return load_model(self.base, self.section, self.checkpoint, frozen=True)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from posttrain.models.base import LOCAL_ONLY, base_source, without_its_code
 from posttrain.models.base_checks import missing_weights
 from posttrain.models.base_files import Undamaged
 from posttrain.models.checkpoint import Base, Checkpoint
-from posttrain.models.precision import device, uses_bf16
+from posttrain.models.precision import compute_dtype, device, is_16_bit
 from posttrain.models.stored_settings import drop_unused_sampling
 from posttrain.progress import disable_library_bars
 
@@ -84,7 +84,12 @@ def _stop_ids(source: str, options: dict[str, Any]) -> list[int]:
 
 
 def load_model(
-    base: Base, section: ModelSection, checkpoint: Checkpoint | None = None, *, trainable: bool = False
+    base: Base,
+    section: ModelSection,
+    checkpoint: Checkpoint | None = None,
+    *,
+    trainable: bool = False,
+    frozen: bool = False,
 ) -> Model:
     """Load a model onto the device on which it runs.
 
@@ -92,6 +97,8 @@ def load_model(
         checkpoint: the checkpoint whose weights or adapter to load; None for the base model.
         trainable: whether the adapter of method lora or qlora is trained. It is the checkpoint's adapter, so that training
             starts exactly there, or else a new one.
+        frozen: whether the weights are only read, under `autocast`. Linear layers then have them in the precision of their
+            products, as autocast would round them: half the memory, the same results.
 
     Raises:
         UserError: the checkpoint belongs to another base model, or the machine lacks what the method needs.
@@ -116,17 +123,24 @@ def load_model(
     if kind == "adapter":
         assert checkpoint is not None
         model = PeftModel.from_pretrained(model, str(checkpoint.path), is_trainable=trainable)
-        own = model.peft_config["default"]
-        if section.lora != LoraSection() and (own.r, own.lora_alpha) != (section.lora.rank, section.lora.alpha):
-            raise UserError(
-                f"model.lora: rank {section.lora.rank} and alpha {section.lora.alpha:g} do not match the adapter of "
-                f"{checkpoint.path}, which has {own.r} and {own.lora_alpha:g}: remove the settings, or train SFT again"
-            )
+        _check_adapter(model, section, checkpoint)
     elif trainable and section.method != "full":
         model = with_adapter(model, section)
+    if frozen and section.method == "full" and is_16_bit(section):
+        _narrow_linear_layers(model, compute_dtype(section))
     if isinstance(model, PeftModel):
         leave_casts_to_autocast(model)
     return model if section.method == "qlora" else model.to(device())
+
+
+def _check_adapter(model: PeftModel, section: ModelSection, checkpoint: Checkpoint) -> None:
+    """Check that the settings do not ask for another adapter than that of a checkpoint."""
+    own: Any = model.peft_config["default"]
+    if section.lora != LoraSection() and (own.r, own.lora_alpha) != (section.lora.rank, section.lora.alpha):
+        raise UserError(
+            f"model.lora: rank {section.lora.rank} and alpha {section.lora.alpha:g} do not match the adapter of "
+            f"{checkpoint.path}, which has {own.r} and {own.lora_alpha:g}: remove the settings, or train SFT again"
+        )
 
 
 def prepare_loading(base: Base, checkpoint: Checkpoint | None) -> None:
@@ -146,6 +160,14 @@ def prepare_loading(base: Base, checkpoint: Checkpoint | None) -> None:
         keep_freed_memory()
 
 
+def _narrow_linear_layers(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round the weights of linear layers, except one that it shares with the embedding."""
+    embedding = model.get_input_embeddings().weight
+    for layer in model.modules():
+        if type(layer) is torch.nn.Linear and layer.weight is not embedding:
+            layer.to(dtype)
+
+
 def load_weights(
     source: str, section: ModelSection, options: dict[str, Any], auto: Any = AutoModelForCausalLM
 ) -> PreTrainedModel:
@@ -159,7 +181,7 @@ def load_weights(
         UserError: the machine lacks what the method needs, or weights are missing.
     """
     # An optimizer step is far smaller than the resolution of bf16, so trained weights stay in fp32.
-    dtype = torch.bfloat16 if uses_bf16(section) and section.method != "full" else torch.float32
+    dtype = compute_dtype(section) if section.method != "full" else torch.float32
     options = {**options, "dtype": dtype, "use_safetensors": True}
     if section.attention not in ("auto", "flex"):  # flex is for flat rows, which choose it themselves
         options["attn_implementation"] = section.attention

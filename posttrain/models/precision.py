@@ -17,6 +17,9 @@ from posttrain.models.memory import GIB, read_shape
 MIN_AMX_WIDTH = 384
 """Smallest hidden size for bf16 with AMX. Smaller models took up to twice as long per step in bf16, because of the casts."""
 
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""Names of the precisions, as in the settings."""
+
 
 def device() -> torch.device:
     """Return where models run: the current GPU of this process, else the CPU."""
@@ -36,13 +39,21 @@ def free_gib() -> float:
     return free / GIB
 
 
-def uses_bf16(section: ModelSection) -> bool:
-    """Return whether matrix products run in bfloat16. `auto` chooses it on a GPU, and on a CPU with AMX for wide models."""
-    if section.precision == "auto":
-        if torch.cuda.is_available():
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        return has_amx() and _width(section.base, section.revision) >= MIN_AMX_WIDTH
-    return section.precision == "bf16"
+def compute_dtype(section: ModelSection) -> torch.dtype:
+    """Return the precision of matrix products.
+
+    `auto` chooses bf16 on a GPU, fp16 on a GPU that lacks bf16, and on a CPU bf16 with AMX for wide models, else fp32.
+    """
+    if section.precision != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[section.precision]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if has_amx() and _width(section.base, section.revision) >= MIN_AMX_WIDTH else torch.float32
+
+
+def is_16_bit(section: ModelSection) -> bool:
+    """Return whether matrix products run in 16 bit."""
+    return compute_dtype(section) != torch.float32
 
 
 def has_amx() -> bool:
@@ -59,6 +70,6 @@ def _width(base: str, revision: str | None) -> float:
 
 def autocast(section: ModelSection) -> contextlib.AbstractContextManager[Any]:
     """Return the precision context for a forward pass outside the trainer, equal to the trainer's."""
-    if uses_bf16(section):
-        return torch.autocast(device().type, dtype=torch.bfloat16)
+    if is_16_bit(section):
+        return torch.autocast(device().type, dtype=compute_dtype(section))
     return contextlib.nullcontext()

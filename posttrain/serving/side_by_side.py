@@ -40,7 +40,9 @@ def load_speaker(name: str, checkpoint: Checkpoint, section: ModelSection) -> Sp
     """Load a checkpoint for a conversation."""
     full = checkpoint.manifest.kind == "full"
     base = checkpoint.manifest.base if full else resolve_base(section)
-    return Speaker(name, load_model(base, section, checkpoint).eval(), load_chat(base, section, checkpoint), section)
+    return Speaker(
+        name, load_model(base, section, checkpoint, frozen=True).eval(), load_chat(base, section, checkpoint), section
+    )
 
 
 def converse(

@@ -13,18 +13,19 @@ from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
 from posttrain.compat.transformers_internals import with_one_gpu
-from posttrain.compat.trl_internals import PreparedPairs, weight_metrics, without_model_hash
+from posttrain.compat.trl_internals import PreparedPairs, weight_metrics, without_reference_model
 from posttrain.config import DpoSection, ModelSection
 from posttrain.errors import UserError
 from posttrain.forward.logprobs import dpo_loss, score_as_it_is
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import Model, load_chat, load_model
-from posttrain.models.precision import uses_bf16
+from posttrain.models.precision import is_16_bit
 from posttrain.models.stored_settings import StoredSettings, remove_randomness
 from posttrain.models.token_ids import check_token_ids
 from posttrain.training.launcher import on_processes
 from posttrain.training.reference import ReferenceLogps, TrainedOn
 from posttrain.training.resume.resumable_trainer import ResumableTrainer
+from posttrain.training.splitting import SplittingTrainer
 from posttrain.training.stopping import stopping_callbacks
 from posttrain.training.trainer import TrainingJob, TrainingSetup, prepare, train_and_seal, training_arguments
 
@@ -32,7 +33,7 @@ N_START_PAIRS = 16
 """Number of pairs whose log-probabilities are compared with the reference before the first update."""
 
 
-class PairTrainer(PreparedPairs, ResumableTrainer, DPOTrainer):
+class PairTrainer(PreparedPairs, SplittingTrainer, ResumableTrainer, DPOTrainer):
     """TRL's trainer for pairs that are tokenised and scored already. All pairs of a step have the same weight.
 
     With TRL alone, the pairs of a smaller last micro-batch have a larger weight.
@@ -84,7 +85,7 @@ def _train(dpo: DpoSection, reference: ReferenceLogps, sft_checkpoint: Checkpoin
     check_token_ids(train, policy)
     if random := remove_randomness(policy):
         print(f"DPO: {', '.join(random)} of the model are 0, so that training starts exactly at the reference")
-    with without_model_hash():
+    with without_reference_model():
         trainer = PairTrainer(
             model=policy,
             args=with_one_gpu(_dpo_config(dpo, training_arguments(dpo, job, policy, len(validation) > 0))),
@@ -140,7 +141,7 @@ def check_start(
     stored = torch.tensor(list(pairs["ref_chosen_logps"])), torch.tensor(list(pairs["ref_rejected_logps"]))
     loss, margin = (float(values.mean()) for values in dpo_loss(*found, *stored, dpo.beta))
     # Rounding grows with the sum: bf16 keeps 3 digits, fp32 keeps 7, of every token's logits.
-    relative = 2e-2 if uses_bf16(model) else 1e-4
+    relative = 2e-2 if is_16_bit(model) else 1e-4
     tolerance = 0.01 + relative * max(float(values.abs().max()) for values in stored)
     worst = max(float((a - b).abs().max()) for a, b in zip(found, stored, strict=True))
     if worst > tolerance or reference.checkpoint != expected.digest:

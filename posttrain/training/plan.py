@@ -71,7 +71,7 @@ def _stage(section: TrainSection, model: ModelSection, n_rows: int | None, shape
     if shape is not None:
         # The demo's model runs on a CPU and in fp32, others on a GPU.
         on_gpu = model.base != "demo"
-        in_16_bit = model.precision == "bf16" or (model.precision == "auto" and on_gpu)
+        in_16_bit = model.precision in ("bf16", "fp16") or (model.precision == "auto" and on_gpu)
         n_tokens = section.batch_size * section.sequences_per_row * section.max_length
         size = StepSize(n_tokens, n_tokens, in_16_bit, on_gpu)
         memory = training_gib(

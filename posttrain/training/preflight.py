@@ -14,7 +14,7 @@ from posttrain.errors import UserError
 from posttrain.models.base_checks import base_problems
 from posttrain.models.checkpoint import Base
 from posttrain.models.memory import GIB, read_shape, weights_gib
-from posttrain.models.precision import uses_bf16
+from posttrain.models.precision import is_16_bit
 from posttrain.training.trial import try_out
 
 COST = {"batch_size", "processes", "sharding", "optimizer", "max_length", "gradient_checkpointing"}
@@ -103,6 +103,8 @@ def _gpu_problems(section: ModelSection, needs: Needs) -> Iterator[str]:
             "model.attention: flash_attention_2 needs a CUDA GPU and the package flash-attn, which this machine lacks: set it to "
             "auto"
         )
+    if section.precision == "fp16" and not gpu:
+        yield "model.precision: fp16 needs a CUDA GPU: set it to fp32, or to bf16 on a CPU with AMX"
     if section.attention == "flex" and not gpu:
         yield "model.attention: flex has no backward pass on a CPU: set it to auto, or run on a GPU"
 
@@ -113,7 +115,7 @@ def _memory_problems(section: ModelSection, needs: Needs) -> Iterator[str]:
     gpu = torch.cuda.is_available()
     total = (torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total) / GIB
     for name, stage in needs.stages.items():
-        needed = weights_gib(stage, section, shape, uses_bf16(section) and section.method != "full")
+        needed = weights_gib(stage, section, shape, is_16_bit(section) and section.method != "full")
         if needed > total:
             yield (
                 f"{name}: weights, gradients and optimizer need about {needed:.1f} GiB per process, and this machine has "

@@ -23,7 +23,7 @@ from posttrain.forward.logprobs import PairLogps
 from posttrain.forward.ranks import LoadedBy, on_ranks
 from posttrain.models.checkpoint import Base, Checkpoint
 from posttrain.models.loading import load_chat
-from posttrain.models.precision import uses_bf16
+from posttrain.models.precision import PRECISIONS, compute_dtype
 from posttrain.training.order import epoch_order
 
 LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -210,7 +210,7 @@ def score_reference(
     """
     chat = load_chat(policy.base, policy.model, policy.checkpoint)
     check_chat(tokens, chat, "the SFT checkpoint")
-    precision = "bf16" if uses_bf16(policy.model) else "fp32"
+    precision = PRECISIONS[compute_dtype(policy.model)]
     about = hashlib.sha256(f"{policy.checkpoint.digest} {chat.template} {precision}".encode()).hexdigest()
     key = hashlib.sha256(f"{about} {tokens.digest}".encode()).hexdigest()
     table = pa.concat_tables(

@@ -17,6 +17,7 @@ from posttrain.models.stored_settings import StoredSettings
 from posttrain.models.token_ids import check_token_ids
 from posttrain.training.launcher import on_processes
 from posttrain.training.resume.resumable_trainer import ResumableTrainer
+from posttrain.training.splitting import SplittingTrainer
 from posttrain.training.stopping import stopping_callbacks
 from posttrain.training.trainer import TrainingJob, TrainingSetup, prepare, train_and_seal, training_arguments
 
@@ -37,7 +38,7 @@ def train_sft(tokens: SftTokens, sft: SftSection, job: TrainingJob) -> Checkpoin
     return on_processes(sft, _train, tokens, job=job)
 
 
-class CompletionTrainer(ResumableTrainer, SFTTrainer):
+class CompletionTrainer(SplittingTrainer, ResumableTrainer, SFTTrainer):
     """TRL's trainer, which can be interrupted and resumed."""
 
 

@@ -100,13 +100,18 @@ def is_sharded(trainer: Trainer) -> bool:
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
-def keep_precision(trainer: Trainer, bf16: bool) -> None:
-    """Use autocast as in a single process. Otherwise weights, gradients and log-probabilities are rounded to bf16."""
+def keep_precision(trainer: Trainer, dtype: torch.dtype) -> None:
+    """Keep trained weights, their gradients and log-probabilities in fp32.
+
+    FSDP gathers the weights of a layer in this precision. Autocast would make copies of the gathered fp32 weights of all layers
+    and keep them until the forward pass ends. DeepSpeed runs under autocast, as a single process does.
+    """
     if trainer.is_fsdp_enabled:
-        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
-    if trainer.is_deepspeed_enabled and bf16:
+        plain, narrow = MixedPrecisionPolicy(), MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = plain if dtype == torch.float32 else narrow
+    if trainer.is_deepspeed_enabled and dtype != torch.float32:
         model: Any = trainer.model
-        model.forward = torch.autocast(trainer.args.device.type, torch.bfloat16)(model.forward)
+        model.forward = torch.autocast(trainer.args.device.type, dtype)(model.forward)
 
 
 def save_shares(trainer: Trainer, folder: str) -> None:

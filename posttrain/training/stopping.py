@@ -174,7 +174,9 @@ class StopOnDivergence(TrainerCallback):
         """Check the log of a training step."""
         if not logs or "loss" not in logs:
             return
-        for name in ("loss", "grad_norm"):
+        # In fp16 the scale of the loss is too large at times: such a step is left out, and the scale is lowered.
+        scaled = args is not None and args.fp16
+        for name in ("loss",) if scaled else ("loss", "grad_norm"):
             if not math.isfinite(value := float(logs.get(name, 0.0))):
                 raise UserError(f"{self.stage}: {name} is {value} at step {state.global_step}: {self._remedy}")
         self._see(float(logs["loss"]))

@@ -24,13 +24,14 @@ from posttrain.forward.routers import has_balance_loss
 from posttrain.models.checkpoint import Base, Checkpoint, seal
 from posttrain.models.loading import Model
 from posttrain.models.memory import Shape, loaded_gib
-from posttrain.models.precision import free_gib, uses_bf16
+from posttrain.models.precision import PRECISIONS, compute_dtype, free_gib, is_16_bit
 from posttrain.models.step_memory import StepSize, training_gib
 from posttrain.models.stored_settings import StoredSettings
 from posttrain.training.resume.resumable_trainer import ResumableTrainer, Resume
 from posttrain.training.resume.training_checkpoints import Resumption, TrainingCheckpoints
 from posttrain.training.saving import Trained, save_trained
 from posttrain.training.sharding import gather, keep_precision, sharding_arguments
+from posttrain.training.splitting import MEMORY_ERRORS, is_out_of_memory
 from posttrain.training.stopping import EarlyStopping
 from posttrain.training.training_progress import follow, silence_known_warnings
 
@@ -81,6 +82,7 @@ def training_arguments(section: TrainSection, job: TrainingJob, model: Model, ha
             "optimizer: adamw_8bit needs a CUDA GPU and bitsandbytes, which this machine lacks: set it to adamw, or run on a "
             "GPU with `pip install -e '.[gpu]'`"
         )
+    _check_fp16(section, job.model)
     silence_known_warnings()
     return {
         "output_dir": str(job.work),
@@ -99,7 +101,8 @@ def training_arguments(section: TrainSection, job: TrainingJob, model: Model, ha
         "warmup_steps": section.warmup_steps,
         "max_grad_norm": section.max_grad_norm,
         "gradient_checkpointing": needs_checkpointing(section, job.model, model),
-        "bf16": uses_bf16(job.model),
+        "bf16": compute_dtype(job.model) == torch.bfloat16,
+        "fp16": compute_dtype(job.model) == torch.float16,
         "use_cpu": not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -115,6 +118,19 @@ def training_arguments(section: TrainSection, job: TrainingJob, model: Model, ha
     }
 
 
+def _check_fp16(section: TrainSection, model: ModelSection) -> None:
+    """Check that the loss can be scaled, without which small gradients are 0 in fp16."""
+    if compute_dtype(model) != torch.float16:
+        return
+    if not torch.cuda.is_available():
+        raise UserError("model.precision: fp16 needs a CUDA GPU: set it to fp32, or to bf16 on a CPU with AMX")
+    if section.sharding != "none":
+        raise UserError(
+            f"sharding: {section.sharding} does not support fp16, which this GPU needs in place of bf16: set model.precision to "
+            "fp32, or use GPUs with bf16"
+        )
+
+
 def needs_checkpointing(section: TrainSection, model_section: ModelSection, model: Model) -> bool:
     """Return whether to use gradient checkpointing: as set, else if the activations would not fit. Prints the choice.
 
@@ -124,7 +140,7 @@ def needs_checkpointing(section: TrainSection, model_section: ModelSection, mode
         return section.gradient_checkpointing
     if section.sharding != "none":
         return True
-    bf16, full = uses_bf16(model_section), model_section.method == "full"
+    narrow, full = is_16_bit(model_section), model_section.method == "full"
     n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     n_base = model.num_parameters() - (0 if full else n_trained)
     shape = Shape.of(model.config.get_text_config().to_dict(), n_base, n_trained // model_section.lora.rank)
@@ -132,15 +148,15 @@ def needs_checkpointing(section: TrainSection, model_section: ModelSection, mode
         return False
     sequences_per_row = 2 if isinstance(section, DpoSection) else 1
     n_tokens = section.batch_size * sequences_per_row * section.max_length
-    size = StepSize(n_tokens, n_tokens, bf16, on_gpu=False)  # the context of a GPU is in memory already
+    size = StepSize(n_tokens, n_tokens, narrow, on_gpu=False)  # the context of a GPU is in memory already
     needed = training_gib(section, model_section, shape, size, gradient_checkpointing=False)
-    needed -= loaded_gib(model_section, shape, bf16 and not full)
+    needed -= loaded_gib(model_section, shape, narrow and not full)
     free = free_gib()
     needs = needed > FILL * free
     print(
         f"{section.stage.upper()}: {section.effective_batch_size} rows per step "
-        f"({section.gradient_accumulation_steps} x {section.batch_size}) in {'bf16' if bf16 else 'fp32'}, at most about "
-        f"{max(0.0, needed):.1f} GiB in addition to the weights, {free:.1f} GiB free: gradient checkpointing "
+        f"({section.gradient_accumulation_steps} x {section.batch_size}) in {PRECISIONS[compute_dtype(model_section)]}, at most "
+        f"about {max(0.0, needed):.1f} GiB in addition to the weights, {free:.1f} GiB free: gradient checkpointing "
         f"{'on' if needs else 'off'}"
     )
     return needs
@@ -156,7 +172,7 @@ def train_in_fp32(model: Model) -> None:
 def prepare(trainer: Trainer, section: ModelSection) -> str:
     """Keep what a trainer trains in fp32, give it flat batches if its model supports them, and return the layout in words."""
     train_in_fp32(trainer.model)
-    padded = use_flat_batches(trainer.model, section)
+    padded = use_flat_batches(trainer.model, section, trains=True)
     announce(padded)
     if padded:
         return f"padded: {padded}"
@@ -210,7 +226,7 @@ def train_and_seal(setup: TrainingSetup) -> Checkpoint:
     """
     trainer, job, stage = setup.trainer, setup.job, setup.stage
     follow(trainer, stage.upper())
-    keep_precision(trainer, uses_bf16(job.model))
+    keep_precision(trainer, compute_dtype(job.model))
     loss = _train(setup)
     if not math.isfinite(loss):
         raise UserError(
@@ -261,9 +277,8 @@ def _train(setup: TrainingSetup) -> float:
     try:
         with saving:
             return float(trainer.train(resume_from_checkpoint=job.start).training_loss)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # A CPU's allocator has no exception of its own.
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+    except MEMORY_ERRORS as error:
+        if not is_out_of_memory(error):
             raise
         if trainer.state.global_step == (job.resumption.start_step if job.resumption else 0):
             raise OutOfMemory(str(error).splitlines()[0]) from error

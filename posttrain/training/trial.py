@@ -89,11 +89,11 @@ def _step_save_reload(tried: _Tried, chat: Chat, folder: Path) -> str:
     stored, generation = StoredSettings.of(model), _generation_settings(model)
     with own_forward_afterwards(model):
         with _named("one training step"):
-            padded = use_flat_batches(model, section)
+            padded = use_flat_batches(model, section, trains=True)
             if tried.dpo:
-                _check_start(model)
+                _check_start(model, section)
             train_one_step(model, padded=padded is not None)
-        expected = Probe.of(model)
+        expected = Probe.of(model, section)
     with _named("saving the trained model"):
         trained = Trained(model, chat, base, stored)
         kind = save_trained(trained, folder / "checkpoint")
@@ -117,22 +117,22 @@ def _step_save_reload(tried: _Tried, chat: Chat, folder: Path) -> str:
     _compare(model, again)
     _compare_chats(chat, chat_again)
     _compare_generation(generation, _generation_settings(again))
-    if not Probe.of(again).logps.allclose(expected.logps, atol=expected.tolerance):
+    if not Probe.of(again, section).logps.allclose(expected.logps, atol=expected.tolerance):
         raise UserError(_message("a saved and reloaded model has other log-probabilities than the trained one"))
     return f"batches are padded: {padded}" if padded else "batches are flat"
 
 
-def _check_start(model: Any) -> None:
+def _check_start(model: Any, section: ModelSection) -> None:
     """Check that the model computes the same in training as in evaluation, once nothing in its settings makes it random."""
     family = model.config.get_text_config().model_type
     if family in RANDOM_ROUTERS:
         raise UserError(
             _message(f"{family} models draw experts at random in training, and DPO could not start at its reference")
         )
-    before = Probe.of(model)
+    before = Probe.of(model, section)
     remove_randomness(model)
     for training in (False, True):
-        if not (changed := before.difference(Probe.of(model, training=training))) <= before.tolerance:
+        if not (changed := before.difference(Probe.of(model, section, training=training))) <= before.tolerance:
             raise UserError(
                 _message(
                     f"{family} models compute at random in training ({changed:.2g} nats, without any dropout), and DPO could not "

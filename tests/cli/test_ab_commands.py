@@ -56,3 +56,10 @@ def test_pairs_are_written_and_counted(generations, tmp_path):
     assert "3 pairs; 0 prompts without a majority were left out" in result.output
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     assert [row["chosen"][0]["content"] for row in rows] == ["some text 0", "some text 1", "some text 2"]
+
+
+@pytest.mark.parametrize("command", [["score"], ["pairs"], ["export"], ["export", "page.html", "--argilla", "blind"]])
+def test_votes_come_from_files_or_from_argilla(command):
+    result = CliRunner().invoke(main, ["ab", *command])
+    assert result.exit_code == 1
+    assert "name either" in result.output

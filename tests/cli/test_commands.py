@@ -70,7 +70,7 @@ def test_compare_prints_the_differences_of_two_runs(runs):
     printed = " ".join(call("compare", *runs).split())
     assert "dpo.beta 0.1 0.4" in printed
     assert "Same: data, code, base, packages" in printed
-    assert "over the first, on the same pairs: " in printed
+    assert re.search(r"over the first, on the \d+ test pairs of both runs: ", printed)
     assert "no such run" in refused("compare", runs[0], "no-such-run")
 
 
@@ -122,3 +122,18 @@ def test_trace_names_the_models_that_were_trained_on_a_row(runs, tmp_path):
     assert "preferences, test" in (of_file := call("trace", "--file", tmp_path / "erased.txt"))
     assert "no stored model was trained on it" in of_file
     assert call("trace", "nobody ever wrote this").startswith("0 rows found in ")
+
+
+def test_why_and_history_tell_what_the_runs_of_a_model_did(runs, tmp_path):
+    told = call("why", runs[1])
+    assert told.startswith(f"Run {runs[1]}: ")
+    assert f"before it: {runs[0]}" in told.replace("\n", " ")
+    assert "is not one of" not in told
+    assert "no such run" in refused("why", "nothing-of-the-kind")
+    told = json.loads(call("history", "commands", "--json"))
+    assert [night["name"] for night in told["nights"]][:2] == list(runs)
+    assert [night["record"]["stage"] for night in told["nights"]][:2] == ["dpo", "dpo"]
+    assert "History of commands" in call("history", "commands")
+    call("history", "commands", "--html", tmp_path / "history.html")
+    assert runs[1] in (tmp_path / "history.html").read_text()
+    assert "nobody: no run of a model of this name (known: " in refused("history", "nobody")

@@ -23,7 +23,7 @@ from posttrain.compat.trl_internals import (
     restore_metrics,
     score_positions,
     weight_metrics,
-    without_model_hash,
+    without_reference_model,
 )
 from posttrain.forward.flat import FlatCollator
 from posttrain.forward.lm_head import score_targets
@@ -224,12 +224,14 @@ def test_the_model_is_not_hashed(monkeypatch):
     module = trl.trainer.dpo_trainer
     require(
         "hash_module" in inspect.getsource(DPOTrainer.__init__), "trl", "DPOTrainer hashes the model by hash_module",
-        without_model_hash,
+        without_reference_model,
     )  # fmt: skip
-    before = module.hash_module
-    with without_model_hash():
+    before, load = module.hash_module, module.create_model_from_path
+    with without_reference_model():
         assert module.hash_module(None) == ""
+        assert module.create_model_from_path("any", dtype="auto") is None
     assert module.hash_module is before
+    assert module.create_model_from_path is load
 
 
 def test_the_models_own_forward_comes_back():

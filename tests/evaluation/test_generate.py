@@ -2,14 +2,17 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import PeftModel
 from support.stages import pair_tokens, sft_on
 
 from posttrain.config import EvaluationSection, GenerationsSection, SftSection
 from posttrain.data.demo import pairs as demo
 from posttrain.evaluation.answers.answer_figures import repetition
+from posttrain.evaluation.answers.generation_batches import kv_bytes, merged, rows_that_fit
 from posttrain.evaluation.answers.generations import Writer, choose_prompts, complete, generate
 from posttrain.evaluation.answers.judge import win_rate
 from posttrain.evaluation.evaluated_models import EvaluatedModels
@@ -72,6 +75,44 @@ def test_answers_are_the_same_in_any_batch_and_equal_to_a_loop_without_one(tiny_
             expected.append(token)
             ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
     assert together[0] == (expected, len(expected) < 12)
+
+
+def test_an_adapter_is_merged_to_answer_where_nothing_is_rounded(tiny_base):
+    """In fp32 the answers stay the same; in bf16 the adapter stays apart."""
+    base, model = tiny_base
+    adapted = model.model_copy(update={"method": "lora"})
+    torch.manual_seed(1)
+    policy = load_model(base, adapted, trainable=True)
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    chat, prompts = load_chat(base, model), [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
+    base_answers = complete(Writer(load_model(base, model), chat, model), prompts, section(), "base")
+    expected = complete(Writer(policy, chat, adapted), prompts, section(), "apart")
+    assert expected != base_answers
+    plain = merged(policy)
+    assert not isinstance(plain, PeftModel)
+    assert complete(Writer(plain, chat, adapted), prompts, section(), "merged") == expected
+    narrow = load_model(base, adapted.model_copy(update={"precision": "bf16"}), trainable=True)
+    assert merged(narrow) is narrow
+
+
+def test_a_gpu_answers_as_many_prompts_at_once_as_have_room(monkeypatch, tiny_base):
+    """Half of the 1 MiB beside the weights: 64 rows of 64 tokens. On a CPU 8192 tokens a batch are 128 rows.
+
+    Keys and values of a token: 2 layers, 2 heads of width 8 for keys, bf16: 2 x 2 x 16 x 2 = 128 bytes.
+    """
+    base, model = tiny_base
+    policy = load_model(base, model)
+    assert kv_bytes(policy.config, 2) == 128
+    assert rows_that_fit(policy, 64, 8192) == 128
+    properties = SimpleNamespace(total_memory=2**20 + 4096)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: properties)
+    weight = SimpleNamespace(device=torch.device("cuda"), numel=lambda: 1024, element_size=lambda: 4)
+    on_gpu = SimpleNamespace(parameters=lambda: iter([weight]), config=policy.config, dtype=torch.bfloat16)
+    assert rows_that_fit(on_gpu, 64, 1) == 64
+    assert rows_that_fit(on_gpu, 10**6, 1) == 1
+    assert rows_that_fit(on_gpu, 1, 1) == 256
 
 
 def test_sampling_is_repeatable_and_differs_from_greedy(tiny_base, preferences):
@@ -167,9 +208,9 @@ def test_a_champion_that_is_this_runs_model_is_not_asked_again(tiny_base, prefer
     sft = sft_on(preferences, SFT, TrainingJob(base, model, 0, tmp_path / "sft"))
     loaded = []
 
-    def counted(*args):
+    def counted(*args, **options):
         loaded.append(args)
-        return load_model(*args)
+        return load_model(*args, **options)
 
     monkeypatch.setattr("posttrain.forward.ranks.load_model", counted)
     tokens = pair_tokens(preferences, base, model)

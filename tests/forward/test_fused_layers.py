@@ -7,7 +7,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support.families import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from posttrain.config import ModelSection
+from posttrain.forward.flat import use_flat_batches
+from posttrain.forward.flat_row import lay_out
 from posttrain.forward.fused import install
 from posttrain.forward.fused.install import fuse, unfuse
 
@@ -202,3 +206,40 @@ def test_an_empty_input_has_an_empty_output():
 
 def test_a_model_without_lora_is_left_as_it_is():
     assert fuse(tiny_model("llama")) is None
+
+
+ALLOCATE = {"_unsafe_view", "detach", "empty", "empty_like", "new_empty", "new_empty_strided"}
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that compute or copy, each a kernel that a GPU would launch."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        schema = function._schema
+        is_view = any(found.alias_info is not None and not found.alias_info.is_write for found in schema.returns)
+        self.n += not is_view and schema.name.split("::")[1] not in ALLOCATE
+        return function(*args, **(kwargs or {}))
+
+
+def operations(n_layers, is_fused, monkeypatch):
+    """Operations of a forward and a backward pass of one sequence, whose attention is one call as on a GPU."""
+    torch.manual_seed(0)
+    model = tiny_model("llama", num_hidden_layers=n_layers)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=LINEAR))
+    if not is_fused:
+        monkeypatch.setattr("posttrain.forward.flat.fuse", lambda model: None)
+    assert use_flat_batches(model, ModelSection(base="tiny")) is None
+    with Operations() as counted:
+        model(flat=lay_out([[3, 4, 5]], [[6, 7, 8]]), fused_lm_head=True).log_probs.sum().backward()
+    return counted.n
+
+
+def test_a_layer_with_lora_takes_at_most_a_hundred_operations(monkeypatch):
+    fused = operations(3, True, monkeypatch) - operations(2, True, monkeypatch)
+    assert fused <= 100
+    ordinary = operations(3, False, monkeypatch) - operations(2, False, monkeypatch)
+    assert ordinary > 1.5 * fused

@@ -1,7 +1,8 @@
-"""The LM head on a CPU compared with TRL's kernel and with plain PyTorch: values, gradients, tiles, and when it is not used."""
+"""The LM head compared with TRL's kernel and with plain PyTorch: values, gradients, tiles, and when it is not used."""
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from trl.kernels.chunked_logprob import OPTIONAL_OUTPUTS, ChunkedLogProbFunction
 
 from posttrain.forward import lm_head
@@ -92,3 +93,49 @@ def test_trained_head_with_too_many_logits_is_left_to_trl(monkeypatch):
     assert score_targets(hidden, weight, targets, frozenset()) is None
     with torch.no_grad():
         assert score_targets(hidden, weight, targets, frozenset()) is not None
+
+
+def test_tiles_bound_the_memory_at_any_vocabulary(monkeypatch):
+    """The largest tensor that a frozen head allocates, at a vocabulary of 1,000 and of 8,000."""
+    monkeypatch.setattr(lm_head, "TILE_BYTES", 64_000)
+    for n_vocabulary in (1000, 8000):
+        hidden = torch.randn(N, WIDTH, requires_grad=True)
+        weight = torch.randn(n_vocabulary, WIDTH)
+        targets = torch.randint(n_vocabulary, (N,))
+        with LargestTensor() as seen:
+            score_targets(hidden, weight, targets, frozenset(OPTIONAL_OUTPUTS))["log_probs"].sum().backward()
+        assert seen.n_bytes == 64_000
+
+
+def test_a_frozen_head_projects_once():
+    hidden, weight, targets, _ = make_inputs()
+    weight.requires_grad_(False)
+    with Products() as seen:
+        score_targets(hidden, weight, targets, frozenset())["log_probs"].sum().backward()
+    assert seen.shapes == [(N, VOCABULARY), (N, WIDTH)]  # the logits, and their gradient times the weight
+
+
+class LargestTensor(TorchDispatchMode):
+    """The bytes of the largest new result."""
+
+    n_bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and function.overloadpacket is not torch.ops.aten.t:
+            self.n_bytes = max(self.n_bytes, result.numel() * result.element_size())
+        return result
+
+
+class Products(TorchDispatchMode):
+    """The shapes of the matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket is torch.ops.aten.mm:
+            self.shapes.append(tuple(result.shape))
+        return result

@@ -1,7 +1,9 @@
 """The stacks that are shipped, what the nightly runs ask of them, the image, and `posttrain stack check`."""
 
 import json
+import os
 import re
+import subprocess
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -285,6 +287,20 @@ def test_the_image_does_not_run_as_root() -> None:
     (user,) = [i for i, line in enumerate(lines) if line.startswith("USER")]
     assert lines[user] == "USER 1000"
     assert not any(line.startswith(("RUN", "COPY", "ADD")) for line in lines[user:])
+
+
+@pytest.mark.parametrize(("backend", "works"), [("cu130", True), ("cpu", True), ("cu130", False)])
+def test_an_image_for_gpus_is_built_only_if_it_can_compile_c(tmp_path: Path, backend: str, works: bool) -> None:
+    """Triton does so when it starts. Runs the Dockerfile's own commands, with this machine's compiler or one that fails."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    (command,) = [line.removeprefix("RUN ") for line in text.splitlines() if "Python.h" in line]
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n{"exit 0" if works else "exit 1"}\n')
+    compiler.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TORCH_BACKEND": backend}
+    done = subprocess.run(["sh", "-c", command], env=environment, check=False)
+    assert (done.returncode == 0) is works
+    assert (tmp_path / "asked").exists() is (backend != "cpu")
 
 
 def test_the_code_in_the_image_has_the_callers_digest(tmp_path: Path) -> None:

@@ -176,14 +176,14 @@ def with_little_memory(callbacks):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
             return whole(self, model, inputs, n_items)
 
-        kind.training_step = step
+        kind.training_step = step  # type: ignore[method-assign]
 
 
 def with_no_memory(callbacks):
     def step(self, model, inputs, n_items=None):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    CompletionTrainer.training_step = step
+    CompletionTrainer.training_step = step  # type: ignore[method-assign]
 
 
 def with_memory_that_runs_out(callbacks):
@@ -194,4 +194,4 @@ def with_memory_that_runs_out(callbacks):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return whole(self, model, inputs, n_items)
 
-    CompletionTrainer.training_step = step
+    CompletionTrainer.training_step = step  # type: ignore[method-assign]

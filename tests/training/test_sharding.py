@@ -57,6 +57,7 @@ CASES = {
             for others in [
                 ("adapter", "fsdp"),
                 ("adapter in bf16", "fsdp"),
+                ("full in bf16", "fsdp"),
                 ("merged", "fsdp"),
                 ("full", "zero2"),
                 ("full in bf16", "zero3"),
@@ -221,10 +222,20 @@ def test_a_model_in_deepspeed_runs_under_autocast():
     layer, inputs = torch.nn.Linear(2, 2), torch.ones(1, 2)
     state = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=True, model=layer)
     state.args = SimpleNamespace(device=torch.device("cpu"))
-    keep_precision(state, bf16=False)
+    keep_precision(state, torch.float32)
     assert layer(inputs).dtype == torch.float32
-    keep_precision(state, bf16=True)
+    keep_precision(state, torch.bfloat16)
     assert layer(inputs).dtype == torch.bfloat16
+
+
+def test_fsdp_gathers_weights_in_bf16_and_adds_gradients_up_in_fp32():
+    plugin = SimpleNamespace(mixed_precision_policy=None)
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    trainer = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False, accelerator=accelerator)
+    for dtype, expected in ((torch.float32, (None, None)), (torch.bfloat16, (torch.bfloat16, torch.float32))):
+        keep_precision(trainer, dtype)
+        policy = plugin.mixed_precision_policy
+        assert (policy.param_dtype, policy.reduce_dtype) == expected
 
 
 def test_zero_without_deepspeed_is_refused(monkeypatch):

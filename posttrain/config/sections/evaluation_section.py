@@ -104,7 +104,8 @@ class EvaluationSection(Section):
     tokens_per_batch: int = Field(
         8192,
         ge=1,
-        description="maximum number of tokens per scoring batch, padding included; higher is faster and takes more memory",
+        description="maximum number of tokens per scoring batch, padding included; higher is faster and takes more memory; on a "
+        "GPU answers are generated in batches that fill its memory instead",
     )
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",

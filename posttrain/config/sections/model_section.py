@@ -41,10 +41,10 @@ class ModelSection(Section):
         description="train all weights (full), a LoRA adapter (lora), or a LoRA adapter on a 4-bit base (qlora, needs CUDA)",
     )
     lora: LoraSection = Field(LoraSection(), description="adapter settings, for method lora and qlora")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="precision of matrix products; auto: bf16 on a GPU and for large models on a CPU with AMX, else fp32; "
-        "log-probabilities are always fp32",
+        description="precision of matrix products; auto: bf16 on a GPU (fp16 where it lacks bf16) and for large models on a CPU "
+        "with AMX, else fp32; log-probabilities are always fp32; fp16 scales the loss and needs a GPU",
     )
     chat_template: str | None = Field(
         None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -29,6 +29,7 @@ from posttrain.evaluation.answers.answer_figures import (
     repetition,
     summarise_answers,
 )
+from posttrain.evaluation.answers.generation_batches import merged, rows_that_fit
 from posttrain.evaluation.answers.judge import AnswerScores, Contest, judge_by_scores, judge_contests
 from posttrain.evaluation.clusters import conversation_key
 from posttrain.evaluation.evaluated_models import EvaluatedModels, section_of_champion
@@ -152,7 +153,7 @@ class _Writing:
         """Return the answers to some prompts, as `complete` does."""
         prompts = [self.prompt_ids[row_id] for row_id in ids]
         with on_ranks(self.source) as ranks:
-            found = ranks.run(_answers, self.chat, prompts, section, label)
+            found = ranks.run(_answers_merged, self.chat, prompts, section, label)
         answers = {i: answer for part in found for i, answer in part.items()}
         return [answers[i] for i in range(len(prompts))]
 
@@ -234,6 +235,11 @@ def complete(writer: Writer, prompts: Sequence[list[int]], section: EvaluationSe
     return [found[i] for i in range(len(prompts))]
 
 
+def _answers_merged(own: ModelCopy, *inputs: Any) -> dict[int, Answer]:
+    """Return what `_answers` does. The model is not used afterwards."""
+    return _answers(replace(own, model=merged(own.model)), *inputs)
+
+
 @torch.no_grad()
 def _answers(
     own: ModelCopy, chat: Chat, prompts: Sequence[list[int]], section: EvaluationSection, label: str
@@ -249,7 +255,7 @@ def _answers(
     where = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     longest_whole = max(map(len, prompts), default=0) + settings.max_new_tokens
-    n_rows = max(1, section.tokens_per_batch // longest_whole)
+    n_rows = rows_that_fit(model, longest_whole, section.tokens_per_batch)
     if n_rows > 1 and len(set(map(len, prompts))) > 1 and not left_padding_is_exact(model, chat.tokenizer.pad_token_id):
         print(f"{label}: one prompt at a time, because this model reads the padding of a batch")
         n_rows = 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
@@ -14,7 +13,7 @@ from posttrain.config import ModelSection
 from posttrain.errors import UserError
 from posttrain.forward.probe import left_padding_is_exact
 from posttrain.models.loading import Model
-from posttrain.models.precision import uses_bf16
+from posttrain.models.precision import compute_dtype, is_16_bit
 
 NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names under which a task says how many tokens may be generated."""
@@ -29,7 +28,7 @@ class LoadedModel(HFLM):  # type: ignore[misc]
             pretrained=model.get_base_model() if isinstance(model, PeftModel) else model,
             tokenizer=chat.tokenizer,
             backend="causal",
-            mixed_precision_dtype=torch.bfloat16 if uses_bf16(section) else None,
+            mixed_precision_dtype=compute_dtype(section) if is_16_bit(section) else None,
             chat_template_args=dict(chat.settings.kwargs),
         )
         self._tokens_per_batch = tokens_per_batch

@@ -45,7 +45,9 @@ def benchmark_model(
     """
     if checkpoint is not None and checkpoint.manifest.kind == "base":
         return BenchmarkScores(digest=checkpoint.digest, tasks={})
-    candidate = Candidate(load_model(base, section, checkpoint), load_chat(base, section, checkpoint), section)
+    candidate = Candidate(
+        load_model(base, section, checkpoint, frozen=True), load_chat(base, section, checkpoint), section
+    )
     tasks = score_benchmarks(items, candidate, tokens_per_batch)
     return BenchmarkScores(digest=checkpoint.digest if checkpoint else base.digest, tasks=tasks)
 

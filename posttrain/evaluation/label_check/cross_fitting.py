@@ -192,7 +192,7 @@ class _Start:
         shutil.rmtree(folder, ignore_errors=True)
         section = config.dpo.model_copy(update={"max_steps": n_steps})
         dpo = train_dpo(others, self._sft, section, self._job(folder))
-        model = load_model(self._inputs.base, self._inputs.model, dpo)
+        model = load_model(self._inputs.base, self._inputs.model, dpo, frozen=True)
         found = score_pairs(
             model, rows, self._inputs.model, config.evaluation.tokens_per_batch, f"fold {fold + 1}, pairs"
         )

@@ -1,6 +1,6 @@
 """RMSNorm with a frozen weight, forward and backward in few operations.
 
-With r = 1 / sqrt(mean(x^2) + eps), y = x r w and g = dy w:  dx = r g - x r^3 mean(g x).
+With r = 1 / sqrt(mean(x^2) + eps), n = x r, y = n w and g = dy w:  dx = r (g - n mean(g n)).
 
 Source: Zhang and Sennrich 2019, equation 4.
 """
@@ -23,18 +23,18 @@ class _RmsNorm(torch.autograd.Function):
         wide = inputs if inputs.dtype == torch.float64 else inputs.float()
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = torch.addcmul(norm.new_tensor(epsilon), norm, norm, value=1 / inputs.shape[-1]).rsqrt_()
-        ctx.save_for_backward(wide, scale, weight)
+        normed = wide * scale
+        ctx.save_for_backward(normed, scale, weight)
         ctx.dtype = inputs.dtype
-        return (wide * scale).mul_(weight).to(inputs.dtype)
+        return (normed * weight).to(inputs.dtype)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        inputs, scale, weight = ctx.saved_tensors
-        scaled = gradient * weight
-        along = torch.linalg.vecdot(scaled, inputs)[..., None]
-        along.mul_(scale.pow(3)).div_(-inputs.shape[-1])
-        return scaled.mul_(scale).addcmul_(inputs, along).to(ctx.dtype), None, None
+        normed, scale, weight = ctx.saved_tensors
+        found = gradient.to(normed.dtype) * weight
+        along = torch.linalg.vecdot(found, normed)[..., None]
+        return found.addcmul_(normed, along, value=-1 / normed.shape[-1]).mul_(scale).to(ctx.dtype), None, None
 
 
 def apply_rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:

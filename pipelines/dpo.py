@@ -22,6 +22,8 @@ class RunArtifacts:
     tokens: Any
     sft_tokens: Any
     sft_checkpoint: Any
+    reference: Any
+    """Checkpoint that DPO is held to."""
     benchmarks: Any
     """Items of the benchmarks; None if there are none."""
 
@@ -42,7 +44,7 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
     if config.finetuning_type != "sft":
         reference_logps = score_reference(
             made.tokens,
-            made.sft_checkpoint,
+            made.reference,
             made.base,
             made.model,
             scoring.tokens_per_batch,
@@ -57,7 +59,7 @@ def sft_then_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B008 (frozen
 def up_to_sft(config: RunConfig) -> RunArtifacts:
     """The steps that every pipeline begins with, up to the SFT checkpoint."""
     import materializers  # noqa: F401 (registers them)
-    from posttrain.orchestration.dpo_start import start_of
+    from posttrain.orchestration.dpo_start import reference_of, start_of
     from posttrain.training.preflight import needs_of
     from steps.import_checkpoint import import_checkpoint
     from steps.load_benchmarks import load_benchmarks
@@ -97,7 +99,10 @@ def up_to_sft(config: RunConfig) -> RunArtifacts:
     )
     if sft_checkpoint is None:
         sft_checkpoint = train_sft(sft_tokens, base, model, config.without_sources().sft, config.seed)
-    return RunArtifacts(preferences, data_report, base, model, tokens, sft_tokens, sft_checkpoint, benchmarks)
+    reference = reference_of(config, start) or sft_checkpoint
+    return RunArtifacts(
+        preferences, data_report, base, model, tokens, sft_tokens, sft_checkpoint, reference, benchmarks
+    )
 
 
 def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference_logps: Any) -> None:
@@ -112,6 +117,8 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
     from steps.report import report
 
     section, sets = config.without_sources().evaluation, config.evaluation.sets
+    if config.dpo.reference == "sft":
+        reference_logps = None  # of another model than DPO started from, which the evaluation compares with
     preferences, tokens, base, model, sft = made.preferences, made.tokens, made.base, made.model, made.sft_checkpoint
     pair_sets = load_pair_sets(preferences, sets, config.data) if sets else None
     champion, rejection = find_champion(dpo or sft, config.name)

@@ -24,7 +24,7 @@ def one_sft_then_many_dpo(config: RunConfig = RunConfig()) -> None:  # noqa: B00
     passes = [*dict.fromkeys(dpo.passes for _, dpo in grid)]
     reference_logps = score_reference(
         made.tokens,
-        made.sft_checkpoint,
+        made.reference,
         made.base,
         made.model,
         n_tokens,

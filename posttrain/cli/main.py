@@ -30,7 +30,7 @@ from posttrain.orchestration.log_colours import disable_colours_in_files
 @click.version_option(__version__, prog_name="posttrain")
 def main() -> None:
     """Train SFT, then DPO from that SFT model, and measure on held-out data whether DPO helped."""
-    configure()
+    configure(is_project=False)
     disable_colours_in_files()
     connect_artifact_sources()
 

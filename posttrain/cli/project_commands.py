@@ -11,6 +11,7 @@ from typing import Any
 import click
 import yaml
 
+from posttrain import configure
 from posttrain.cli.options import FILE, set_option
 from posttrain.cli.outcome import clean_errors, echo
 from posttrain.cli.project_files import find_project, make_project
@@ -50,6 +51,7 @@ def run(config: Path | None, assignments: tuple[str, ...], stack: str | None) ->
             raise UserError(
                 f"no project at or above {Path.cwd()}: change to its folder, or make one with `posttrain init DIR`"
             )
+        configure()
         config = config or Path(os.path.relpath(project / "configs" / "demo.yaml"))
         document, checked = load_document(config, assignments)
         pipeline = next(

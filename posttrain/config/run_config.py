@@ -135,6 +135,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def validate_reference(self) -> RunConfig:
+        if self.dpo.reference == "sft" and self.finetuning_type != "dpo":
+            raise ValueError(
+                f"dpo.reference is sft but finetuning_type is {self.finetuning_type}, in which DPO starts from the SFT model and "
+                "has it as its reference anyway: remove dpo.reference, or set finetuning_type to dpo and dpo.start"
+            )
+        return self
+
+    @model_validator(mode="after")
     def validate_sft(self) -> RunConfig:
         if self.finetuning_type == "dpo" and self.sft != SftSection():
             raise ValueError(

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from zenml.client import Client
 from zenml.models import ArtifactVersionResponse
 
 from posttrain.config import ModelSection, RunConfig
 from posttrain.errors import UserError
 from posttrain.models.checkpoint import MANIFEST, Checkpoint
 from posttrain.models.memory import is_hub_id
-from posttrain.orchestration.model_versions.versions import find_artifact
+from posttrain.orchestration.model_versions.versions import CHECKPOINT, find_artifact
 
 REMEDY = (
     "name a Hub model (`organisation/name`, `organisation/name@revision`), a folder with a model or a checkpoint, a model "
@@ -74,6 +75,41 @@ def start_of(config: RunConfig) -> tuple[ModelSection, DpoStart | None]:
         )
     # A revision of the config is one of its base, which names the same model.
     return model.model_copy(update={"base": start.base, "revision": start.revision or model.revision}), start
+
+
+def reference_of(config: RunConfig, start: DpoStart | None) -> ArtifactVersionResponse | None:
+    """Return the SFT checkpoint that `dpo.reference: sft` means; None if the reference is what DPO starts from.
+
+    It is found by the digests of the parents: DPO may have gone on from DPO several times.
+
+    Raises:
+        UserError: the start is no checkpoint of a run, or one of its parents was deleted.
+    """
+    if start is None or config.dpo.reference == "start":
+        return None
+    found = start.checkpoint
+    if not isinstance(found, ArtifactVersionResponse):
+        raise UserError(
+            f"dpo.reference: sft needs a dpo.start that a run of this project trained, and {start} is none: name a model version "
+            "(`demo:production`), or set dpo.reference to start"
+        )
+    while found.artifact.name != "sft_checkpoint":
+        parent = found.run_metadata.get("parent")
+        earlier = (
+            parent
+            and Client()
+            .list_artifact_versions(
+                data_type=CHECKPOINT, run_metadata=f"digest:{parent}", sort_by="asc:created", size=1, hydrate=True
+            )
+            .items
+        )
+        if not earlier:
+            raise UserError(
+                f"dpo.reference: sft: the checkpoint that {found.artifact.name}:{found.version} was trained from is not in this "
+                "store: set dpo.reference to start"
+            )
+        found = earlier[0]
+    return found
 
 
 def find_start(name: str, setting: str = "dpo.start") -> DpoStart:

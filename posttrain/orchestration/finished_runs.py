@@ -5,11 +5,13 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
+from pydantic import ValidationError
 from zenml.client import Client
 from zenml.config.global_config import GlobalConfiguration
 from zenml.models import PipelineRunResponse, StepRunResponse
@@ -35,17 +37,18 @@ def read_report(run: str | UUID | None = None) -> Report:
     found = _finished(run)
     steps, about = found.steps, found.run_metadata
     newest = steps.get("choose_point") or steps.get("train_dpo") or steps["train_sft"]
-    return Report(
-        run=found.name,
-        figures=output(steps["evaluate"]).load().figures,
-        promotion=output(steps["promote"]).load(),
-        data=output(steps["load_preferences"], "data_report").load(),
-        benchmarks=output(steps["compare_benchmarks"]).load() if "compare_benchmarks" in steps else None,
-        unchanged_since=str(about["figures_of"]) if about.get("outcome") == "unchanged" else None,
-        sweep=output(newest, "sweep_outcome").load() if "choose_point" in steps else None,
-        costs=costs_of(found),
-        next_steps=tuple(_next_steps(found.name, newest)),
-    )
+    with _of_this_version(found):
+        return Report(
+            run=found.name,
+            figures=output(steps["evaluate"]).load().figures,
+            promotion=output(steps["promote"]).load(),
+            data=output(steps["load_preferences"], "data_report").load(),
+            benchmarks=output(steps["compare_benchmarks"]).load() if "compare_benchmarks" in steps else None,
+            unchanged_since=str(about["figures_of"]) if about.get("outcome") == "unchanged" else None,
+            sweep=output(newest, "sweep_outcome").load() if "choose_point" in steps else None,
+            costs=costs_of(found),
+            next_steps=tuple(_next_steps(found.name, newest)),
+        )
 
 
 def read_outcome(run: str | UUID | None = None) -> Report | VerifierSummary:
@@ -73,7 +76,22 @@ def read_run_report(run: str | UUID | None = None) -> tuple[RunReport, pa.Table]
         raise UserError(
             f"run {found.name} has no report page, because an older version created it: run the pipeline again"
         )
-    return output(found.steps["report"]).load(), output(found.steps["evaluate"]).load().pairs
+    with _of_this_version(found):
+        return output(found.steps["report"]).load(), output(found.steps["evaluate"]).load().pairs
+
+
+@contextmanager
+def _of_this_version(run: PipelineRunResponse) -> Iterator[None]:
+    """Turn the error about a stored record that lacks a field of this version into a `UserError`."""
+    try:
+        yield
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"run {run.name} was stored by another version of posttrain, whose {error.title} this version cannot read ({field}: "
+            f"{first['msg']}): run the pipeline again, or install that version"
+        ) from error
 
 
 def _finished(run: str | UUID | None) -> PipelineRunResponse:

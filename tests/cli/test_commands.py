@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from pydantic import BaseModel
 from support.data_files import write_pairs
 from transformers import AutoModelForCausalLM
 from zenml.client import Client
 
 from pipelines.dpo import dpo_pipeline
 from posttrain.cli.main import main
+from posttrain.evaluation import scoring as _scoring
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +124,15 @@ def test_trace_names_the_models_that_were_trained_on_a_row(runs, tmp_path):
     assert "preferences, test" in (of_file := call("trace", "--file", tmp_path / "erased.txt"))
     assert "no stored model was trained on it" in of_file
     assert call("trace", "nobody ever wrote this").startswith("0 rows found in ")
+
+
+def test_a_report_that_another_version_stored_is_one_line(runs, monkeypatch):
+    class Figures(BaseModel):
+        newer: int
+
+    monkeypatch.setattr(_scoring, "Figures", Figures)
+    message = f"run {runs[0]} was stored by another version of posttrain, whose Figures this version cannot read (newer: Field req"
+    assert message in refused("report", runs[0])
 
 
 def test_why_and_history_tell_what_the_runs_of_a_model_did(runs, tmp_path):

@@ -3,15 +3,17 @@
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 from support.paths import ROOT
 from zenml_cli import cli as zenml
 
-from posttrain import __version__
+from posttrain import __version__, _check_project, configure
 from posttrain.cli.main import main
 from posttrain.cli.project_files import find_project, make_project
+from posttrain.project_version import other_version
 
 
 def call(*arguments: object) -> Result:
@@ -164,3 +166,31 @@ def test_a_mistake_that_zenml_finds_names_the_users_file(tmp_path: Path, monkeyp
     result = call("run", path, "--set", "dpo.beta=0.2")
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].startswith(f"Error: {path} with --set: steps.train_dpoo: unknown step")
+
+
+def test_a_project_of_another_version_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure()  # its own version
+    about = project / "pyproject.toml"
+    about.write_text(about.read_text(encoding="utf-8").replace(f"=={__version__}", "==0.1.0"), encoding="utf-8")
+    _check_project.cache_clear()
+    message = (
+        f"the project {project} was made with posttrain 0.1.0, and {__version__} is installed: install that version"
+    )
+    with pytest.raises(click.ClickException) as caught:
+        configure()
+    assert message in caught.value.message
+    result = call("run")
+    assert (result.exit_code, "Traceback" in result.output) == (1, False)
+    assert message in result.output
+    assert call("--version").exit_code == 0
+    about.write_text(about.read_text(encoding="utf-8").replace("==0.1.0", ">=0.1.0"), encoding="utf-8")
+    configure()  # the version is the user's own affair
+
+
+def test_the_check_of_the_version_finds_the_project_above(tmp_path: Path) -> None:
+    (tmp_path / ".zen").mkdir()
+    (tmp_path / "inner").mkdir()
+    assert other_version(tmp_path / "inner", "2.0") is None
+    (tmp_path / "pyproject.toml").write_text('dependencies = ["posttrain==1.0"]')
+    assert "was made with posttrain 1.0, and 2.0 is installed" in str(other_version(tmp_path / "inner", "2.0"))
+    assert other_version(tmp_path, "1.0") is None

@@ -1,9 +1,12 @@
 """DPO from a model that this run did not train: an instruct model, a checkpoint, or the model in production."""
 
+import functools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ import yaml
 from click.testing import CliRunner
 from support.stages import reference_on, sft_on
 from zenml.client import Client
+from zenml.models import ArtifactVersionResponse
 
 from pipelines.dpo import dpo_pipeline
 from posttrain.cli.main import main
@@ -20,7 +24,8 @@ from posttrain.evaluation.gate.decision import Promotion
 from posttrain.models.base import resolve_base
 from posttrain.models.base_checkpoint import base_checkpoint
 from posttrain.models.loading import load_chat, load_model
-from posttrain.orchestration.dpo_start import find_start, start_of
+from posttrain.orchestration import dpo_start
+from posttrain.orchestration.dpo_start import DpoStart, find_start, reference_of, start_of
 from posttrain.orchestration.finished_runs import read_report
 from posttrain.training.dpo import train_dpo
 from posttrain.training.trainer import TrainingJob
@@ -172,3 +177,53 @@ def test_a_run_on_an_instruct_model_and_one_on_the_model_in_production(
         f"the checkpoint dpo_checkpoint:{version} (all weights of {tiny_folder})"
         in CliRunner().invoke(main, ["check", str(path), "--set", f"dpo.start=dpo_checkpoint:{version}"]).output
     )
+
+
+def held_to_sft(start: str = "demo:production") -> RunConfig:
+    return RunConfig.model_validate({"finetuning_type": "dpo", "dpo": {"start": start, "reference": "sft"}})
+
+
+def test_the_reference_sft_is_found_through_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rounds of DPO after SFT: the parents lead back to the SFT checkpoint."""
+
+    def version(name: str, digest: str, parent: str) -> ArtifactVersionResponse:
+        found = ArtifactVersionResponse.model_construct(id=uuid4())
+        values = {
+            "artifact": SimpleNamespace(name=name),
+            "version": "1",
+            "run_metadata": {"digest": digest, "parent": parent},
+        }
+        for field in values:
+            monkeypatch.setattr(
+                ArtifactVersionResponse,
+                field,
+                property(functools.partial(lambda name, self: self.__dict__["held"][name], field)),
+            )
+        found.__dict__["held"] = values
+        return found
+
+    sft, first, second = (
+        version("sft_checkpoint", "s", "base"),
+        version("dpo_checkpoint", "a", "s"),
+        version("dpo_checkpoint", "b", "a"),
+    )
+    stored = {"digest:s": [sft], "digest:a": [first]}
+    monkeypatch.setattr(
+        dpo_start,
+        "Client",
+        lambda: SimpleNamespace(
+            list_artifact_versions=lambda **which: SimpleNamespace(items=stored.get(which["run_metadata"], []))
+        ),
+    )
+    assert reference_of(held_to_sft(), DpoStart("demo", None, second, "full")) is sft
+    assert reference_of(run_config("demo:production"), DpoStart("demo", None, second, "full")) is None
+    stored.pop("digest:s")
+    with pytest.raises(UserError, match=r"dpo_checkpoint:1 was trained from is not in this store"):
+        reference_of(held_to_sft(), DpoStart("demo", None, second, "full"))
+
+
+def test_the_reference_sft_needs_a_start_that_a_run_trained() -> None:
+    with pytest.raises(UserError, match=r"dpo\.reference: sft needs a dpo\.start that a run of this project trained"):
+        reference_of(held_to_sft("demo"), DpoStart("demo", None))
+    with pytest.raises(ValueError, match="has it as its reference anyway"):
+        RunConfig.model_validate({"dpo": {"reference": "sft"}})

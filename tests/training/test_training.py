@@ -142,6 +142,18 @@ def test_dpo_stops_at_a_reference_of_the_base(after_sft, preferences, tiny_base,
         train_dpo(reference, after_sft.checkpoint, DPO, job(after_sft, "of-base"))
 
 
+def test_dpo_can_be_held_to_another_model_than_it_starts_from(after_sft, preferences, tmp_path, capfd):
+    """`dpo.reference: sft` in a later round: the first margins are those of the start over the reference, not 0."""
+    untrained = SFT.model_copy(update={"learning_rate": 1e-9})
+    other = sft_on(preferences, untrained, TrainingJob(after_sft.base, after_sft.section, 0, tmp_path / "other"))
+    reference = reference_on(preferences, other, after_sft.base, after_sft.section, LENGTHS)
+    held = DPO.model_copy(update={"reference": "sft"})
+    checkpoint = train_dpo(reference, after_sft.checkpoint, held, job(after_sft, "held"))
+    assert checkpoint.manifest.parent == after_sft.checkpoint.digest
+    assert abs(checkpoint.manifest.metrics["first_loss"] - math.log(2)) > 1e-3
+    assert f"with another reference, {other.digest[:16]}" in capfd.readouterr().out
+
+
 def test_pairs_without_a_reference_are_an_error(after_sft, preferences):
     few = replace(after_sft.reference, table=after_sft.reference.table.slice(0, 3))
     rows = after_sft.reference.rows("train")

@@ -15,6 +15,7 @@ NOT_SWEPT = {
     "max_length": "changes the tokens that the shared reference was scored on: run a separate sweep for each value",
     "max_prompt_length": "changes the tokens that the shared reference was scored on: run a separate sweep for each value",
     "start": "is shared by all points: set dpo.start and run a separate sweep for each start",
+    "reference": "is shared by all points: set dpo.reference and run a separate sweep for each reference",
 }
 
 

@@ -230,8 +230,13 @@ class DpoSection(PairSection):
     start: str | None = Field(
         None,
         coerce_numbers_to_str=True,
-        description="model that DPO starts from, which is also its reference (finetuning_type dpo): a Hub model, a folder with a "
+        description="model that DPO starts from (finetuning_type dpo): a Hub model, a folder with a "
         "model or a checkpoint, a model version (`demo:production`) or a checkpoint version (`sft_checkpoint:3` or `3`)",
+    )
+    reference: Literal["start", "sft"] = Field(
+        "start",
+        description="frozen model that the policy is held to; start: the model that DPO starts from; sft: the SFT model that "
+        "dpo.start descends from, so that several rounds of DPO do not add up to a large divergence",
     )
     learning_rate: float = Field(5.0e-6, gt=0, le=1, description=LEARNING_RATE)
     beta: float = Field(

@@ -120,15 +120,7 @@ def generate(
         answers[stage] = [_response(writer.chat, *answer, row) for answer, row in zip(found, prompts, strict=True)]
         if found:
             stages[stage] = summarise_answers(answers[stage], [ids for ids, _ in found], section)
-    exchanges = [
-        Exchange(
-            id=row["id"],
-            source=row["source"],
-            prompt=row["prompt"],
-            responses={stage: answers[stage][i] for stage in writers},
-        )
-        for i, row in enumerate(prompts)
-    ]
+    exchanges = _exchanges(prompts, answers)
     return Generations(
         max_new_tokens=section.generations.max_new_tokens,
         temperature=section.generations.temperature,
@@ -156,6 +148,18 @@ class _Writing:
             found = ranks.run(_answers_merged, self.chat, prompts, section, label)
         answers = {i: answer for part in found for i, answer in part.items()}
         return [answers[i] for i in range(len(prompts))]
+
+
+def _exchanges(prompts: Dataset, answers: Mapping[str, Sequence[Response]]) -> list[Exchange]:
+    return [
+        Exchange(
+            id=row["id"],
+            source=row["source"],
+            prompt=row["prompt"],
+            responses={stage: found[i] for stage, found in answers.items()},
+        )
+        for i, row in enumerate(prompts)
+    ]
 
 
 def _writers(

@@ -12,7 +12,9 @@ from posttrain.orchestration.running_step.folder_materializer import FILES, Fold
 from posttrain.orchestration.running_step.stored_files import DamagedArtifact
 from posttrain.tracking.mlmodel import MLMODEL, TOKENIZER, StoredModel, mlmodel
 
-NOT_OF_THE_TOKENIZER = ("model", "adapter_", "config.json", "generation_config.json", "manifest.json", "history.json")
+NOT_OF_THE_TOKENIZER = (
+    "model", "adapter_", "config.json", "generation_config.json", "manifest.json", "history.json", "trained_prompts.json",
+)  # fmt: skip
 """Beginnings of the names of a checkpoint's other files."""
 
 
@@ -32,7 +34,13 @@ class CheckpointMaterializer(FolderMaterializer):
     def _save_for_mlflow(self, data: Checkpoint) -> None:
         manifest, store = data.manifest, self.artifact_store
         base = str(demo_folder()) if manifest.base.id == "demo" else manifest.base.id
-        stored = StoredModel(manifest.kind == "adapter", base, manifest.base.revision, manifest.template)
+        stored = StoredModel(
+            manifest.kind == "adapter",
+            base,
+            manifest.base.revision,
+            manifest.template,
+            is_verifier=manifest.stage == "verifier",
+        )
         store.makedirs(f"{self.uri}/{TOKENIZER}")
         for file in data.path.iterdir():
             if not file.name.startswith(NOT_OF_THE_TOKENIZER):

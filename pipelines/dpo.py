@@ -110,6 +110,7 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
     from steps.conclude import conclude
     from steps.evaluate import evaluate
     from steps.find_champion import find_champion
+    from steps.find_verifier import find_verifier
     from steps.generate import generate
     from steps.load_pair_sets import load_pair_sets
     from steps.promote import promote
@@ -121,7 +122,8 @@ def judge_and_promote(config: RunConfig, made: RunArtifacts, dpo: Any, reference
     preferences, tokens, base, model, sft = made.preferences, made.tokens, made.base, made.model, made.sft_checkpoint
     pair_sets = load_pair_sets(preferences, sets, config.data) if sets else None
     champion, rejection = find_champion(dpo or sft, config.name)
-    generations = generate(preferences, tokens, base, sft, dpo, champion, model, section)
+    judge = find_verifier(section.judge.verifier) if section.judge.verifier else None
+    generations = generate(preferences, tokens, base, sft, dpo, champion, model, section, judge)
     evaluation = evaluate(
         preferences,
         tokens,

@@ -27,7 +27,7 @@ ONLY_FOR_A_VERIFIER = {
 }  # fmt: skip
 NOT_FOR_A_VERIFIER = {
     "train_dpo", "score_reference", "generate", "load_pair_sets", "evaluate", "promote", "report", "conclude",
-    "load_benchmarks", "benchmark_model", "benchmark_champion", "compare_benchmarks",
+    "find_verifier", "load_benchmarks", "benchmark_model", "benchmark_champion", "compare_benchmarks",
 }  # fmt: skip
 N_CRON_FIELDS = {"kubernetes": {5}, "sagemaker": {6, 7}}
 

@@ -16,6 +16,8 @@ from posttrain.models.checkpoint import Manifest
 from posttrain.reporting.html import render
 from posttrain.reporting.run_report import Lineage, RunReport
 
+TASKS = {"verifier": "SequenceClassification"}
+"""transformers' name of a stage's task, where it is not CausalLM."""
 CARD_METRICS = ("likelihood_accuracy", "normalised_accuracy", "implicit_accuracy")
 
 
@@ -40,7 +42,7 @@ def model_card(
         eval_results=results or None,
         library_name="peft" if adapter else "transformers",
         model_name=name,
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if manifest.stage == "verifier" else "text-generation",
         tags=["trl", manifest.stage, *(["lora"] if adapter else [])],
     )
     text = render(
@@ -48,9 +50,12 @@ def model_card(
         name=name,
         verdict=report.verdict if report else "",
         base=_shown(manifest.base.id),
-        stages="SFT" if manifest.stage == "sft" else "SFT and DPO",
+        stages={"sft": "SFT", "dpo": "SFT and DPO", "verifier": "training as a verifier, a reward model"}[
+            manifest.stage
+        ],
+        is_verifier=manifest.stage == "verifier",
         library="peft" if adapter else "transformers",
-        model_class="AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM",
+        model_class=f"{'AutoPeftModel' if adapter else 'AutoModel'}For{TASKS.get(manifest.stage, 'CausalLM')}",
         evaluation=_evaluation(report.figures) if report else None,
         data=_data(report.data) if report else None,
         settings=_settings(report.lineage) if report else "",

@@ -24,6 +24,7 @@ from posttrain.errors import UserError
 from posttrain.models.base import base_source, resolve_base
 from posttrain.models.checkpoint import Checkpoint, file_digest
 from posttrain.models.loading import load_chat, load_model
+from posttrain.models.verifier_model import load_verifier
 from posttrain.reporting.run_report import RunReport
 from posttrain.serving.portable_files import make_portable
 from posttrain.storage import s3 as storage
@@ -95,17 +96,20 @@ def write_model(exported: ExportedModel, folder: Path, options: ExportOptions) -
     if options.adapter:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(checkpoint.path / name, folder / name)
-        _stops(chat, GenerationConfig()).save_pretrained(folder)
+        if checkpoint.manifest.stage != "verifier":
+            _stops(chat, GenerationConfig()).save_pretrained(folder)
     else:
         # In fp32 and never in 4 bit, whatever it was trained over: a merge is one rounding.
         method = "lora" if checkpoint.manifest.kind == "adapter" else "full"
         exact = section.model_copy(update={"method": method, "precision": "fp32"})
-        model = load_model(base, exact, checkpoint)
+        is_verifier = checkpoint.manifest.stage == "verifier"
+        model = (load_verifier if is_verifier else load_model)(base, exact, checkpoint)
         if method == "lora":
             model = model.merge_and_unload(safe_merge=True)
         assert isinstance(model, PreTrainedModel)
         model.to(DTYPES[options.dtype] if options.dtype != "auto" else _own_dtype(checkpoint, section))
-        model.generation_config = _stops(chat, model.generation_config)
+        if not is_verifier:
+            model.generation_config = _stops(chat, model.generation_config)
         model.save_pretrained(folder)
     exported.card.save(folder / "README.md")
     if exported.report is not None:

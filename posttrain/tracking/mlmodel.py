@@ -30,14 +30,16 @@ class StoredModel:
     """The commit on the Hub; None for a folder."""
     template: str
     """Name of the chat template."""
+    is_verifier: bool = False
+    """Whether it scores answers instead of writing them."""
 
 
 def mlmodel(stored: StoredModel) -> str:
     """Return the content of `MLmodel` beside the folder of a checkpoint's files."""
     flavor = {
-        "task": "text-generation",
-        "instance_type": "TextGenerationPipeline",
-        "pipeline_model_type": "AutoModelForCausalLM",
+        "task": "text-classification" if stored.is_verifier else "text-generation",
+        "instance_type": "TextClassificationPipeline" if stored.is_verifier else "TextGenerationPipeline",
+        "pipeline_model_type": f"AutoModelFor{'SequenceClassification' if stored.is_verifier else 'CausalLM'}",
         "components": ["tokenizer"],
         "tokenizer_type": "AutoTokenizer",
         "transformers_version": importlib.metadata.version("transformers"),

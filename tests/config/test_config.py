@@ -213,3 +213,24 @@ def test_modern_llm_config_has_the_published_values():
     for section in (run.sft, run.dpo):
         assert (section.adam_beta1, section.adam_beta2, section.weight_decay) == (0.9, 0.95, 0.0)
         assert section.lr_schedule == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"verifier": {}, "dpo": {"beta": 0.2}}, "verifier and dpo are both set"),
+        ({"verifier": {"start": "base"}, "sft": {"epochs": 2}}, "sft is set, but the verifier starts from base"),
+        (
+            {"verifier": {"loss": "absolute", "center_rewards_coefficient": 0.01}},
+            "center_rewards_coefficient is set but loss is absolute",
+        ),
+        (
+            {"evaluation": {"judge": {"verifier": "v", "function": "m:f"}}},
+            "function and verifier are both set, but only one judge is used",
+        ),
+        ({"collect": {"judge": {"verifier": "v"}}}, "collect_pipeline judges with a function or an endpoint"),
+    ],
+)
+def test_settings_that_do_not_fit_a_verifier_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        check_config(values)

@@ -9,15 +9,20 @@ from support.stages import LENGTHS, pair_tokens, sft_on
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-from posttrain.config import SftSection, VerifierSection
+from posttrain.config import EvaluationSection, JudgeSection, SftSection, VerifierSection
 from posttrain.errors import UserError
+from posttrain.evaluation.answers.judge import Contest, judge_by_scores
+from posttrain.evaluation.evaluated_models import EvaluatedModels
 from posttrain.evaluation.verification.answer_scorer import AnswerScorer
+from posttrain.evaluation.verification.judging import lazy_scores
 from posttrain.forward.flat_row import to_device
 from posttrain.forward.scalar_head import ScoredCollator, lay_out_scored, pad_scored, use_flat_scores
 from posttrain.models.base_checkpoint import base_checkpoint
 from posttrain.models.checkpoint import Checkpoint
 from posttrain.models.loading import load_chat, load_model
 from posttrain.models.verifier_model import load_verifier, new_verifier
+from posttrain.reporting.model_card import model_card
+from posttrain.serving.export import ExportedModel, ExportOptions, export
 from posttrain.training.trainer import TrainingJob
 from posttrain.training.verifier import VerifierData, absolute_loss, check_unseen, prompt_keys, train_verifier
 
@@ -172,3 +177,51 @@ def test_a_flat_row_of_scores_keeps_its_devices_and_segments(pad_id):
     assert flat["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3]]
     assert flat["last"].tolist() == [4, 6]
     assert to_device(flat, torch.device("cpu"))["segments"].groups == ((2, 3, 2),)
+
+
+def test_the_export_of_an_adapter_scores_as_it_does(tiny_base, preferences, tmp_path):
+    """Merged, for plain transformers; its card shows how to score, and no key of a training prompt leaves with it."""
+    base, section = tiny_base
+    lora = section.model_copy(update={"method": "lora"})
+    (tmp_path / "base").mkdir()
+    start = base_checkpoint(base, lora, tmp_path / "base")
+    data = VerifierData(pair_tokens(preferences, base, lora), prompt_keys(preferences.train["prompt"]))
+    short = VERIFIER.model_copy(update={"max_steps": 3, "eval_steps": 3})
+    checkpoint = train_verifier(data, start, short, TrainingJob(base, lora, 0, tmp_path / "verifier"))
+    card = model_card("desk-verifier", checkpoint.manifest, adapter=False)
+    export(ExportedModel(checkpoint, lora, card), str(tmp_path / "export"), ExportOptions(dtype="fp32"))
+    files = {file.name for file in (tmp_path / "export").iterdir()}
+    assert not {"trained_prompts.json", "generation_config.json"} & files
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
+    prompt = preferences.test["prompt"][0]
+    messages = [*prompt, {"role": "assistant", "content": "restart it"}]
+    inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        score = float(plain(**inputs).logits[0, 0])
+    expected = AnswerScorer.load(checkpoint, lora).score([prompt], ["restart it"])
+    assert score == pytest.approx(float(expected[0]), abs=1e-4)
+    assert "AutoModelForSequenceClassification" in card.content
+    assert 'pipeline("text-generation"' not in card.content
+
+
+def test_a_verifier_judges_answers(trained, preferences):
+    """The answer with the higher score wins, equal texts are a tie, and prompts that it was trained on are refused."""
+    models = EvaluatedModels(trained.base, trained.section)
+    section = EvaluationSection(judge=JudgeSection(verifier="desk:1"))
+    scores = lazy_scores(trained.checkpoint, models, preferences.test["prompt"], section)
+    prompt = preferences.test["prompt"][0]
+    contests = [
+        Contest("a", prompt, "restart it no", "restart it yes"),
+        Contest("b", prompt, "restart it yes", "restart it no"),
+        Contest("c", prompt, "yes", "yes"),
+    ]
+    judgement = judge_by_scores(contests, scores, "desk:1", 0.95)
+    assert judgement.verdicts == {"a": "newer", "b": "older", "c": "tie"}
+    assert (judgement.judge, judgement.n_failed) == ("verifier desk:1", 0)
+    assert (judgement.win_rate.n_wins, judgement.win_rate.n_ties, judgement.win_rate.n_losses) == (1, 1, 1)
+    assert judgement.win_rate.n_prompts == 1
+    with pytest.raises(UserError, match="verifier desk:1: was trained on 40 of the 40 prompts"):
+        lazy_scores(trained.checkpoint, models, preferences.train["prompt"], section)
+    with pytest.raises(UserError, match="desk:1 is no verifier"):
+        lazy_scores(trained.start, models, preferences.test["prompt"], section)

@@ -28,6 +28,11 @@ class CollectJudgeSection(JudgeSection):
 
     @model_validator(mode="after")
     def validate_one_judge(self) -> CollectJudgeSection:
+        if self.verifier:
+            raise ValueError(
+                "verifier is set, but collect_pipeline judges with a function or an endpoint: set score_function to a function "
+                "that scores with the verifier, or remove it"
+            )
         if self.score_function and (self.function or self.base_url):
             raise ValueError("score_function is set with another judge, but only one is used: remove one")
         return self

@@ -73,8 +73,14 @@ class EndpointSection(Section):
 
 
 class JudgeSection(EndpointSection):
-    """The judge of pairs of answers: a function or an OpenAI-compatible endpoint. Without either, no judge is used."""
+    """The judge of pairs of answers: a function, an OpenAI-compatible endpoint or a verifier. Without one, no judge is used."""
 
+    verifier: str | None = Field(
+        None,
+        min_length=1,
+        description="verifier of verifier_pipeline as the judge: NAME (its newest version) or NAME:VERSION, such as "
+        "`demo-verifier:production`; it must not have been trained on the test prompts",
+    )
     function: str | None = Field(
         None,
         pattern=r"^[\w.]+:\w+$",
@@ -87,8 +93,8 @@ class JudgeSection(EndpointSection):
 
     @model_validator(mode="after")
     def validate_judge(self) -> JudgeSection:
-        if self.function and self.base_url:
-            raise ValueError("function and base_url are both set, but only one judge is used: remove one")
+        if len(given := [name for name in ("function", "base_url", "verifier") if getattr(self, name)]) > 1:
+            raise ValueError(f"{' and '.join(given)} are both set, but only one judge is used: remove one")
         return self
 
 

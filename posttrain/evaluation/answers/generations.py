@@ -30,7 +30,7 @@ from posttrain.evaluation.answers.answer_figures import (
     summarise_answers,
 )
 from posttrain.evaluation.answers.generation_batches import merged, rows_that_fit
-from posttrain.evaluation.answers.judge import Contest, judge_contests
+from posttrain.evaluation.answers.judge import AnswerScores, Contest, judge_by_scores, judge_contests
 from posttrain.evaluation.clusters import conversation_key
 from posttrain.evaluation.evaluated_models import EvaluatedModels, section_of_champion
 from posttrain.evaluation.intervals import Result
@@ -87,7 +87,11 @@ class Generations(Result):
 
 
 def generate(
-    preferences: Preferences, tokens: PairTokens, models: EvaluatedModels, section: EvaluationSection
+    preferences: Preferences,
+    tokens: PairTokens,
+    models: EvaluatedModels,
+    section: EvaluationSection,
+    scores: AnswerScores | None = None,
 ) -> Generations:
     """Return the answers of SFT, DPO and the champion to the same test prompts.
 
@@ -95,6 +99,7 @@ def generate(
 
     Args:
         tokens: of the preferences. Prompts are cut as they were in training.
+        scores: the verifier that `section.judge.verifier` names.
 
     Raises:
         UserError: the pairs were tokenised for another tokenizer or template, or the champion's base has changed.
@@ -115,21 +120,13 @@ def generate(
         answers[stage] = [_response(writer.chat, *answer, row) for answer, row in zip(found, prompts, strict=True)]
         if found:
             stages[stage] = summarise_answers(answers[stage], [ids for ids, _ in found], section)
-    exchanges = [
-        Exchange(
-            id=row["id"],
-            source=row["source"],
-            prompt=row["prompt"],
-            responses={stage: answers[stage][i] for stage in writers},
-        )
-        for i, row in enumerate(prompts)
-    ]
+    exchanges = _exchanges(prompts, answers)
     return Generations(
         max_new_tokens=section.generations.max_new_tokens,
         temperature=section.generations.temperature,
         seed=section.seed,
         stages=stages,
-        comparisons=_compared(exchanges, section),
+        comparisons=_compared(exchanges, section, scores),
         exchanges=exchanges,
         digests={stage: models.digests[stage] for stage in writers},
     )
@@ -151,6 +148,18 @@ class _Writing:
             found = ranks.run(_answers_merged, self.chat, prompts, section, label)
         answers = {i: answer for part in found for i, answer in part.items()}
         return [answers[i] for i in range(len(prompts))]
+
+
+def _exchanges(prompts: Dataset, answers: Mapping[str, Sequence[Response]]) -> list[Exchange]:
+    return [
+        Exchange(
+            id=row["id"],
+            source=row["source"],
+            prompt=row["prompt"],
+            responses={stage: found[i] for stage, found in answers.items()},
+        )
+        for i, row in enumerate(prompts)
+    ]
 
 
 def _writers(
@@ -291,7 +300,9 @@ def _response(chat: Chat, ids: list[int], stopped: bool, row: Mapping[str, Any])
     )
 
 
-def _compared(exchanges: Sequence[Exchange], section: EvaluationSection) -> dict[str, AnswerComparison]:
+def _compared(
+    exchanges: Sequence[Exchange], section: EvaluationSection, scores: AnswerScores | None
+) -> dict[str, AnswerComparison]:
     """Return the comparisons of the newest model with the earlier ones, `dpo_vs_sft` and `dpo_vs_champion`."""
     if not exchanges:
         return {}
@@ -300,7 +311,11 @@ def _compared(exchanges: Sequence[Exchange], section: EvaluationSection) -> dict
     found = {}
     for older in (stage for stage in answers if stage != newest):
         contests = [Contest(e.id, e.prompt, e.responses[older].text, e.responses[newest].text) for e in exchanges]
-        judgement = judge_contests(contests, section.judge, section.confidence)
+        judgement = (
+            judge_by_scores(contests, scores, str(section.judge.verifier), section.confidence)
+            if scores
+            else judge_contests(contests, section.judge, section.confidence)
+        )
         found[f"{newest}_vs_{older}"] = compare_answers(answers[newest], answers[older], judgement, section)
     return found
 

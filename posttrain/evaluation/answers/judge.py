@@ -131,15 +131,52 @@ def judge_contests(contests: Sequence[Contest], section: JudgeSection, confidenc
         contest.id: "failed" if "failed" in pair else pair[0] if pair[0] == pair[1] else "tie"
         for contest, pair in zip(contests, answers, strict=True)
     }
+    name = section.function or f"{section.model} at {section.base_url}"
+    return _judgement(contests, name, verdicts, confidence).model_copy(
+        update={
+            "n_disagreed": sum(set(pair) == {"older", "newer"} for pair in answers),
+            "failures": dict(failures.most_common()),
+        }
+    )
+
+
+class AnswerScores(Protocol):
+    """Scores answers, as a verifier does."""
+
+    def __call__(self, prompts: Sequence[Messages], answers: Sequence[str]) -> np.ndarray:
+        """Return a score for each answer, higher is better; NaN where there is none."""
+
+
+def judge_by_scores(contests: Sequence[Contest], scores: AnswerScores, name: str, confidence: float) -> Judgement:
+    """Return the verdicts of a verifier on at least one pair of answers: the one with the higher score wins.
+
+    Args:
+        name: of the verifier.
+    """
+    prompts = [contest.prompt for contest in contests]
+    found = scores(prompts * 2, [*(contest.older for contest in contests), *(contest.newer for contest in contests)])
+    gains = found[len(contests) :] - found[: len(contests)]
+    verdicts = {
+        contest.id: "failed" if np.isnan(gain) else "tie" if gain == 0 or contest.older == contest.newer
+        else "newer" if gain > 0 else "older"
+        for contest, gain in zip(contests, gains.tolist(), strict=True)
+    }  # fmt: skip
+    n_failed = sum(verdict == "failed" for verdict in verdicts.values())
+    return _judgement(contests, f"verifier {name}", verdicts, confidence).model_copy(
+        update={"failures": {"the chat template cannot show the prompt or an answer": n_failed} if n_failed else {}}
+    )
+
+
+def _judgement(contests: Sequence[Contest], judge: str, verdicts: dict[str, str], confidence: float) -> Judgement:
     judged = [contest for contest in contests if verdicts[contest.id] != "failed"]
     scores = [{"newer": 1.0, "older": 0.0, "tie": 0.5}[verdicts[contest.id]] for contest in judged]
     clusters = Clusters.of([conversation_key(contest.prompt) for contest in judged])
     return Judgement(
-        judge=section.function or f"{section.model} at {section.base_url}",
+        judge=judge,
         win_rate=win_rate(scores, confidence, clusters) if scores else None,
-        n_disagreed=sum(set(pair) == {"older", "newer"} for pair in answers),
+        n_disagreed=0,
         n_failed=len(verdicts) - len(scores),
-        failures=dict(failures.most_common()),
+        failures={},
         verdicts=verdicts,
     )
 

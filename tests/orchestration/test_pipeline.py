@@ -67,7 +67,7 @@ def test_a_mistake_is_one_line_and_no_stack_trace(tmp_path: Path) -> None:
     [
         (
             {"steps": {"train_dop": {}}},
-            "steps.train_dop: unknown step (known: conclude, evaluate, find_champion,",
+            "steps.train_dop: unknown step (known: benchmark_champion, benchmark_model, collect,",
         ),
         ({"steps": {"train_dpo": {"setings": {}}}}, "steps.train_dpo.setings: unknown key"),
         ({"steps": {"train_dpo": {"parameters": {"seed": 1}}}}, "steps.train_dpo.parameters: not allowed"),

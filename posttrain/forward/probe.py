@@ -169,8 +169,12 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def left_padding_is_exact(model: Any, pad_id: int) -> bool:
-    """Return whether a model that generates continues a prompt equally with and without padding on its left."""
+def left_padding_is_exact(model: Any, pad_id: int, section: ModelSection | None = None) -> bool:
+    """Return whether a model that generates continues a prompt equally with and without padding on its left.
+
+    Args:
+        section: how the model was loaded; None: in one precision.
+    """
     generator = torch.Generator().manual_seed(0)
     n_vocabulary = model.config.get_text_config().vocab_size
     prompt = torch.randint(n_vocabulary, (1, 5), generator=generator)
@@ -180,11 +184,11 @@ def left_padding_is_exact(model: Any, pad_id: int) -> bool:
     options = {
         "max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True, "output_logits": True
     }  # fmt: skip
-    with evaluating(model):
+    with evaluating(model), _autocast(section):
         alone, together = (
             torch.stack(
                 model.generate(input_ids=ids.to(where), attention_mask=seen.to(where), **options).logits
             ).float()
             for ids, seen in ((prompt, torch.ones_like(prompt)), (padded, mask))
         )
-    return _largest(alone.log_softmax(-1) - together.log_softmax(-1)) <= TOLERANCE.get(model.dtype, 1e-3)
+    return _largest(alone.log_softmax(-1) - together.log_softmax(-1)) <= TOLERANCE[_precision(model, section)]

@@ -230,8 +230,8 @@ def score_reference(
         known |= dict(zip([digests[i] for i in new], scored, strict=True))
     wanted = set(needed)
     logps = [known[digest] if i in wanted else (None, None) for i, digest in enumerate(digests)]
-    for name, values in zip(LOGPS, zip(*logps, strict=True), strict=True):
-        table = table.append_column(name, pa.array(values, pa.float32()))
+    for column, name in enumerate(LOGPS):
+        table = table.append_column(name, pa.array([pair[column] for pair in logps], pa.float32()))
     return ReferenceLogps(table, key, about, policy.checkpoint.digest, tokens.lengths, tokens.cut)
 
 
@@ -275,7 +275,7 @@ def _digests(table: pa.Table) -> list[bytes]:
     for name in PAIR_TOKENS.names[1:]:
         ids = pc.list_flatten(table[name]).to_numpy().astype("<i4")
         ends = np.cumsum(pc.list_value_length(table[name]).to_numpy())
-        parts.append(np.split(ids, ends[:-1]))
+        parts.append(np.split(ids, ends)[:-1])
     return [
         hashlib.sha256(b"".join(len(part).to_bytes(4, "little") + part.tobytes() for part in pair)).digest()
         for pair in zip(*parts, strict=True)

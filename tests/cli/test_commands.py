@@ -100,14 +100,10 @@ def test_chat_shows_sft_and_dpo_side_by_side(runs):
     assert [line.split(":")[0] for line in printed.splitlines() if ":" in line] == ["SFT", "DPO"]
 
 
-def test_ab_counts_the_choices_of_people(runs, tmp_path):
-    call("ab", "export", tmp_path / "ab.html", "--run", runs[1])
-    page = (tmp_path / "ab.html").read_text()
-    digest = page.split('data-answers="')[1].split('"')[0]
-    ids = [part.split('"')[0] for part in page.split('data-id="')[1:]]
-    (tmp_path / "choices.json").write_text(json.dumps({"answers": digest, "choices": dict.fromkeys(ids, "tie")}))
-    printed = call("ab", "score", tmp_path / "choices.json", "--run", runs[1])
-    assert "DPO preferred on 50.0% of 3 prompts" in printed
+def test_models_with_the_same_answers_give_nothing_to_choose_from(runs, tmp_path):
+    message = refused("ab", "export", tmp_path / "ab.html", "--run", runs[1])
+    assert "SFT and DPO gave the same answer to all 3 prompts, so there is nothing to choose" in message
+    assert not (tmp_path / "ab.html").exists()
 
 
 def test_trace_names_the_models_that_were_trained_on_a_row(runs, tmp_path):
@@ -119,7 +115,8 @@ def test_trace_names_the_models_that_were_trained_on_a_row(runs, tmp_path):
     for name in ("sft_checkpoint", "dpo_checkpoint"):
         assert re.search(rf"trained on it: {name}:\d+ \(run {runs[0]}\)", found), found
     assert re.search(rf"trained on it: dpo_checkpoint:\d+ \(run {runs[1]}\)", found), found
-    assert call("trace", row["chosen"][0]["content"].upper()).count("trained on it") == found.count("trained on it")
+    by_text = call("trace", row["chosen"][0]["content"].upper())  # other tests' data may have the text too
+    assert set(found.splitlines()[1:]) <= set(by_text.splitlines())
     (tmp_path / "erased.txt").write_text(held_out["prompt"][0]["content"])
     assert "preferences, test" in (of_file := call("trace", "--file", tmp_path / "erased.txt"))
     assert "no stored model was trained on it" in of_file

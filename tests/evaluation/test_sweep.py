@@ -287,7 +287,10 @@ def test_zenmls_settings_of_train_point_are_those_of_every_point(tmp_path: Path)
 def test_settings_of_a_step_that_a_sweep_lacks_are_an_error(tmp_path: Path) -> None:
     """Else ZenML would drop them, and the points would train without their GPU."""
     path = written(tmp_path, {"sweep": {"grid": {"beta": [0.1]}}}, steps={"train_dpo": {}})
-    with pytest.raises(UserError, match=r"steps\.train_dpo: unknown step \(known: choose_point, conclude, "):
+    with pytest.raises(
+        UserError,
+        match=r"steps\.train_dpo: unknown step \(known: benchmark_champion, benchmark_model, choose_point, collect, ",
+    ):
         read_run_file(path, ROOT)
 
 
@@ -317,8 +320,8 @@ def test_a_whole_sweep(tmp_path: Path, tiny_folder: Path, capsys: pytest.Capture
     always = {"load_preferences", "resolve_base", "find_champion", "conclude"}
     judged = {"choose_point", "generate", "evaluate", "promote", "report"}
     first, worked = run({"weight_decay": [0.0, 1e30]})
-    assert worked == always | judged | {
-        "preflight", "tokenise", "train_sft", "score_reference", "train_point", "train_point_2"
+    assert worked - {"preflight"} == always | judged | {  # another test of this process may have tried the same base
+        "tokenise", "train_sft", "score_reference", "train_point", "train_point_2"
     }  # fmt: skip
     assert [first.steps[name].config.extra["gpus"] for name in ("train_point", "train_point_2")] == [1, 1]
     report = read_report(first.id)

@@ -244,7 +244,7 @@ def test_mlflow_has_a_parent_run_and_a_nested_run_for_each_stage(tmp_path: Path,
     }
     artifacts = {a.path for a in MlflowClient().list_artifacts(parent.info.run_id)}
     reports = {f"{name}_report.{suffix}" for name in ("data", "token") for suffix in ("json", "html")}
-    assert artifacts == {"config.json", "evaluation.json", "figures", "report"} | reports
+    assert artifacts == {"config.json", "evaluation.json", "figures", "history.html", "report"} | reports
     assert parent.data.tags["promoted"] in ("true", "false")
 
 

@@ -277,6 +277,7 @@ def test_the_image_contains_pins_and_code_only() -> None:
         "collect_pipeline.py",
         "dpo_pipeline.py",
         "sweep_pipeline.py",
+        "verifier_pipeline.py",
     }
     package_data = {".css", ".html", ".jinja", ".js", ".md", ".template", ".typed"}
     assert {Path(path).suffix for path in files - beside} - package_data == {".py"}

@@ -34,7 +34,7 @@ class ChatEndpoint:
             UserError: the API key is not in the environment.
         """
         self._endpoint, self._setting = section, setting
-        self._url = f"{str(section.base_url).rstrip('/')}/chat/completions"
+        self.url = f"{str(section.base_url).rstrip('/')}/chat/completions"
         self._session = requests.Session()
         self._end_s = time.monotonic() + section.deadline_s
         retry = CappedRetry(
@@ -74,7 +74,7 @@ class ChatEndpoint:
             raise NoVerdict(f"{self._setting}.deadline_s passed before this question was asked")
         timeout_s = min(self._endpoint.timeout_s, left_s)
         options: dict[str, Any] = {"timeout": timeout_s, "stream": True, "allow_redirects": False}
-        with self._session.post(self._url, json=body, **options) as response:
+        with self._session.post(self.url, json=body, **options) as response:
             if response.is_redirect:
                 raise NoVerdict("the endpoint redirects, and the key would go along: set base_url to the final address")
             response.raise_for_status()

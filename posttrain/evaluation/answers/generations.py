@@ -260,7 +260,8 @@ def _answers(
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     longest_whole = max(map(len, prompts), default=0) + settings.max_new_tokens
     n_rows = rows_that_fit(model, longest_whole, section.tokens_per_batch)
-    if n_rows > 1 and len(set(map(len, prompts))) > 1 and not left_padding_is_exact(model, chat.tokenizer.pad_token_id):
+    is_padded = n_rows > 1 and len(set(map(len, prompts))) > 1
+    if is_padded and not left_padding_is_exact(model, chat.tokenizer.pad_token_id, own.section):
         print(f"{label}: one prompt at a time, because this model reads the padding of a batch")
         n_rows = 1
     batches = [order[start : start + n_rows] for start in range(0, len(order), n_rows)]

@@ -246,7 +246,7 @@ class Endpoint(ChatEndpoint):
                 {"role": "user", "content": question},
             ]
         )
-        key = hashlib.sha256(json.dumps([self._url, body], sort_keys=True).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
         cached = self._cache / f"{key}.json"
         if verdict := _verdict(_read(cached)):
             return verdict

@@ -24,7 +24,18 @@ from posttrain.reporting.run_costs import duration
 N_EARLIER = 20
 """Runs before a run in which the last result of a step is looked for."""
 LOADING = ("load_preferences", "load_instructions", "load_pair_sets", "load_benchmarks")
-NEVER_CACHED = frozenset({"resolve_base", "import_checkpoint", *LOADING, "find_champion", "conclude", "collect"})
+NEVER_CACHED = frozenset(
+    {
+        "resolve_base",
+        "import_checkpoint",
+        *LOADING,
+        "find_champion",
+        "find_verifier",
+        "conclude",
+        "conclude_verifier",
+        "collect",
+    }
+)
 """Steps that look for changes outside, or record the outcome."""
 
 

@@ -83,7 +83,7 @@ def test_flex_attention_is_compiled_once_for_each_kind_of_layer():
 
 @pytest.mark.soak
 def test_flex_attention_compiles_with_inductor():
-    """Of layers without window and soft cap: for the others inductor of PyTorch 2.13 writes C++ that no compiler takes (CPU only)."""
+    """Of layers without window and soft cap: for the others, inductor of PyTorch 2.13 writes wrong C++ on a CPU."""
     assert attend_over_lengths("inductor", causal_kinds=FLEX_LAYERS[:1]) == 1
 
 

@@ -96,9 +96,8 @@ def test_sharded_training_equals_training_in_one_process(tiny_base, preferences,
     # Two processes add gradients up in another order than one does. In fp32 that changes the seventh digit of the adapter. In bf16
     # such a change rounds some activations to the neighbouring number, 2**-8 away, and which ones differs between processors
     # (with AMX or without). So fp32 shows that the same is computed, bf16 that it is computed in the right precision.
-    # The rows of a step are also shared among processes by their tokens, and DeepSpeed has its own linear layer: two to three digits
-    # are left. An adapter's layers are fused in one process and PEFT's own
-    # where they are sharded, so in bf16 they round at other places: two digits are left.
+    # The rows of a step are also shared among processes by their tokens, DeepSpeed has its own linear layer, and the layers of an
+    # adapter are fused in one process and PEFT's own where they are sharded: in bf16 two digits are left.
     bf16 = 2e-2 if dpo_method == "lora" else 1e-2
     tolerance = 1e-4 if precision == "fp32" else bf16
     assert len(histories[1][0]) == len(histories[1][3]) == 10
